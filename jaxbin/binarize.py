@@ -1,0 +1,51 @@
+"""Binary weights: the straight-through sign and what a layer computes with (docs/method.md section 1)."""
+
+import jax
+import jax.numpy as jnp
+
+
+@jax.custom_vjp
+def sign(latent: jax.Array) -> jax.Array:
+    """The sign of latent weights, with the unclipped straight-through gradient.
+
+    Every value is -1 or +1. Zero, of either sign, gives +1: a binary weight has two values, where
+    `torch.sign` and `jnp.sign` have three. The gradient passes unchanged, whatever the size of the
+    latent weight (Bengio et al. 2013, arXiv 1308.3432; no clipping as in arXiv 2111.07046).
+
+    Args:
+      latent: latent weights, any shape, floating point.
+
+    Returns:
+      An array of the same shape and dtype.
+
+    >>> sign(jnp.array([-2.0, -0.0, 0.0, 0.5]))
+    Array([-1.,  1.,  1.,  1.], dtype=float32)
+    """
+    return jnp.where(latent < 0, -1, 1).astype(latent.dtype)
+
+
+def _sign_forward(latent: jax.Array) -> tuple[jax.Array, None]:
+    return sign(latent), None
+
+
+def _sign_backward(_: None, gradient: jax.Array) -> tuple[jax.Array]:
+    return (gradient,)
+
+
+sign.defvjp(_sign_forward, _sign_backward)
+
+
+def binarize(latent: jax.Array, mask: jax.Array) -> jax.Array:
+    """The weights a layer computes with: `sign(latent)` where the mask is set, else `latent`.
+
+    The mask is data. Changing it never recompiles anything, and the gradient with respect to
+    `latent` is the identity for both of its values.
+
+    Args:
+      latent: latent weights, any shape.
+      mask: boolean, a scalar for a whole layer or anything that broadcasts against `latent`.
+
+    Returns:
+      An array of the shape and dtype of `latent`.
+    """
+    return jnp.where(mask, sign(latent), latent)

@@ -1,0 +1,93 @@
+"""Checkpoints: the training state on disk, by Orbax, the best and the latest kept."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from jaxbin.errors import UserError
+
+PyTree = Any
+
+
+@contextmanager
+def open_checkpoints(directory: Path, read_only: bool = False) -> Iterator[ocp.CheckpointManager]:
+    """The checkpoints in `directory`, which is created; a checkpoint's step is its epoch.
+
+    Half-written checkpoints of a killed run are removed. A new one becomes visible only when it is
+    complete, and only then is the one that it replaces removed.
+    """
+    policy = preservation_policy.AnyPreservationPolicy(
+        [
+            preservation_policy.LatestN(1),
+            preservation_policy.BestN(get_metric_fn=_score, n=1),
+        ]
+    )
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=policy,
+        best_fn=_score,  # without it Orbax stores no metrics
+        enable_async_checkpointing=False,
+        cleanup_tmp_directories=not read_only,
+        create=not read_only,
+        read_only=read_only,
+    )
+    with ocp.CheckpointManager(directory.absolute(), options=options) as manager:
+        yield manager
+
+
+def save(manager: ocp.CheckpointManager, epoch: int, state: PyTree, score: float) -> None:
+    """Store a state as it was after an epoch.
+
+    Args:
+      manager: from `open_checkpoints`.
+      epoch: the epoch, from 0.
+      state: any tree of NumPy arrays.
+      score: the larger, the better; the checkpoint with the largest is kept.
+    """
+    manager.save(
+        epoch,
+        args=ocp.args.Composite(state=ocp.args.StandardSave(_flat(state))),
+        metrics={"score": score},
+    )
+
+
+def restore(manager: ocp.CheckpointManager, epoch: int, template: PyTree) -> PyTree:
+    """The state stored after `epoch`.
+
+    Args:
+      manager: from `open_checkpoints`.
+      epoch: one of `manager.all_steps()`.
+      template: a tree of arrays with the structure, shapes and dtypes of the stored one.
+
+    Raises:
+      UserError: the checkpoint holds something else.
+    """
+    paths, structure = jax.tree_util.tree_flatten_with_path(template)
+    names = [_name(path) for path, _ in paths]
+    arguments = ocp.args.Composite(state=ocp.args.StandardRestore())
+    stored = manager.restore(epoch, args=arguments)["state"]
+    for name, (_, leaf) in zip(names, paths, strict=True):
+        if name not in stored or stored[name].shape != leaf.shape:
+            found = f"shape {stored[name].shape}" if name in stored else "nothing"
+            raise UserError(
+                f"checkpoint {epoch} in {manager.directory} holds {found} for {name}; "
+                f"the network wants shape {leaf.shape}"
+            )
+    return structure.unflatten([np.asarray(stored[name]) for name in names])
+
+
+def _score(metrics: Any) -> float:
+    return metrics["score"]
+
+
+def _flat(tree: PyTree) -> dict[str, np.ndarray]:
+    return {_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator=".")

@@ -1,0 +1,81 @@
+"""Loads a dataset: its training split and the split that a stage evaluates on."""
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+
+from jaxbin.data import digits, splits, synthetic
+from jaxbin.data.preparation import ignore_message, prepare_spec
+from jaxbin.data.specs import DataError, Dataset, DatasetSpec
+from jaxbin.data.splits import SplitPositions
+
+
+def load(
+    spec: DatasetSpec,
+    *,
+    stage: str,
+    data_dir: str,
+    split_file: str | None = None,
+    seed: int = 0,
+    report: Callable[[str], None] = ignore_message,
+) -> Dataset:
+    """Loads the training split, and the validation ("validation") or test split ("full").
+
+    `data_dir` is a TFDS data directory; what mnist or cifar10 lack there is downloaded and
+    prepared first, which `report` is told of. `split_file` replaces the 45,000 / 5,000 split of
+    cifar10; the sizes in the returned `spec` are then those of the file. `seed` draws the
+    synthetic images and matters to nothing else.
+
+    Raises:
+      DataError: data is missing, damaged or asked for wrongly.
+    """
+    if stage not in ("validation", "full"):
+        raise DataError(f"unknown stage {stage!r}: known are validation and full")
+    # Before any download, which a wrong split file would make pointless.
+    positions = splits.read_split_file(split_file, spec) if split_file else None
+    evaluation = "validation" if stage == "validation" else "test"
+    if spec.name == "synthetic":
+        return Dataset(
+            spec,
+            synthetic.synthetic_split(spec, "train", seed=seed),
+            synthetic.synthetic_split(spec, evaluation, seed=seed),
+        )
+    if spec.name == "mnist_5k":
+        parts = digits.load_digits(spec)
+        return Dataset(spec, parts["train"], parts[evaluation])
+    if positions is None:
+        positions = splits.default_positions(spec)
+    return _load_stored(spec, stage, data_dir, positions, report)
+
+
+def _load_stored(
+    spec: DatasetSpec,
+    stage: str,
+    data_dir: str,
+    positions: SplitPositions,
+    report: Callable[[str], None],
+) -> Dataset:
+    """`positions` count in the original order for cifar10, for mnist in the stored order.
+
+    MNIST's records have no ids. jaxbin stores it in the original order; TFDS shuffles it once.
+    """
+    directory = prepare_spec(spec, data_dir, report)
+    from jaxbin.data import stored  # TFDS takes more than a second to import.
+
+    records = stored.read_records(directory, "train", spec)
+    order = np.arange(spec.original_train_examples)
+    if spec.name == "cifar10":
+        order = stored.stored_positions(records)
+    train = stored.decode(records, order[positions.train], spec)
+    if stage == "validation":
+        evaluation = stored.decode(records, order[positions.validation], spec)
+    else:
+        test = stored.read_records(directory, "test", spec)
+        evaluation = stored.decode(test, np.arange(spec.test_examples), spec)
+    loaded = dataclasses.replace(
+        spec,
+        train_examples=len(positions.train),
+        validation_examples=len(positions.validation),
+    )
+    return Dataset(loaded, train, evaluation)

@@ -1,0 +1,142 @@
+"""What is known of a dataset before anything is read or downloaded."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from jaxbin.errors import UserError
+
+DATASETS: tuple[str, ...] = ("mnist_5k", "mnist", "cifar10", "synthetic")
+
+_DIGITS = tuple(str(digit) for digit in range(10))
+_CIFAR10_CLASSES = (
+    "airplane",
+    "automobile",
+    "bird",
+    "cat",
+    "deer",
+    "dog",
+    "frog",
+    "horse",
+    "ship",
+    "truck",
+)
+
+
+class DataError(UserError):
+    """Data is missing, damaged or asked for wrongly; the message is always one line."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """A dataset's name, shapes, sizes and normalization.
+
+    `image_shape` is (height, width, channels). `mean` and `std` have one entry per channel and
+    are those of pixels scaled to [0, 1].
+    """
+
+    name: str
+    image_shape: tuple[int, int, int]
+    classes: int
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    train_examples: int
+    validation_examples: int
+    test_examples: int
+
+    @property
+    def original_train_examples(self) -> int:
+        """The size of the published training set, which the validation set is taken from."""
+        return self.train_examples + self.validation_examples
+
+
+@dataclass(frozen=True)
+class Split:
+    """`images`: uint8 (n, height, width, channels), C-contiguous; `labels`: int32 (n,)."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The training split and the split to evaluate on; `spec` gives the sizes as loaded."""
+
+    spec: DatasetSpec
+    train: Split
+    evaluation: Split
+
+
+def spec(
+    name: str,
+    *,
+    synthetic_shape: tuple[int, int, int] = (32, 32, 3),
+    synthetic_classes: int = 10,
+    synthetic_examples: int = 2048,
+) -> DatasetSpec:
+    """Returns the spec of one of `DATASETS`.
+
+    The `synthetic_*` arguments matter to "synthetic" only: (height, width, channels), the number
+    of classes, and the number of training examples; its validation and test splits have a
+    quarter as many.
+
+    Raises:
+      DataError: the name is unknown, or a synthetic size is not positive.
+    """
+    if name in ("mnist", "mnist_5k"):
+        return _mnist_spec(name)
+    if name == "cifar10":
+        return DatasetSpec(
+            name=name,
+            image_shape=(32, 32, 3),
+            classes=10,
+            class_names=_CIFAR10_CLASSES,
+            mean=(0.4914, 0.4822, 0.4465),
+            std=(0.2023, 0.1994, 0.2010),
+            train_examples=45_000,
+            validation_examples=5_000,
+            test_examples=10_000,
+        )
+    if name == "synthetic":
+        return _synthetic_spec(synthetic_shape, synthetic_classes, synthetic_examples)
+    raise DataError(f"unknown dataset {name!r}: known are {', '.join(DATASETS)}")
+
+
+def _mnist_spec(name: str) -> DatasetSpec:
+    train, held_out, test = (55_000, 5_000, 10_000) if name == "mnist" else (4_000, 500, 500)
+    return DatasetSpec(
+        name=name,
+        image_shape=(28, 28, 1),
+        classes=10,
+        class_names=_DIGITS,
+        mean=(0.1307,),
+        std=(0.3081,),
+        train_examples=train,
+        validation_examples=held_out,
+        test_examples=test,
+    )
+
+
+def _synthetic_spec(shape: tuple[int, int, int], classes: int, examples: int) -> DatasetSpec:
+    if len(shape) != 3 or min(*shape, classes, examples) < 1:
+        raise DataError(
+            f"synthetic data needs a positive (height, width, channels), class and example count,"
+            f" not {shape}, {classes}, {examples}"
+        )
+    channels = shape[2]
+    return DatasetSpec(
+        name="synthetic",
+        image_shape=shape,
+        classes=classes,
+        class_names=tuple(f"class_{index}" for index in range(classes)),
+        # What synthetic.py draws: uniform on 64..191 plus normal noise of 32, in units of 255.
+        mean=(0.5,) * channels,
+        std=(0.19,) * channels,
+        train_examples=examples,
+        validation_examples=max(1, examples // 4),
+        test_examples=max(1, examples // 4),
+    )

@@ -1,0 +1,127 @@
+"""Reads TFDS directories (array_record) without TensorFlow."""
+
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from jaxbin.data.specs import DataError, DatasetSpec, Split
+
+_CHUNK_RECORDS = 1000
+
+
+@dataclass(frozen=True)
+class Records:
+    """One stored split, its images still encoded, in stored order.
+
+    `encoded`: n PNG or JPEG files; `labels`: int32 (n,); `ids`: n texts, or none for a dataset
+    without ids; `source` names the split in messages.
+    """
+
+    encoded: Sequence[bytes]
+    labels: np.ndarray
+    ids: Sequence[str]
+    source: str
+
+
+def read_records(directory: Path, split: str, spec: DatasetSpec) -> Records:
+    """Reads the stored split "train" or "test" and checks its size and labels.
+
+    Raises:
+      DataError: the directory cannot be read, or holds something other than the spec says.
+    """
+    source = f"{directory} ({split})"
+    if not (directory / "dataset_info.json").is_file():
+        raise DataError(
+            f"{directory} is not a complete TFDS directory: it has no dataset_info.json"
+        )
+    try:
+        examples = _read_examples(directory, split)
+    # TFDS, protobuf and array_record document no exceptions for damaged or foreign files.
+    except Exception as error:
+        raise DataError(f"{source} cannot be read: {type(error).__name__}: {error}") from error
+    # array_record gives empty records, and TFDS None, where a file is cut short.
+    empty = sum(any(value is None for value in example.values()) for example in examples)
+    if empty:
+        raise DataError(f"{source} is damaged: {empty} of its {len(examples)} records are empty")
+    expected = spec.original_train_examples if split == "train" else spec.test_examples
+    if len(examples) != expected:
+        raise DataError(f"{source} holds {len(examples)} images, expected {expected}")
+    labels = np.asarray([example["label"] for example in examples], np.int32)
+    if labels.min() < 0 or labels.max() >= spec.classes:
+        raise DataError(
+            f"{source} holds labels {labels.min()}..{labels.max()}, expected 0..{spec.classes - 1}"
+        )
+    encoded = [example["image"] for example in examples]
+    ids = [example["id"].decode() for example in examples if "id" in example]
+    return Records(encoded, labels, ids, source)
+
+
+def _read_examples(directory: Path, split: str) -> list[dict]:
+    builder = tfds.builder_from_directory(directory)
+    # Decoding in TFDS is several times slower, and warns that OpenCV is missing.
+    decoders = {"image": tfds.decode.SkipDecoding()}
+    # The decorator that TFDS puts on this method hides its parameters from pyright.
+    data_source = builder.as_data_source(split, decoders=decoders)  # pyright: ignore[reportCallIssue]
+    examples: list[dict] = []
+    for start in range(0, len(data_source), _CHUNK_RECORDS):
+        stop = min(start + _CHUNK_RECORDS, len(data_source))
+        examples.extend(data_source.__getitems__(list(range(start, stop))))
+    return examples
+
+
+def stored_positions(records: Records) -> np.ndarray:
+    """Where each original position is stored: int64 (n,), from ids such as "train_00042".
+
+    Raises:
+      DataError: the ids are not those of n distinct original positions.
+    """
+    size = len(records.labels)
+    stored = np.full(size, -1, np.int64)
+    for index, identity in enumerate(records.ids):
+        match = re.fullmatch(r"train_(\d{5})", identity)
+        if match is None or int(match[1]) >= size:
+            raise DataError(
+                f"{records.source} has the id {identity!r}, expected train_00000 to"
+                f" train_{size - 1:05d}"
+            )
+        stored[int(match[1])] = index
+    missing = np.flatnonzero(stored < 0)
+    if missing.size:
+        raise DataError(
+            f"{records.source} lacks {missing.size} ids, the first train_{missing[0]:05d}"
+        )
+    return stored
+
+
+def decode(records: Records, positions: np.ndarray, spec: DatasetSpec) -> Split:
+    """Decodes the records at `positions` (stored order), in that order.
+
+    Raises:
+      DataError: an image is damaged or of another shape than the spec's.
+    """
+    height, width, channels = spec.image_shape
+    mode = {1: "L", 3: "RGB"}[channels]
+    images = np.empty((len(positions), height * width * channels), np.uint8)
+    for index, position in enumerate(positions):
+        try:
+            # Threads make this slower: Pillow holds the interpreter's lock for most of it.
+            with Image.open(
+                io.BytesIO(records.encoded[position]), formats=("PNG", "JPEG")
+            ) as image:
+                if (image.mode, image.size) != (mode, (width, height)):
+                    raise DataError(
+                        f"{records.source} holds an image of {image.size} pixels, mode"
+                        f" {image.mode}, expected {(width, height)}, mode {mode}"
+                    )
+                images[index] = np.frombuffer(image.tobytes(), np.uint8)
+        except (OSError, SyntaxError, ValueError) as error:
+            raise DataError(
+                f"{records.source}: image {position} is damaged: {type(error).__name__}"
+            ) from error
+    return Split(images.reshape(-1, *spec.image_shape), records.labels[positions])

@@ -1,0 +1,230 @@
+"""The run directory: what a run leaves behind for people and programs.
+
+config.json       the resolved configuration
+environment.json  commit, versions, devices
+log.txt           what the terminal showed
+metrics.jsonl     one object per epoch
+tensorboard/      the same scalars as event files
+checkpoints/      see `jaxbin.checkpoint`
+summary.json      best and last epoch, when the run has ended
+"""
+
+import dataclasses
+import importlib.metadata
+import json
+import logging
+import math
+import os
+import platform
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+from tensorboardX import SummaryWriter
+
+from jaxbin import orders
+from jaxbin.config import Config, to_json
+from jaxbin.errors import UserError
+
+# Moving the data, or looking at a run's result, makes no other run.
+_MAY_DIFFER = ("data_dir", "evaluate_only")
+# What an evaluation of a run's weights needs to be as it was in training.
+_DEFINES_WEIGHTS = ("network", "depth", "layer_names")
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "clu", "numpy", "jaxbin")
+
+
+def default_workdir(config: Config) -> Path:
+    """`logs/` and a name made of dataset, stage, network, method, order, learning rate and seed."""
+    method = {
+        "iterative": f"iterative-{orders.label(config.order)}",
+        "sensitivity": f"sensitivity-{config.sensitivity_layer}",
+    }.get(config.method, config.method)
+    parts = (
+        config.dataset,
+        config.stage,
+        config.network_label,
+        method,
+        *(["reset"] if config.latent_reset else []),
+        f"lr{config.learning_rate:g}",
+        f"seed{config.seed}",
+    )
+    return Path("logs") / "-".join(parts)
+
+
+def check_workdir(workdir: Path, config: Config) -> None:
+    """Raise a UserError if `workdir` cannot be used, or belongs to another configuration.
+
+    Nothing is created or changed.
+    """
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"workdir={str(workdir)!r} is a file; accepted: a directory")
+    path = workdir / "config.json"
+    if not path.exists():
+        if config.evaluate_only:
+            raise UserError(f"workdir={str(workdir)!r} holds no run, and evaluate_only needs one")
+        return
+    there, here = read_json(path), json.loads(json.dumps(to_json(config)))
+    names = _DEFINES_WEIGHTS if config.evaluate_only else [n for n in here if n not in _MAY_DIFFER]
+    differing = [
+        f"{name} ({there.get(name)!r} there, {here[name]!r} here)"
+        for name in names
+        if there.get(name) != here[name]
+    ]
+    if differing:
+        raise UserError(
+            f"workdir={str(workdir)!r} belongs to another configuration: "
+            f"{', '.join(differing)}; choose another --workdir"
+        )
+
+
+def open_workdir(workdir: Path, config: Config) -> None:
+    """Create `workdir`, and the files that describe the run, unless they are there.
+
+    Raises:
+      UserError: the directory cannot be written to.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        if not (workdir / "config.json").exists():
+            write_json(workdir / "environment.json", environment())
+            write_json(workdir / "config.json", to_json(config))
+    except OSError as error:
+        raise UserError(f"workdir={str(workdir)!r} is not writable: {error.strerror}") from None
+
+
+def environment() -> dict[str, Any]:
+    """What the run's results may depend on, apart from its configuration."""
+    source = Path(__file__).parent
+    commit = _git(source, "rev-parse", "HEAD")
+    return {
+        "commit": commit,
+        "uncommitted_changes": bool(_git(source, "status", "--porcelain")) if commit else None,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu_count": os.cpu_count(),
+        "devices": [str(device.device_kind) for device in jax.devices()],
+        "versions": {name: _version(name) for name in _PACKAGES},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git(directory: Path, *arguments: str) -> str | None:
+    command = ["git", "-C", str(directory), *arguments]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return result.stdout.strip() if result.returncode == 0 else None
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+      UserError: it cannot be read.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file so that it is there whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(content, indent=2, allow_nan=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def best_epoch(lines: list[dict[str, Any]], metric: str) -> dict[str, Any]:
+    """The line of the best epoch: of those with most binary layers the most accurate, the first.
+
+    An epoch with fewer binary layers is another, larger network, and no better result however
+    accurate it is.
+    """
+    return max(lines, key=lambda line: (score(line, metric), -line["epoch"]))
+
+
+def score(line: Mapping[str, Any], metric: str) -> float:
+    """One number that orders epochs as `best_epoch` does."""
+    return 2.0 * len(line["binary_layers"]) + line[metric]
+
+
+@dataclasses.dataclass(frozen=True)
+class Records:
+    """The growing records of a run: `lines` are those of `metrics.jsonl`."""
+
+    workdir: Path
+    lines: list[dict[str, Any]]
+    writer: SummaryWriter
+
+    def add(self, line: dict[str, Any]) -> None:
+        """Record an epoch: on disk before this returns."""
+        self.lines.append(line)
+        with (self.workdir / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, allow_nan=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        for name, value in line.items():
+            if isinstance(value, (int, float)) and name != "epoch":
+                self.writer.add_scalar(name, value, line["epoch"])
+        self.writer.add_scalar("binary_layers", len(line["binary_layers"]), line["epoch"])
+
+    def add_latents(self, epoch: int, names: tuple[str, ...], latents: tuple[Any, ...]) -> None:
+        """Histograms and statistics of the latent weights of layers 1..L, for TensorBoard."""
+        for number, (name, latent) in enumerate(zip(names, latents, strict=True), start=1):
+            tag = f"latent/{number}_{name.replace('/', '_')}"
+            self.writer.add_histogram(tag, latent, epoch)
+            self.writer.add_scalar(f"{tag}/mean", latent.mean(), epoch)
+            self.writer.add_scalar(f"{tag}/std", latent.std(), epoch)
+            self.writer.add_scalar(f"{tag}/share_positive", (latent >= 0).mean(), epoch)
+
+
+def open_records(workdir: Path, epochs: int) -> Records:
+    """The records of a run that goes on after `epochs` epochs; what was recorded beyond is dropped.
+
+    An epoch is recorded before it is checkpointed, so a killed run may have recorded more than it
+    can resume from; it will record the same again.
+    """
+    path = workdir / "metrics.jsonl"
+    kept = path.read_text(encoding="utf-8").splitlines()[:epochs] if path.exists() else []
+    lines = [json.loads(line) for line in kept]
+    if len(lines) != epochs or any(line["epoch"] != i for i, line in enumerate(lines)):
+        raise UserError(f"{path} does not hold the {epochs} epochs that were checkpointed")
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+    temporary.replace(path)
+    writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=epochs)
+    return Records(workdir, lines, writer)
+
+
+@contextmanager
+def log_to_file(workdir: Path) -> Iterator[None]:
+    """Let everything that jaxbin logs go to `log.txt` too."""
+    handler = logging.FileHandler(workdir / "log.txt", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    logger = logging.getLogger("jaxbin")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
+
+
+def finite(line: Mapping[str, Any]) -> bool:
+    """Whether every number of a line of metrics is finite."""
+    return all(math.isfinite(value) for value in line.values() if isinstance(value, float))

@@ -1,0 +1,160 @@
+"""Weights of the published PyTorch networks: arrays by PyTorch name, or a checkpoint file."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import flax.traverse_util
+import jax
+import numpy as np
+
+from jaxbin.errors import UserError
+from jaxbin.layers import forward_order
+
+# PyTorch numbers the modules of a Sequential and names the rest. Sorted by these ranks, then by
+# number and name, modules stand in forward order in every published network: downsample
+# convolutions come after a block's two others, the classifier after the features.
+_RANKS = {"conv": 0, "bn": 0, "features": 1, "layer": 1, "classifier": 2, "linear": 2, "fc": 2}
+
+
+def variables_from_arrays(
+    network: nn.Module, image_shape: tuple[int, int, int], arrays: Mapping[str, np.ndarray]
+) -> dict[str, Any]:
+    """The variables of a network from arrays by PyTorch name.
+
+    Args:
+      network: a network of `jaxbin.models`.
+      image_shape: (height, width, channels) of its input.
+      arrays: every parameter, and the running statistics if there are any, by PyTorch name
+        ("features.0.weight"). Dense weights are (out, in), convolutions (out, in, height, width).
+
+    Returns:
+      "params" and "batch_stats", nested as `network.init` nests them, in the arrays' own dtype.
+      Without running statistics they are 0 and 1.
+
+    Raises:
+      UserError: names or shapes do not fit the network.
+    """
+    layers = forward_order(network, image_shape)
+    norms = forward_order(network, image_shape, nn.BatchNorm)
+    layer_modules = _modules(arrays, lambda weight: weight.ndim > 1)
+    norm_modules = _modules(arrays, lambda weight: weight.ndim == 1)
+    if (len(layer_modules), len(norm_modules)) != (len(layers), len(norms)):
+        raise UserError(
+            f"the arrays hold {len(layer_modules)} layers and {len(norm_modules)} batch norms; "
+            f"the network has {len(layers)} and {len(norms)}"
+        )
+    shapes = _shapes(network, image_shape)
+    params, stats = {}, {}
+    after_convolution = 0
+    for name, module in zip(layers, layer_modules, strict=True):
+        weight = arrays[f"{module}.weight"]
+        params[f"{name}/kernel"] = _kernel(weight, after_convolution)
+        after_convolution = weight.shape[0] if weight.ndim == 4 else 0
+        if f"{module}.bias" in arrays:
+            params[f"{name}/bias"] = arrays[f"{module}.bias"]
+    for name, module in zip(norms, norm_modules, strict=True):
+        scale = arrays[f"{module}.weight"]
+        params[f"{name}/scale"], params[f"{name}/bias"] = scale, arrays[f"{module}.bias"]
+        stats[f"{name}/mean"] = arrays.get(f"{module}.running_mean", np.zeros_like(scale))
+        stats[f"{name}/var"] = arrays.get(f"{module}.running_var", np.ones_like(scale))
+    _check_shapes(params, shapes["params"])
+    _check_shapes(stats, shapes["batch_stats"])
+    unflatten = flax.traverse_util.unflatten_dict
+    return {"params": unflatten(params, sep="/"), "batch_stats": unflatten(stats, sep="/")}
+
+
+def module_order(arrays: Mapping[str, np.ndarray]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """PyTorch module names in forward order: those of the layers, and those of the batch norms."""
+    return (
+        tuple(_modules(arrays, lambda weight: weight.ndim > 1)),
+        tuple(_modules(arrays, lambda weight: weight.ndim == 1)),
+    )
+
+
+def load_checkpoint(path: str | Path) -> dict[str, np.ndarray]:
+    """The arrays by PyTorch name in one of the published code's checkpoint files.
+
+    Needs torch. Nothing in the file is executed: it is loaded with `weights_only`.
+
+    Args:
+      path: a file written by `torch.save`: a state dict, or a dict that holds one as
+        "model_state_dict" (MNIST, CIFAR-10) or "state_dict" (ImageNet; a "module." before each
+        name is dropped).
+
+    Raises:
+      UserError: torch is missing, or the file is no such checkpoint.
+    """
+    try:
+        import torch  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise UserError(f"reading {path} needs torch: pip install torch") from None
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises whatever the file makes it trip over
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path} is no PyTorch checkpoint: {reason}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no state dict")
+    state = content.get("model_state_dict", content.get("state_dict", content))
+    tensors = {name: tensor for name, tensor in state.items() if isinstance(tensor, torch.Tensor)}
+    if not tensors:
+        raise UserError(f"{path} holds no state dict")
+    return {name.removeprefix("module."): tensor.numpy() for name, tensor in tensors.items()}
+
+
+def _modules(arrays: Mapping[str, np.ndarray], counts: Any) -> list[str]:
+    modules = [
+        name.removesuffix(".weight")
+        for name, array in arrays.items()
+        if name.endswith(".weight") and counts(array)
+    ]
+    return sorted(modules, key=_sort_key)
+
+
+def _sort_key(module: str) -> tuple:
+    parts = module.split(".")
+    kind = re.sub(r"\d+$", "", parts[0])
+    if kind not in _RANKS:
+        raise UserError(f"module {module!r} is none of the published networks'")
+    natural = [tuple(map(_number_or_text, re.findall(r"\d+|\D+", part))) for part in parts]
+    return (_RANKS[kind], natural)
+
+
+def _number_or_text(part: str) -> tuple[int, int | str]:
+    return (0, int(part)) if part.isdigit() else (1, part)
+
+
+def _kernel(weight: np.ndarray, channels_before: int) -> np.ndarray:
+    """A PyTorch weight as a Flax kernel.
+
+    PyTorch flattens images as channel, height, width, Flax as height, width, channel: the first
+    dense layer after a convolution of `channels_before` channels has its inputs rearranged.
+    """
+    if weight.ndim == 4:
+        return weight.transpose(2, 3, 1, 0)
+    outputs, inputs = weight.shape
+    if channels_before and inputs != channels_before:
+        side = round((inputs // channels_before) ** 0.5)
+        weight = weight.reshape(outputs, channels_before, side, side).transpose(0, 2, 3, 1)
+    return weight.reshape(outputs, inputs).T
+
+
+def _shapes(network: nn.Module, image_shape: tuple[int, int, int]) -> Any:
+    images = jax.ShapeDtypeStruct((1, *image_shape), np.float32)
+    return jax.eval_shape(lambda: network.init(jax.random.key(0), np.zeros(images.shape), False))
+
+
+def _check_shapes(arrays: Mapping[str, np.ndarray], expected: Any) -> None:
+    leaves: dict[str, Any] = dict(flax.traverse_util.flatten_dict(expected, sep="/"))
+    shapes = {name: leaf.shape for name, leaf in leaves.items()}
+    for name in shapes.keys() | arrays.keys():
+        if name not in arrays or name not in shapes:
+            where = "the arrays" if name not in arrays else "the network"
+            raise UserError(f"{name} is missing from {where}")
+        if arrays[name].shape != shapes[name]:
+            raise UserError(
+                f"{name} has shape {arrays[name].shape}; the network wants {shapes[name]}"
+            )

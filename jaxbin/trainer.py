@@ -1,0 +1,155 @@
+"""What a run computes with: the network, its compiled epoch and evaluations, its data."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxbin import data, models, parallel, schedule, step
+from jaxbin.config import Config
+from jaxbin.epoch import Examples, make_evaluation, make_train_epoch
+from jaxbin.errors import UserError
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Trainer:
+    """Everything a run computes with, built once.
+
+    Attributes:
+      network: the network, averaging over devices.
+      optimizer: without a learning rate.
+      train_epoch: from `jaxbin.epoch.make_train_epoch`.
+      evaluations: an evaluation by the name of its split.
+      splits: `Examples` by the name of their split, replicated.
+      steps: training steps in an epoch.
+      traces: one entry for every time the training step was traced.
+    """
+
+    network: nn.Module
+    optimizer: optax.GradientTransformation
+    train_epoch: Callable[..., Any]
+    evaluations: dict[str, Callable[..., Any]]
+    splits: dict[str, PyTree]
+    steps: int
+    traces: list[None]
+
+
+def check_devices(config: Config) -> None:
+    """Raise a UserError if the devices of this machine cannot run the configuration."""
+    problem = parallel.check_batch_size(config.batch_size, jax.device_count())
+    if problem:
+        raise UserError(f"batch_size={config.batch_size}: {problem}")
+    if config.precision == "tf32" and jax.default_backend() != "gpu":
+        raise UserError(
+            f"precision='tf32' needs a GPU, this is a {jax.default_backend()}; "
+            "accepted: float32, bfloat16"
+        )
+
+
+def evaluated_split(config: Config) -> str:
+    """Name of the split that the stage evaluates on."""
+    return {"validation": "validation", "full": "test"}[config.stage]
+
+
+def build_trainer(config: Config, dataset: data.Dataset) -> Trainer:
+    """Build, but not yet compile, what a run computes with; its data go to the devices."""
+    dtype = jnp.bfloat16 if config.precision == "bfloat16" else None
+    classes = dataset.spec.classes
+    network = models.build(config.network, classes, config.depth, parallel.AXIS, dtype)
+    optimizer = step.make_optimizer(config.optimizer, config.momentum, config.weight_decay)
+    splits = {"train": dataset.train, evaluated_split(config): dataset.evaluation}
+    steps = schedule.steps_per_epoch(
+        len(dataset.train.labels), config.batch_size, config.max_steps_per_epoch
+    )
+    if steps == 0:
+        raise UserError(
+            f"batch_size={config.batch_size} is more than the {len(dataset.train.labels)} "
+            "training examples"
+        )
+    traces: list[None] = []
+    return Trainer(
+        network=network,
+        optimizer=optimizer,
+        train_epoch=_train_epoch(config, dataset.spec, network, optimizer, steps, traces),
+        evaluations={
+            name: _evaluation(config, dataset.spec, network, len(split.labels))
+            for name, split in splits.items()
+        },
+        splits={
+            name: parallel.replicate(Examples(split.images, split.labels))
+            for name, split in splits.items()
+        },
+        steps=steps,
+        traces=traces,
+    )
+
+
+def _train_epoch(
+    config: Config,
+    spec: data.DatasetSpec,
+    network: nn.Module,
+    optimizer: optax.GradientTransformation,
+    steps: int,
+    traces: list[None],
+) -> Callable[..., Any]:
+    train_step = step.make_train_step(
+        network, optimizer, config.layer_names, parallel.AXIS, config.latent_reset
+    )
+
+    def traced_train_step(*arguments: Any) -> Any:
+        traces.append(None)  # this runs when JAX traces the step, never when it computes
+        return train_step(*arguments)
+
+    return make_train_epoch(
+        traced_train_step,
+        config.layer_names,
+        spec.mean,
+        spec.std,
+        batch_size=config.batch_size,
+        steps=steps,
+        augment=config.augment,
+        latent_reset=config.latent_reset,
+        scan=_one_dispatch(config),
+    )
+
+
+def _evaluation(
+    config: Config, spec: data.DatasetSpec, network: nn.Module, examples: int
+) -> Callable[..., Any]:
+    return make_evaluation(
+        step.make_eval_step(network),
+        spec.mean,
+        spec.std,
+        examples=examples,
+        batch_size=config.eval_batch_size,
+        devices=jax.device_count(),
+        scan=_one_dispatch(config),
+    )
+
+
+def _one_dispatch(config: Config) -> bool:
+    convolutions = not config.network.startswith("mlp")
+    automatic = parallel.one_dispatch(jax.default_backend(), convolutions)
+    return {"auto": automatic, "epoch": True, "step": False}[config.dispatch]
+
+
+def random_keys(seed: int) -> tuple[jax.Array, jax.Array]:
+    """Keys of the initialization and of the epochs; the second as raw key data."""
+    init_key, epoch_key = jax.random.split(jax.random.key(seed))
+    return init_key, jax.random.key_data(epoch_key)
+
+
+def initial_state(config: Config, trainer: Trainer) -> step.TrainState:
+    """The state before the first epoch, from the seed, on one device."""
+    images = jnp.zeros((1, *config.dataset_spec.image_shape))
+    init = jax.jit(lambda key: trainer.network.init(key, images, train=False))
+    variables = init(random_keys(config.seed)[0])
+    return step.create_state(
+        trainer.optimizer, config.layer_names, dict(variables), config.latent_reset
+    )
