@@ -1,4 +1,7 @@
-"""Binary weights: the straight-through sign and what a layer computes with (docs/method.md section 1)."""
+"""Binary weights: the straight-through sign, and what a layer computes with.
+
+See docs/method.md section 1.
+"""
 
 import jax
 import jax.numpy as jnp

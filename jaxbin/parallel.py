@@ -98,7 +98,7 @@ def compile_loop(
     )
     mapped_begin = jax.pmap(begin, axis_name=AXIS, in_axes=(0, 0, None), donate_argnums=0)
     mapped_body = jax.pmap(body, axis_name=AXIS, in_axes=(0, None, 0, None), donate_argnums=0)
-    mapped_finish = jax.pmap(finish, axis_name=AXIS, in_axes=(0, 0, None), donate_argnums=0)
+    mapped_finish = jax.pmap(finish, axis_name=AXIS, in_axes=(0, 0, None))
 
     def in_one(donated: PyTree, resident: PyTree, scalars: PyTree, progress: Any = None) -> PyTree:
         result = jax.block_until_ready(fused(donated, resident, scalars))

@@ -54,7 +54,7 @@ Metrics = clu.metrics.Collection.create(
 
 
 def make_optimizer(name: str, momentum: float, weight_decay: float) -> optax.GradientTransformation:
-    """The optimizers of docs/method.md section 5, without a learning rate: the step multiplies by it.
+    """An optimizer of docs/method.md section 5, without a learning rate: the step multiplies by it.
 
     Args:
       name: "adam", with PyTorch's and Optax's common defaults, or "sgd".
@@ -173,7 +173,7 @@ def make_eval_step(network: nn.Module) -> Callable[..., tuple[Any, jax.Array]]:
 
 
 def reset_latents(state: TrainState, layer_names: tuple[str, ...]) -> TrainState:
-    """The latent reset of the published evaluation (docs/method.md section 6), at the end of an epoch.
+    """The published evaluation's latent reset (docs/method.md section 6), at the end of an epoch.
 
     Latent weights go back to what they were before the epoch's last step, and those of binary
     layers are replaced by their sign. The published evaluation of the epoch sees these weights

@@ -29,8 +29,8 @@ def constant_permutation(size: int) -> np.ndarray:
 def default_positions(spec: DatasetSpec) -> SplitPositions:
     """The split of mnist or cifar10 that needs no split file.
 
-    For mnist the last examples are for validation (docs/method.md section 5). The published split of
-    cifar10 is a file, in place of which a constant permutation is used here.
+    For mnist the last examples are for validation (docs/method.md section 5). The published split
+    of cifar10 is a file, in place of which a constant permutation is used here.
     """
     size = spec.original_train_examples
     order = constant_permutation(size) if spec.name == "cifar10" else np.arange(size)

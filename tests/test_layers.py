@@ -1,0 +1,221 @@
+"""Dense and convolution layers with a mask, and the numbering of a network's layers."""
+
+import flax.linen as nn
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxbin.layers import (
+    BINARIZATION,
+    Conv,
+    Dense,
+    forward_order,
+    latent_weights,
+    read_mask,
+    replace_latent_weights,
+    uniform_bias,
+    write_mask,
+)
+
+KERNEL = ((0.5, -2.0), (-0.25, 0.0), (3.0, 1.0))
+BIAS = (0.5, -0.25)
+
+
+@pytest.mark.parametrize(
+    ("mask", "bias", "expected"),
+    [
+        # x = (1, 2, 4): 0.5 - 0.5 + 12 = 12 and -2 + 0 + 4 = 2, plus the bias
+        (False, True, (12.5, 1.75)),
+        # signs ((1, -1), (-1, 1), (1, 1)): 1 - 2 + 4 = 3 and -1 + 2 + 4 = 5; the bias stays
+        (True, True, (3.5, 4.75)),
+        (False, False, (12, 2)),
+        (True, False, (3, 5)),
+    ],
+)
+def test_dense(mask: bool, bias: bool, expected: tuple[float, float]):
+    params = {"kernel": jnp.array(KERNEL)} | ({"bias": jnp.array(BIAS)} if bias else {})
+    variables = {"params": params, BINARIZATION: {"mask": jnp.array(mask)}}
+    outputs = Dense(2, use_bias=bias).apply(variables, jnp.array([[1.0, 2.0, 4.0]]))
+    np.testing.assert_array_equal(outputs, [expected])
+
+
+def _conv(images, kernel, bias, strides: int, padding: int) -> np.ndarray:
+    """A convolution as PyTorch defines it, in loops."""
+    images = np.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    size = kernel.shape[0]
+    side = (images.shape[1] - size) // strides + 1
+    outputs = np.zeros((len(images), side, side, kernel.shape[-1]))
+    for i in range(side):
+        for j in range(side):
+            top, left = i * strides, j * strides
+            window = images[:, top : top + size, left : left + size]
+            outputs[:, i, j] = np.tensordot(window, kernel, 3) + bias
+    return outputs
+
+
+@pytest.mark.parametrize("mask", [False, True])
+@pytest.mark.parametrize(("size", "strides", "side"), [(3, 1, 6), (3, 2, 6), (1, 2, 6), (7, 2, 9)])
+def test_conv(mask: bool, size: int, strides: int, side: int):
+    rng = np.random.default_rng(0)
+    images = rng.integers(-3, 4, (2, side, side, 3)).astype(np.float32)
+    kernel = rng.integers(-3, 4, (size, size, 3, 4)).astype(np.float32)
+    bias = np.array([0.5, -0.5, 2, 0], np.float32)
+    variables = {
+        "params": {"kernel": kernel, "bias": bias},
+        BINARIZATION: {"mask": np.array(mask)},
+    }
+    layer = Conv(4, (size, size), strides)
+    used = np.where(kernel < 0, -1, 1) if mask else kernel
+    expected = _conv(images, used, bias, strides, (size - 1) // 2)
+    np.testing.assert_allclose(layer.apply(variables, images), expected, rtol=1e-5, atol=1e-4)
+
+
+def test_conv_pads_on_all_sides_where_same_does_not():
+    # A window that looks at its centre sees pixels 0, 2; with "SAME" it would see 1, 3.
+    kernel = jnp.zeros((3, 3, 1, 1)).at[1, 1].set(1)
+    images = jnp.arange(16.0).reshape(1, 4, 4, 1)
+    variables = {"params": {"kernel": kernel}, BINARIZATION: {"mask": jnp.array(False)}}
+    outputs = Conv(1, strides=2, use_bias=False).apply(variables, images)
+    np.testing.assert_array_equal(outputs[0, :, :, 0], [[0, 2], [8, 10]])
+    same = nn.Conv(1, (3, 3), 2, padding="SAME", use_bias=False)
+    different = same.apply({"params": {"kernel": kernel}}, images)
+    np.testing.assert_array_equal(different[0, :, :, 0], [[5, 7], [13, 15]])
+
+
+@pytest.mark.parametrize("layer", [Dense(5), Conv(5)])
+def test_a_layer_holds_one_boolean_that_is_no_parameter(layer):
+    variables = layer.init(jax.random.key(0), jnp.zeros((1, 4, 4, 3)))
+    assert set(variables) == {"params", BINARIZATION}
+    assert set(variables["params"]) == {"kernel", "bias"}
+    (mask,) = jax.tree.leaves(variables[BINARIZATION])
+    assert (mask.shape, mask.dtype, bool(mask)) == ((), bool, False)
+
+
+@pytest.mark.parametrize("layer", [Dense(2, dtype=jnp.bfloat16), Conv(2, dtype=jnp.bfloat16)])
+def test_dtype_is_of_the_computation_not_of_the_latent_weights(layer):
+    outputs, variables = layer.init_with_output(jax.random.key(0), jnp.ones((1, 4, 4, 3)))
+    assert outputs.dtype == jnp.bfloat16
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables["params"])} == {np.dtype("float32")}
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "fan_in"),
+    [(Dense(2000), (1, 25), 25), (Conv(2000), (1, 3, 3, 4), 36), (Conv(2000, (1, 1)), (1, 3, 3, 9), 9)],
+)
+def test_initial_weights_and_biases_fill_the_bounds(layer, shape, fan_in: int):
+    params = layer.init(jax.random.key(1), jnp.zeros(shape))["params"]
+    bound = 1 / np.sqrt(fan_in)
+    for name in ("kernel", "bias"):
+        values = np.asarray(params[name])
+        assert np.abs(values).max() <= bound * (1 + 1e-6), name
+        assert values.min() < -0.98 * bound, name
+        assert values.max() > 0.98 * bound, name
+        # uniform: variance bound**2 / 3
+        np.testing.assert_allclose(values.var(), bound**2 / 3, rtol=0.1, err_msg=name)
+
+
+def test_uniform_bias_takes_its_bound_from_fan_in():
+    values = np.asarray(uniform_bias(4)(jax.random.key(0), (1000,)))
+    assert 0.49 < np.abs(values).max() <= 0.5
+
+
+class Inner(nn.Module):
+    @nn.compact
+    def __call__(self, x, train: bool):
+        x = Dense(4, name="zebra")(x)
+        x = nn.BatchNorm(use_running_average=not train, name="norm")(x)
+        return Dense(4, name="aardvark")(x)
+
+
+class Own(nn.Module):
+    """A user's network: nested, a layer used twice, plain Flax layers between."""
+
+    @nn.compact
+    def __call__(self, images, train: bool):
+        x = Conv(4, name="last_in_the_alphabet")(images).mean((1, 2))
+        x = Inner(name="inner")(x, train)
+        shared = Dense(4, name="shared")
+        x = shared(nn.relu(shared(x)))
+        x = nn.Dense(4, name="always_float")(x)
+        x = nn.BatchNorm(use_running_average=not train, name="norm")(x)
+        return Dense(3)(x)
+
+
+NAMES = ("last_in_the_alphabet", "inner/zebra", "inner/aardvark", "shared", "Dense_0")
+
+
+def test_forward_order_is_the_order_of_computation():
+    assert forward_order(Own(), (4, 4, 2)) == NAMES
+
+
+def test_forward_order_of_other_kinds():
+    assert forward_order(Own(), (4, 4, 2), nn.BatchNorm) == ("inner/norm", "norm")
+    assert forward_order(Own(), (4, 4, 2), Conv) == ("last_in_the_alphabet",)
+    assert forward_order(Own(), (4, 4, 2), (Conv, nn.Dense)) == (
+        "last_in_the_alphabet",
+        "always_float",
+    )
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [(False,) * 5, (True,) * 5, (True, False, False, True, False), (False, True, True, False, True)],
+)
+def test_masks_are_written_as_they_are_read(mask: tuple[bool, ...]):
+    written = write_mask(NAMES, mask)
+    assert tuple(map(bool, read_mask(written, NAMES))) == mask
+
+
+def test_a_written_mask_has_the_structure_of_a_new_network():
+    new = Own().init(jax.random.key(0), jnp.zeros((1, 4, 4, 2)), train=False)[BINARIZATION]
+    written = write_mask(NAMES, (True,) * 5)
+    assert jax.tree.structure(written) == jax.tree.structure(new)
+    for leaf, expected in zip(jax.tree.leaves(written), jax.tree.leaves(new), strict=True):
+        assert (leaf.shape, leaf.dtype) == (expected.shape, expected.dtype) == ((), bool)
+
+
+def test_as_many_masks_as_layers():
+    with pytest.raises(ValueError, match="shorter"):
+        write_mask(NAMES, (True,) * 4)
+
+
+@pytest.mark.parametrize("number", range(1, 6))
+def test_each_mask_binarizes_its_own_layer_alone(number: int):
+    network, images = Own(), jax.random.normal(jax.random.key(2), (3, 4, 4, 2))
+    variables = network.init(jax.random.key(0), images, train=False)
+    only = [k == number for k in range(1, 6)]
+    masked = network.apply(variables | {BINARIZATION: write_mask(NAMES, only)}, images, train=False)
+    latents = latent_weights(variables["params"], NAMES)
+    signs = [
+        jnp.where(latent < 0, -1.0, 1.0) if on else latent
+        for latent, on in zip(latents, only, strict=True)
+    ]
+    by_hand = variables | {"params": replace_latent_weights(variables["params"], NAMES, signs)}
+    np.testing.assert_array_equal(masked, network.apply(by_hand, images, train=False))
+    assert not np.array_equal(masked, network.apply(variables, images, train=False))
+
+
+def test_masked_network_trains_through_all_its_layers():
+    network, images = Own(), jax.random.normal(jax.random.key(2), (3, 4, 4, 2))
+    variables = network.init(jax.random.key(0), images, train=False)
+    variables = variables | {BINARIZATION: write_mask(NAMES, (True,) * 5)}
+
+    def loss(params):
+        outputs = network.apply(variables | {"params": params}, images, train=False)
+        return (outputs**2).sum()
+
+    for latent in latent_weights(jax.grad(loss)(variables["params"]), NAMES):
+        assert np.abs(latent).max() > 0
+
+
+def test_replace_latent_weights_replaces_nothing_else():
+    params = {"a": {"kernel": 1, "bias": 2}, "b": {"c": {"kernel": 3}}, "norm": {"scale": 4}}
+    assert latent_weights(params, ("b/c", "a")) == (3, 1)
+    assert replace_latent_weights(params, ("b/c", "a"), (30, 10)) == {
+        "a": {"kernel": 10, "bias": 2},
+        "b": {"c": {"kernel": 30}},
+        "norm": {"scale": 4},
+    }
+    assert flax.traverse_util.flatten_dict(params, sep="/")["a/kernel"] == 1

@@ -1,0 +1,143 @@
+"""Schedules, every value written out."""
+
+import itertools
+
+import pytest
+
+from jaxbin import schedule
+
+# 1 is binary; a row is an epoch, a column a layer
+MASKS = {
+    ("float", (1, 2, 3), 2, 0): ["000", "000", "000", "000", "000", "000", "000", "000"],
+    ("binary", (1, 2, 3), 2, 0): ["111", "111", "111", "111", "111", "111", "111", "111"],
+    ("iterative", (1, 2, 3), 1, 0): ["100", "110", "111", "111", "111", "111", "111", "111"],
+    ("iterative", (1, 2, 3), 2, 0): ["100", "100", "110", "110", "111", "111", "111", "111"],
+    ("iterative", (3, 2, 1), 2, 0): ["001", "001", "011", "011", "111", "111", "111", "111"],
+    ("iterative", (2, 3, 1), 3, 0): ["010", "010", "010", "011", "011", "011", "111", "111"],
+    ("iterative", (1, 3, 2), 8, 0): ["100", "100", "100", "100", "100", "100", "100", "100"],
+    ("iterative", (1,), 1, 0): ["1", "1", "1", "1", "1", "1", "1", "1"],
+    ("iterative", (5, 4, 1, 3, 2), 1, 0): [
+        "00001",
+        "00011",
+        "10011",
+        "10111",
+        "11111",
+        "11111",
+        "11111",
+        "11111",
+    ],
+    ("sensitivity", (1, 2, 3), 2, 1): ["100", "100", "100", "100", "100", "100", "100", "100"],
+    ("sensitivity", (3, 1, 2), 1, 2): ["010", "010", "010", "010", "010", "010", "010", "010"],
+    ("sensitivity", (1, 2, 3), 2, 3): ["001", "001", "001", "001", "001", "001", "001", "001"],
+}
+
+
+@pytest.mark.parametrize("case", MASKS, ids=str)
+def test_masks(case):
+    method, order, epochs_per_layer, layer = case
+    masks = [
+        schedule.mask_at(epoch, method, order, epochs_per_layer, layer)
+        for epoch in range(len(MASKS[case]))
+    ]
+    assert masks == [tuple(digit == "1" for digit in row) for row in MASKS[case]]
+
+
+@pytest.mark.parametrize("layers", [1, 2, 5, 20])
+@pytest.mark.parametrize("epochs_per_layer", [1, 2, 3, 7])
+def test_iterative_is_the_formula_of_the_method(layers: int, epochs_per_layer: int):
+    order = tuple((7 * k) % layers + 1 for k in range(layers))  # 7 shares no factor with layers
+    for epoch in range(layers * epochs_per_layer + 3):
+        mask = schedule.mask_at(epoch, "iterative", order, epochs_per_layer)
+        first = order[: min(layers, epoch // epochs_per_layer + 1)]
+        assert {k for k, binary in enumerate(mask, 1) if binary} == set(first)
+
+
+# the published boundary epochs: 150 per layer for three layers, 50 for ResNet-20's twenty
+BOUNDARIES = [
+    (3, 150, [(0, 1), (149, 1), (150, 2), (299, 2), (300, 3), (449, 3), (450, 3), (10**6, 3)]),
+    (20, 50, [(0, 1), (49, 1), (50, 2), (949, 19), (950, 20), (999, 20), (1199, 20)]),
+    (21, 2, [(0, 1), (1, 1), (2, 2), (39, 20), (40, 21), (66, 21)]),
+]
+
+
+@pytest.mark.parametrize(("layers", "epochs_per_layer", "counts"), BOUNDARIES)
+def test_published_boundaries(layers: int, epochs_per_layer: int, counts):
+    order = tuple(range(1, layers + 1))
+    for epoch, count in counts:
+        mask = schedule.mask_at(epoch, "iterative", order, epochs_per_layer)
+        assert mask == (True,) * count + (False,) * (layers - count), epoch
+
+
+def test_sensitivity_is_iterative_with_the_layer_first_and_no_second():
+    for layer in (1, 2, 3):
+        order = (layer, *(k for k in (1, 2, 3) if k != layer))
+        for epoch in range(4):
+            iterative = schedule.mask_at(epoch, "iterative", order, 4)
+            assert schedule.mask_at(epoch, "sensitivity", (1, 2, 3), 1, layer) == iterative
+
+
+RATES = [
+    # milestones, factor, offset, rates of epochs 0 to 6
+    ((), 0.1, 0, [0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1]),
+    ((), 0.1, -1, [0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1]),
+    ((3, 5), 0.1, 0, [0.1, 0.1, 0.1, 0.01, 0.01, 0.001, 0.001]),
+    ((3, 5), 0.1, -1, [0.1, 0.1, 0.01, 0.01, 0.001, 0.001, 0.001]),
+    ((1, 2), 0.5, 0, [0.1, 0.05, 0.025, 0.025, 0.025, 0.025, 0.025]),
+    ((1, 2), 0.5, -1, [0.05, 0.025, 0.025, 0.025, 0.025, 0.025, 0.025]),
+    ((6,), 0.1, 0, [0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.01]),
+    ((7,), 0.1, -1, [0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.01]),
+    ((2, 4), 1.0, 0, [0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1]),
+]
+
+
+@pytest.mark.parametrize(("milestones", "factor", "offset", "rates"), RATES)
+def test_learning_rates(milestones, factor: float, offset: int, rates: list[float]):
+    computed = [
+        schedule.learning_rate_at(epoch, 0.1, milestones, factor, offset)
+        for epoch in range(len(rates))
+    ]
+    assert computed == pytest.approx(rates, rel=1e-12)
+
+
+# (epoch, rate) around the published milestones
+PUBLISHED = [
+    ((1000, 1100), -1, [(998, 0.1), (999, 0.01), (1098, 0.01), (1099, 0.001), (1199, 0.001)]),
+    ((200, 250), -1, [(198, 0.1), (199, 0.01), (248, 0.01), (249, 0.001)]),
+    ((42, 57), 0, [(41, 0.1), (42, 0.01), (56, 0.01), (57, 0.001), (66, 0.001)]),
+]
+
+
+@pytest.mark.parametrize(("milestones", "offset", "rates"), PUBLISHED)
+def test_published_milestones(milestones, offset: int, rates):
+    for epoch, rate in rates:
+        computed = schedule.learning_rate_at(epoch, 0.1, milestones, 0.1, offset)
+        assert computed == pytest.approx(rate, rel=1e-12), epoch
+
+
+def test_learning_rate_before_the_first_milestone_is_exact():
+    assert schedule.learning_rate_at(0, 0.3, (5,)) == 0.3
+
+
+@pytest.mark.parametrize(
+    ("examples", "batch_size", "limit", "steps"),
+    [
+        (55_000, 100, 0, 550),
+        (45_000, 128, 0, 351),  # 72 examples are left over
+        (4_000, 100, 0, 40),
+        (4_000, 100, 7, 7),
+        (4_000, 100, 40, 40),
+        (4_000, 100, 41, 40),
+        (100, 100, 0, 1),
+        (199, 100, 0, 1),
+        (99, 100, 0, 0),
+        (99, 100, 5, 0),
+    ],
+)
+def test_steps_per_epoch(examples: int, batch_size: int, limit: int, steps: int):
+    assert schedule.steps_per_epoch(examples, batch_size, limit) == steps
+
+
+def test_masks_are_hashable_booleans():
+    mask = schedule.mask_at(0, "iterative", (2, 1), 1)
+    assert isinstance(mask, tuple)
+    assert {type(value) for value in itertools.chain(mask)} == {bool}
