@@ -1,8 +1,8 @@
 """ResNet-20 on CIFAR-10 by the published schedule (arXiv 2111.07046): 1200 epochs, 50 per layer.
 
-    python -m jaxbin.main --config=configs/resnet20.py
-    python -m jaxbin.main --config=configs/resnet20.py --config.order=ascend --config.stage=full
-    python -m jaxbin.main --config=configs/resnet20.py --config.depth=56
+python -m jaxbin.main --config=configs/resnet20.py
+python -m jaxbin.main --config=configs/resnet20.py --config.order=ascend --config.stage=full
+python -m jaxbin.main --config=configs/resnet20.py --config.depth=56
 """
 
 from ml_collections import ConfigDict

@@ -1,7 +1,7 @@
 """VGG-5 on CIFAR-10 by the published schedule (arXiv 2111.07046): 750 epochs, 150 per layer.
 
-    python -m jaxbin.main --config=configs/vgg5.py
-    python -m jaxbin.main --config=configs/vgg5.py --config.order=ascend --config.stage=full
+python -m jaxbin.main --config=configs/vgg5.py
+python -m jaxbin.main --config=configs/vgg5.py --config.order=ascend --config.stage=full
 """
 
 from ml_collections import ConfigDict

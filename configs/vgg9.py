@@ -1,7 +1,7 @@
 """VGG-9 on CIFAR-10 by the published schedule (arXiv 2111.07046): 1350 epochs, 150 per layer.
 
-    python -m jaxbin.main --config=configs/vgg9.py
-    python -m jaxbin.main --config=configs/vgg9.py --config.order=ascend --config.stage=full
+python -m jaxbin.main --config=configs/vgg9.py
+python -m jaxbin.main --config=configs/vgg9.py --config.order=ascend --config.stage=full
 """
 
 from ml_collections import ConfigDict

@@ -17,9 +17,9 @@ PyTree = Any
 
 @contextmanager
 def open_checkpoints(directory: Path, read_only: bool = False) -> Iterator[ocp.CheckpointManager]:
-    """The checkpoints in `directory`, which is created; a checkpoint's step is its epoch.
+    """The checkpoints in `directory`; a checkpoint's step is its epoch.
 
-    Half-written checkpoints of a killed run are removed. A new one becomes visible only when it is
+    Unless `read_only`, half-written checkpoints of a killed run are removed. A new one becomes visible only when it is
     complete, and only then is the one that it replaces removed.
     """
     policy = preservation_policy.AnyPreservationPolicy(
@@ -32,9 +32,9 @@ def open_checkpoints(directory: Path, read_only: bool = False) -> Iterator[ocp.C
         preservation_policy=policy,
         best_fn=_score,  # without it Orbax stores no metrics
         enable_async_checkpointing=False,
+        # Orbax's own read_only warns that it is.
         cleanup_tmp_directories=not read_only,
         create=not read_only,
-        read_only=read_only,
     )
     with ocp.CheckpointManager(directory.absolute(), options=options) as manager:
         yield manager
@@ -79,6 +79,19 @@ def restore(manager: ocp.CheckpointManager, epoch: int, template: PyTree) -> PyT
                 f"the network wants shape {leaf.shape}"
             )
     return structure.unflatten([np.asarray(stored[name]) for name in names])
+
+
+def restore_latest(directory: Path, template: PyTree) -> tuple[int, PyTree]:
+    """The epoch of the latest checkpoint in `directory`, and its part that `template` names.
+
+    Raises:
+      UserError: there is no checkpoint, or it holds something else.
+    """
+    with open_checkpoints(directory, read_only=True) as checkpoints:
+        latest = checkpoints.latest_step()
+        if latest is None:
+            raise UserError(f"{directory} holds no checkpoint")
+        return latest, restore(checkpoints, latest, template)
 
 
 def _score(metrics: Any) -> float:

@@ -17,7 +17,7 @@ import math
 import os
 import platform
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -62,13 +62,29 @@ def check_workdir(workdir: Path, config: Config) -> None:
     """
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"workdir={str(workdir)!r} is a file; accepted: a directory")
-    path = workdir / "config.json"
-    if not path.exists():
-        if config.evaluate_only:
-            raise UserError(f"workdir={str(workdir)!r} holds no run, and evaluate_only needs one")
-        return
-    there, here = read_json(path), json.loads(json.dumps(to_json(config)))
-    names = _DEFINES_WEIGHTS if config.evaluate_only else [n for n in here if n not in _MAY_DIFFER]
+    if config.evaluate_only:
+        _check_weights("workdir", workdir, config)
+    elif (workdir / "config.json").exists():
+        names = [name for name in to_json(config) if name not in _MAY_DIFFER]
+        _check_same("workdir", workdir, config, names, "choose another --workdir")
+    if config.initialize_from:
+        _check_weights("initialize_from", Path(config.initialize_from), config)
+
+
+def _check_weights(field: str, directory: Path, config: Config) -> None:
+    """Raise a UserError unless `directory` holds a run of the same network, with a checkpoint."""
+    if not (directory / "config.json").exists():
+        raise UserError(f"{field}={str(directory)!r} holds no run; accepted: a run directory")
+    if not any((directory / "checkpoints").glob("[0-9]*")):
+        raise UserError(f"{field}={str(directory)!r} holds no checkpoint yet")
+    _check_same(field, directory, config, _DEFINES_WEIGHTS, "its weights do not fit")
+
+
+def _check_same(
+    field: str, directory: Path, config: Config, names: Sequence[str], consequence: str
+) -> None:
+    there = read_json(directory / "config.json")
+    here = json.loads(json.dumps(to_json(config)))
     differing = [
         f"{name} ({there.get(name)!r} there, {here[name]!r} here)"
         for name in names
@@ -76,8 +92,8 @@ def check_workdir(workdir: Path, config: Config) -> None:
     ]
     if differing:
         raise UserError(
-            f"workdir={str(workdir)!r} belongs to another configuration: "
-            f"{', '.join(differing)}; choose another --workdir"
+            f"{field}={str(directory)!r} belongs to another configuration: "
+            f"{', '.join(differing)}; {consequence}"
         )
 
 

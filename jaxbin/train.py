@@ -20,6 +20,7 @@ from jaxbin.config import Config
 from jaxbin.epoch import EpochInputs
 from jaxbin.errors import UserError
 from jaxbin.layers import latent_weights, write_mask
+from jaxbin.step import TrainState
 from jaxbin.terminal import logger
 from jaxbin.trainer import (
     Trainer,
@@ -29,8 +30,6 @@ from jaxbin.trainer import (
     initial_state,
     random_keys,
 )
-
-PyTree = Any
 
 
 def run(config: Config, workdir: Path) -> dict[str, Any]:
@@ -55,7 +54,7 @@ def run(config: Config, workdir: Path) -> dict[str, Any]:
         seed=config.seed,
         report=logger.info,
     )
-    with jax.default_matmul_precision("default" if config.precision == "tf32" else "float32"):
+    with jax.default_matmul_precision("tensorfloat32" if config.precision == "tf32" else "float32"):
         if config.evaluate_only:
             return _evaluate_run(config, workdir, dataset)
         records.open_workdir(workdir, config)
@@ -71,7 +70,7 @@ def _train(config: Config, workdir: Path, dataset: data.Dataset) -> dict[str, An
         state, first_epoch = _starting_point(config, trainer, checkpoints)
         run_records = records.open_records(workdir, first_epoch)
         lines = run_records.lines
-        best: tuple[int, PyTree] | None = None  # not saved yet
+        best: tuple[int, TrainState] | None = None  # not saved yet
         with contextlib.closing(run_records.writer), _progress(config, trainer, lines) as progress:
             for epoch in _epochs_to_go(config, lines, metric):
                 state, line = _one_epoch(config, trainer, state, epoch, progress.update)
@@ -91,7 +90,7 @@ def _train(config: Config, workdir: Path, dataset: data.Dataset) -> dict[str, An
 
 def _starting_point(
     config: Config, trainer: Trainer, checkpoints: ocp.CheckpointManager
-) -> tuple[PyTree, int]:
+) -> tuple[TrainState, int]:
     """The replicated state to go on from, and the first epoch to run."""
     state = initial_state(config, trainer)
     logger.info(terminal.parameter_table(state.params, config.layer_names))
@@ -100,18 +99,14 @@ def _starting_point(
         logger.info("resuming after epoch %d", latest)
         state = checkpoint.restore(checkpoints, latest, state)
     elif config.initialize_from:
-        state = _weights_of(Path(config.initialize_from), state)
+        state = _weights_of(Path(config.initialize_from), state, ("params", "batch_stats"))
     return parallel.replicate(state), 0 if latest is None else latest + 1
 
 
-def _weights_of(directory: Path, state: PyTree) -> PyTree:
-    """`state` with the parameters and running statistics of another run's last checkpoint."""
-    with checkpoint.open_checkpoints(directory / "checkpoints", read_only=True) as checkpoints:
-        latest = checkpoints.latest_step()
-        if latest is None:
-            raise UserError(f"initialize_from={str(directory)!r} holds no checkpoint")
-        weights = {"params": state.params, "batch_stats": state.batch_stats}
-        restored = checkpoint.restore(checkpoints, latest, weights)
+def _weights_of(directory: Path, state: TrainState, parts: tuple[str, ...]) -> TrainState:
+    """`state` with some of its parts taken from the last checkpoint of the run in `directory`."""
+    template = {part: getattr(state, part) for part in parts}
+    latest, restored = checkpoint.restore_latest(directory / "checkpoints", template)
     logger.info("weights of %s after epoch %d", directory, latest)
     return dataclasses.replace(state, **restored)
 
@@ -152,10 +147,10 @@ def _numbers(mask: tuple[bool, ...]) -> list[int]:
 def _one_epoch(
     config: Config,
     trainer: Trainer,
-    state: PyTree,
+    state: TrainState,
     epoch: int,
     progress: Callable[[int], Any],
-) -> tuple[PyTree, dict[str, Any]]:
+) -> tuple[TrainState, dict[str, Any]]:
     """Train and evaluate for one epoch; the new state and the epoch's line of metrics."""
     started = time.perf_counter()
     mask = schedule_mask(config, epoch)
@@ -189,7 +184,7 @@ def _one_epoch(
     return state, line
 
 
-def _evaluate(config: Config, trainer: Trainer, state: PyTree) -> dict[str, float]:
+def _evaluate(config: Config, trainer: Trainer, state: TrainState) -> dict[str, float]:
     """Loss and accuracy of the stage's split and, if wanted, of the training split."""
     split = evaluated_split(config)
     results = _named(trainer.evaluations[split](state, trainer.splits[split]), split)
@@ -205,7 +200,7 @@ def _named(metrics: Any, prefix: str) -> dict[str, float]:
 
 
 def _flip_ratios(
-    layer_flips: np.ndarray, state: PyTree, config: Config, mask: tuple[bool, ...]
+    layer_flips: np.ndarray, state: TrainState, config: Config, mask: tuple[bool, ...]
 ) -> dict[str, Any]:
     """Shares of the weights whose sign changed: of all binary ones, and of each layer's."""
     latents = latent_weights(state.params, config.layer_names)
@@ -220,7 +215,7 @@ def _progress(config: Config, trainer: Trainer, lines: list[dict[str, Any]]) -> 
     return terminal.progress_bar(config.run_epochs * trainer.steps, len(lines) * trainer.steps)
 
 
-def _report(config: Config, run_records: records.Records, state: PyTree) -> None:
+def _report(config: Config, run_records: records.Records, state: TrainState) -> None:
     """What an epoch leaves on the terminal and, on request, in histograms."""
     line = run_records.lines[-1]
     layers = len(config.layer_names)
@@ -234,8 +229,8 @@ def _save(
     checkpoints: ocp.CheckpointManager,
     lines: list[dict[str, Any]],
     metric: str,
-    best: tuple[int, PyTree] | None,
-    state: PyTree,
+    best: tuple[int, TrainState] | None,
+    state: TrainState,
 ) -> None:
     """Save the state after the last epoch and, before it, a better one that is not saved yet."""
     last = lines[-1]["epoch"]
@@ -261,11 +256,8 @@ def _summary(
 def _evaluate_run(config: Config, workdir: Path, dataset: data.Dataset) -> dict[str, Any]:
     """Metrics of a run's last checkpoint; nothing is written."""
     trainer = build_trainer(config, dataset)
-    with checkpoint.open_checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
-        latest = checkpoints.latest_step()
-        if latest is None:
-            raise UserError(f"workdir={str(workdir)!r} holds no checkpoint to evaluate")
-        state = checkpoint.restore(checkpoints, latest, initial_state(config, trainer))
+    weights = ("params", "batch_stats", "binarization")
+    state = _weights_of(workdir, initial_state(config, trainer), weights)
     metrics = _evaluate(config, trainer, parallel.replicate(state))
-    logger.info(json.dumps({"epoch": latest, **metrics}))
-    return {"epoch": latest, **metrics}
+    logger.info(json.dumps(metrics))
+    return metrics

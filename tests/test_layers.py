@@ -102,7 +102,11 @@ def test_dtype_is_of_the_computation_not_of_the_latent_weights(layer):
 
 @pytest.mark.parametrize(
     ("layer", "shape", "fan_in"),
-    [(Dense(2000), (1, 25), 25), (Conv(2000), (1, 3, 3, 4), 36), (Conv(2000, (1, 1)), (1, 3, 3, 9), 9)],
+    [
+        (Dense(2000), (1, 25), 25),
+        (Conv(2000), (1, 3, 3, 4), 36),
+        (Conv(2000, (1, 1)), (1, 3, 3, 9), 9),
+    ],
 )
 def test_initial_weights_and_biases_fill_the_bounds(layer, shape, fan_in: int):
     params = layer.init(jax.random.key(1), jnp.zeros(shape))["params"]
@@ -161,7 +165,12 @@ def test_forward_order_of_other_kinds():
 
 @pytest.mark.parametrize(
     "mask",
-    [(False,) * 5, (True,) * 5, (True, False, False, True, False), (False, True, True, False, True)],
+    [
+        (False,) * 5,
+        (True,) * 5,
+        (True, False, False, True, False),
+        (False, True, True, False, True),
+    ],
 )
 def test_masks_are_written_as_they_are_read(mask: tuple[bool, ...]):
     written = write_mask(NAMES, mask)

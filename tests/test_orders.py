@@ -175,7 +175,9 @@ def test_a_file_without_a_list_is_refused(tmp_path: Path, content: str):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"[1, 2, 3", b"1,2,3", b"\xff\xfe", b"[" * 100_000], ids=["", "[", ",", "ff", "[["]
+    "content",
+    [b"", b"[1, 2, 3", b"1,2,3", b"\xff\xfe", b"[" * 100_000],
+    ids=["", "[", ",", "ff", "[["],
 )
 def test_a_file_that_is_no_json_is_refused(tmp_path: Path, content: bytes):
     path = tmp_path / "order.json"
