@@ -19,8 +19,8 @@ PyTree = Any
 def open_checkpoints(directory: Path, read_only: bool = False) -> Iterator[ocp.CheckpointManager]:
     """The checkpoints in `directory`; a checkpoint's step is its epoch.
 
-    Unless `read_only`, half-written checkpoints of a killed run are removed. A new one becomes visible only when it is
-    complete, and only then is the one that it replaces removed.
+    Unless `read_only`, half-written checkpoints of a killed run are removed. A new one becomes
+    visible only when it is complete, and only then is the one that it replaces removed.
     """
     policy = preservation_policy.AnyPreservationPolicy(
         [

@@ -36,6 +36,9 @@ def main(argv: Sequence[str]) -> None:
         train.run(parsed, workdir)
     except UserError as error:
         _exit_with(error)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(130)
 
 
 def _parse_flags(argv: list[str]) -> list[str]:

@@ -188,7 +188,7 @@ class Records:
     writer: SummaryWriter
 
     def add(self, line: dict[str, Any]) -> None:
-        """Record an epoch: on disk before this returns."""
+        """Record an epoch: in `metrics.jsonl` before this returns, in TensorBoard in time."""
         self.lines.append(line)
         with (self.workdir / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, allow_nan=False) + "\n")

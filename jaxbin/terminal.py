@@ -93,3 +93,13 @@ def epoch_line(line: Mapping[str, Any], epochs: int, layers: int, split: str) ->
         f"{line['train_accuracy']:.2%}  {split} {line[f'{split}_loss']:.4f} "
         f"{line[f'{split}_accuracy']:.2%}{flips}  {line['duration_seconds']:.1f} s"
     )
+
+
+def summary_lines(summary: Mapping[str, Any]) -> str:
+    """The best and the last epoch of a run that has ended."""
+    metric = summary["metric"]
+    return "\n".join(
+        f"{which} epoch {line['epoch']}: {metric.replace('_', ' ')} {line[metric]:.2%}, "
+        f"{len(line['binary_layers'])} of {len(line['layer_flip_ratios'])} layers binary"
+        for which, line in (("best", summary["best"]), ("last", summary["last"]))
+    )

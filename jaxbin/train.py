@@ -28,6 +28,7 @@ from jaxbin.trainer import (
     check_devices,
     evaluated_split,
     initial_state,
+    matmul_precision,
     random_keys,
 )
 
@@ -44,8 +45,10 @@ def run(config: Config, workdir: Path) -> dict[str, Any]:
     check_devices(config)
     records.check_workdir(workdir, config)
     if (workdir / "summary.json").exists() and not config.evaluate_only:
-        logger.info("%s has already ended; its summary:", workdir)
-        return records.read_json(workdir / "summary.json")
+        summary = records.read_json(workdir / "summary.json")
+        logger.info("%s has already ended", workdir)
+        logger.info(terminal.summary_lines(summary))
+        return summary
     dataset = data.load(
         config.dataset_spec,
         stage=config.stage,
@@ -54,11 +57,12 @@ def run(config: Config, workdir: Path) -> dict[str, Any]:
         seed=config.seed,
         report=logger.info,
     )
-    with jax.default_matmul_precision("tensorfloat32" if config.precision == "tf32" else "float32"):
+    with jax.default_matmul_precision(matmul_precision(config)):
         if config.evaluate_only:
             return _evaluate_run(config, workdir, dataset)
         records.open_workdir(workdir, config)
         with records.log_to_file(workdir):
+            logger.info("run directory: %s", workdir)
             return _train(config, workdir, dataset)
 
 
@@ -85,6 +89,7 @@ def _train(config: Config, workdir: Path, dataset: data.Dataset) -> dict[str, An
             _save(checkpoints, lines, metric, best, state)
     summary = _summary(config, lines, metric, len(trainer.traces))
     records.write_json(workdir / "summary.json", summary)
+    logger.info(terminal.summary_lines(summary))
     return summary
 
 

@@ -52,6 +52,14 @@ def check_devices(config: Config) -> None:
         )
 
 
+def matmul_precision(config: Config) -> str:
+    """What `jax.default_matmul_precision` has to be while a run computes.
+
+    JAX's own default is TensorFloat-32 on recent GPUs, for arrays that are called float32.
+    """
+    return "tensorfloat32" if config.precision == "tf32" else "float32"
+
+
 def evaluated_split(config: Config) -> str:
     """Name of the split that the stage evaluates on."""
     return {"validation": "validation", "full": "test"}[config.stage]

@@ -1,5 +1,7 @@
 """Dense and convolution layers with a mask, and the numbering of a network's layers."""
 
+import functools
+
 import flax.linen as nn
 import flax.traverse_util
 import jax
@@ -109,7 +111,7 @@ def test_dtype_is_of_the_computation_not_of_the_latent_weights(layer):
     ],
 )
 def test_initial_weights_and_biases_fill_the_bounds(layer, shape, fan_in: int):
-    params = layer.init(jax.random.key(1), jnp.zeros(shape))["params"]
+    params = jax.jit(layer.init)(jax.random.key(1), jnp.zeros(shape))["params"]
     bound = 1 / np.sqrt(fan_in)
     for name in ("kernel", "bias"):
         values = np.asarray(params[name])
@@ -178,7 +180,7 @@ def test_masks_are_written_as_they_are_read(mask: tuple[bool, ...]):
 
 
 def test_a_written_mask_has_the_structure_of_a_new_network():
-    new = Own().init(jax.random.key(0), jnp.zeros((1, 4, 4, 2)), train=False)[BINARIZATION]
+    new = own_variables()[BINARIZATION]
     written = write_mask(NAMES, (True,) * 5)
     assert jax.tree.structure(written) == jax.tree.structure(new)
     for leaf, expected in zip(jax.tree.leaves(written), jax.tree.leaves(new), strict=True):
@@ -190,32 +192,42 @@ def test_as_many_masks_as_layers():
         write_mask(NAMES, (True,) * 4)
 
 
+@functools.cache
+def own_variables():
+    images = jnp.zeros((1, 4, 4, 2))
+    return jax.jit(lambda key: Own().init(key, images, train=False))(jax.random.key(0))
+
+
+@jax.jit
+def own_outputs(variables, masks):
+    images = jax.random.normal(jax.random.key(2), (3, 4, 4, 2))
+    return Own().apply({**variables, BINARIZATION: masks}, images, train=False)
+
+
 @pytest.mark.parametrize("number", range(1, 6))
 def test_each_mask_binarizes_its_own_layer_alone(number: int):
-    network, images = Own(), jax.random.normal(jax.random.key(2), (3, 4, 4, 2))
-    variables = network.init(jax.random.key(0), images, train=False)
-    only = [k == number for k in range(1, 6)]
-    masked = network.apply(variables | {BINARIZATION: write_mask(NAMES, only)}, images, train=False)
+    variables = own_variables()
+    none, only = write_mask(NAMES, [False] * 5), [k == number for k in range(1, 6)]
+    masked = own_outputs(variables, write_mask(NAMES, only))
     latents = latent_weights(variables["params"], NAMES)
     signs = [
-        jnp.where(latent < 0, -1.0, 1.0) if on else latent
+        np.where(latent < 0, np.float32(-1), np.float32(1)) if on else latent
         for latent, on in zip(latents, only, strict=True)
     ]
     by_hand = variables | {"params": replace_latent_weights(variables["params"], NAMES, signs)}
-    np.testing.assert_array_equal(masked, network.apply(by_hand, images, train=False))
-    assert not np.array_equal(masked, network.apply(variables, images, train=False))
+    np.testing.assert_array_equal(masked, own_outputs(by_hand, none))
+    assert not np.array_equal(masked, own_outputs(variables, none))
 
 
-def test_masked_network_trains_through_all_its_layers():
-    network, images = Own(), jax.random.normal(jax.random.key(2), (3, 4, 4, 2))
-    variables = network.init(jax.random.key(0), images, train=False)
-    variables = variables | {BINARIZATION: write_mask(NAMES, (True,) * 5)}
+def test_all_binary_network_trains_every_layer():
+    variables, masks = own_variables(), write_mask(NAMES, [True] * 5)
 
-    def loss(params):
-        outputs = network.apply(variables | {"params": params}, images, train=False)
-        return (outputs**2).sum()
+    @jax.jit
+    @jax.grad
+    def gradient(params):
+        return (own_outputs(variables | {"params": params}, masks) ** 2).sum()
 
-    for latent in latent_weights(jax.grad(loss)(variables["params"]), NAMES):
+    for latent in latent_weights(gradient(variables["params"]), NAMES):
         assert np.abs(latent).max() > 0
 
 

@@ -167,12 +167,12 @@ def test_batch_norm_runs_with_weight_a_tenth():
 def _silent_block(features: int, strides: int, inputs: jax.Array) -> jax.Array:
     """A block whose convolutions are zero: what is left is its shortcut, then ReLU."""
     block = models.BasicBlock(features, strides)
-    variables = block.init(jax.random.key(0), inputs, train=False)
+    variables = jax.jit(lambda: block.init(jax.random.key(0), inputs, train=False))()
     silent = variables["params"] | {
-        name: {"kernel": jnp.zeros_like(variables["params"][name]["kernel"])}
+        name: {"kernel": np.zeros_like(variables["params"][name]["kernel"])}
         for name in ("conv1", "conv2")
     }
-    return block.apply({**variables, "params": silent}, inputs, train=False)
+    return jax.jit(lambda v: block.apply(v, inputs, train=False))({**variables, "params": silent})
 
 
 def test_shortcut_subsamples_and_pads_channels_on_both_sides():

@@ -1,0 +1,228 @@
+"""The training and the evaluation step, against NumPy."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxbin import models, step
+from jaxbin.layers import BINARIZATION, Dense, forward_order, write_mask
+
+RATE = np.float32(0.5)
+LATENT = np.array([[0.3, -0.2, 1.5], [-2.0, 0.1, -0.4]], np.float32)
+IMAGES = np.array([[1.0, 2.0], [-1.0, 0.5], [0.25, -3.0]], np.float32)
+LABELS = np.array([0, 2, 1], np.int32)
+
+
+class One(nn.Module):
+    """One dense layer: its gradient can be written down."""
+
+    @nn.compact
+    def __call__(self, images, train: bool):
+        del train
+        return Dense(3, use_bias=False, name="dense")(images)
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    exponentials = np.exp(logits - logits.max(-1, keepdims=True))
+    return exponentials / exponentials.sum(-1, keepdims=True)
+
+
+def gradient_by_hand(latent: np.ndarray, binary: bool) -> np.ndarray:
+    """Of the mean cross-entropy, with respect to what the layer computes with."""
+    weights = np.where(latent < 0, -1, 1) if binary else latent
+    errors = softmax(IMAGES @ weights) - np.eye(3)[LABELS]
+    return IMAGES.T @ errors / len(LABELS)
+
+
+def one_state(optimizer, binary: bool, latent_reset: bool = False) -> step.TrainState:
+    state = step.create_state(
+        optimizer, ("dense",), {"params": {"dense": {"kernel": LATENT}}}, latent_reset
+    )
+    return dataclasses.replace(state, binarization=write_mask(("dense",), (binary,)))
+
+
+def trained(optimizer, binary: bool, steps: int, rate=RATE) -> list[np.ndarray]:
+    """Latent weights after each step."""
+    train_step = jax.jit(step.make_train_step(One(), optimizer, ("dense",), None))
+    state, latents = one_state(optimizer, binary), []
+    for _ in range(steps):
+        state, _, _ = train_step(state, IMAGES, LABELS, rate)
+        latents.append(np.asarray(state.params["dense"]["kernel"]))
+    return latents
+
+
+@pytest.mark.parametrize("binary", [False, True])
+def test_gradient_is_straight_through(binary: bool):
+    # The latent weights -2 and 1.5 lie outside [-1, 1]: clipping would stop their gradient.
+    (latent,) = trained(step.make_optimizer("sgd", 0.0, 0.0), binary, 1)
+    expected = LATENT - RATE * gradient_by_hand(LATENT, binary)
+    np.testing.assert_allclose(latent, expected, rtol=1e-5, atol=1e-6)
+    assert np.abs(gradient_by_hand(LATENT, binary)).min() > 1e-3
+
+
+@pytest.mark.parametrize("binary", [False, True])
+@pytest.mark.parametrize(("momentum", "decay"), [(0.0, 0.1), (0.9, 0.0), (0.9, 0.1)])
+def test_sgd_couples_weight_decay_before_momentum(binary: bool, momentum: float, decay: float):
+    latents = trained(step.make_optimizer("sgd", momentum, decay), binary, 4)
+    latent, buffer = LATENT.astype(np.float64), 0.0
+    for computed in latents:  # torch.optim.SGD
+        buffer = momentum * buffer + gradient_by_hand(latent, binary) + decay * latent
+        latent = latent - 0.5 * buffer
+        np.testing.assert_allclose(computed, latent, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_adam(decay: float):
+    latents = trained(step.make_optimizer("adam", 0.0, decay), True, 4, np.float32(0.05))
+    latent, first, second = LATENT.astype(np.float64), 0.0, 0.0
+    for t, computed in enumerate(latents, start=1):  # torch.optim.Adam with its defaults
+        gradient = gradient_by_hand(latent, True) + decay * latent
+        first = 0.9 * first + 0.1 * gradient
+        second = 0.999 * second + 0.001 * gradient**2
+        scale = np.sqrt(second / (1 - 0.999**t)) + 1e-8
+        latent = latent - 0.05 * first / (1 - 0.9**t) / scale
+        np.testing.assert_allclose(computed, latent, rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A network with biases and batch norm, its layers' names, and variables."""
+    network = models.MLP((4,), 3)
+    images = jax.random.normal(jax.random.key(1), (6, 1, 1, 2))
+    variables = jax.jit(lambda key: network.init(key, images, train=False))(jax.random.key(0))
+    return network, forward_order(network, (1, 1, 2)), dict(variables), images
+
+
+def small_steps(small, optimizer, masks, latent_reset=False) -> list[step.TrainState]:
+    """The states after one step with each of the masks, the starting one first."""
+    network, names, variables, images = small
+    train_step = jax.jit(step.make_train_step(network, optimizer, names, None, latent_reset))
+    states = [step.create_state(optimizer, names, variables, latent_reset)]
+    for mask in masks:
+        state = dataclasses.replace(states[-1], binarization=write_mask(names, mask))
+        states.append(train_step(state, images, np.array([0, 1, 2, 0, 1, 2]), RATE)[0])
+    return states
+
+
+def test_weight_decay_is_on_every_parameter(small):
+    plain, decayed = (
+        small_steps(small, step.make_optimizer("sgd", 0.9, decay), [(True, False)])
+        for decay in (0.0, 0.125)
+    )
+    change = jax.tree.map(
+        lambda without, with_decay: with_decay - without, plain[-1].params, decayed[-1].params
+    )
+    expected = jax.tree.map(lambda start: -0.5 * 0.125 * start, plain[0].params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), change, expected)
+    assert len(jax.tree.leaves(expected)) == 8  # kernels, biases, scales and shifts of two layers
+
+
+def test_mask_passes_through_a_step(small):
+    states = small_steps(small, step.make_optimizer("adam", 0.0, 0.0), [(True, False)])
+    for before, after in zip(
+        jax.tree.leaves(write_mask(small[1], (True, False))),
+        jax.tree.leaves(states[-1].binarization),
+        strict=True,
+    ):
+        assert (after.dtype, bool(after)) == (bool, bool(before))
+
+
+@pytest.mark.parametrize("mask", [(False, False), (True, False), (False, True), (True, True)])
+def test_latent_reset(small, mask: tuple[bool, bool]):
+    _, names, _, _ = small
+    optimizer = step.make_optimizer("adam", 0.0, 0.0)
+    states = small_steps(small, optimizer, [mask, mask, mask], latent_reset=True)
+    reset = step.reset_latents(states[-1], names)
+    for name, binary in zip(names, mask, strict=True):
+        before = np.asarray(states[-2].params[name]["kernel"])  # the last step saw these
+        expected = np.where(before < 0, -1, 1) if binary else before
+        np.testing.assert_array_equal(reset.params[name]["kernel"], expected)
+        assert not np.array_equal(states[-1].params[name]["kernel"], before)
+        np.testing.assert_array_equal(
+            reset.params[name]["bias"], states[-1].params[name]["bias"]
+        )
+    for kept in ("batch_stats", "opt_state", "binarization"):
+        jax.tree.map(
+            np.testing.assert_array_equal, getattr(reset, kept), getattr(states[-1], kept)
+        )
+    for norm in ("norm1", "norm2"):
+        jax.tree.map(
+            np.testing.assert_array_equal, reset.params[norm], states[-1].params[norm]
+        )
+
+
+def test_latents_are_kept_without_the_reset(small):
+    states = small_steps(small, step.make_optimizer("sgd", 0.0, 0.0), [(True, True)])
+    assert states[-1].previous_latents == ()
+    for name in small[1]:
+        latent = np.asarray(states[-1].params[name]["kernel"])
+        assert not np.isin(latent, (-1, 1)).any()
+
+
+def test_metrics_of_a_step():
+    optimizer = step.make_optimizer("sgd", 0.0, 0.0)
+    train_step = jax.jit(step.make_train_step(One(), optimizer, ("dense",), None))
+    _, metrics, logits = train_step(one_state(optimizer, True), IMAGES, LABELS, RATE)
+    # signs ((1, -1, 1), (-1, 1, -1)): images (1, 2), (-1, 0.5), (0.25, -3)
+    by_hand = np.array([[-1.0, 1, -1], [-1.5, 1.5, -1.5], [3.25, -3.25, 3.25]])
+    np.testing.assert_allclose(logits, by_hand, rtol=1e-6)
+    losses = -np.log(softmax(by_hand)[[0, 1, 2], LABELS])
+    computed = metrics.compute()
+    np.testing.assert_allclose(computed["loss"], losses.mean(), rtol=1e-5)
+    assert float(computed["accuracy"]) == 0  # the labels 0, 2, 1 are nowhere largest
+
+
+@pytest.mark.parametrize("padding", [0.0, 7.0, 1e30])
+def test_evaluation_does_not_count_padding(padding: float):
+    state = one_state(step.make_optimizer("sgd", 0.0, 0.0), False)
+    eval_step = jax.jit(step.make_eval_step(One()))
+    images = np.concatenate([IMAGES, np.full((2, 2), padding, np.float32)])
+    labels = np.concatenate([LABELS, [0, 0]]).astype(np.int32)
+    counted = np.array([True, True, True, False, False])
+    computed = eval_step(state, images, labels, counted)[0].compute()
+    logits = IMAGES @ LATENT
+    losses = -np.log(softmax(logits)[[0, 1, 2], LABELS])
+    np.testing.assert_allclose(computed["loss"], losses.mean(), rtol=1e-5)
+    # -3.7, 0, 0.7: class 2; -1.3, 0.25, -1.7: class 1; 6.075, -0.35, 1.575: class 0
+    assert float(computed["accuracy"]) == 0
+    right = np.array([2, 1, 1, 2, 2], np.int32)
+    accuracy = eval_step(state, images, right, counted)[0].compute()["accuracy"]
+    np.testing.assert_allclose(accuracy, 2 / 3, rtol=1e-6)
+
+
+def test_merged_metrics_weigh_examples_not_batches():
+    def metrics(losses, mask):
+        logits = np.tile([1.0, 0.0], (len(losses), 1))
+        return step.Metrics.single_from_model_output(
+            loss=np.array(losses),
+            logits=logits,
+            labels=np.zeros(len(losses), np.int32),
+            mask=np.array(mask),
+        )
+
+    merged = metrics([1.0, 2.0, 3.0], [True] * 3).merge(metrics([10.0, 99.0], [True, False]))
+    assert float(merged.compute()["loss"]) == 4.0
+    assert float(merged.compute()["accuracy"]) == 1.0
+
+
+def test_cross_entropy():
+    losses = step.cross_entropy(jnp.array([[0.0, 0.0], [np.log(3.0), 0.0]]), jnp.array([0, 1]))
+    np.testing.assert_allclose(losses, [np.log(2), np.log(4)], rtol=1e-6)
+    half = step.cross_entropy(jnp.zeros((1, 2), jnp.bfloat16), jnp.array([0]))
+    assert half.dtype == jnp.float32
+
+
+def test_a_new_state_has_no_binary_layer():
+    state = step.create_state(
+        step.make_optimizer("adam", 0.0, 0.0),
+        ("dense",),
+        {"params": {"dense": {"kernel": LATENT}}},
+        latent_reset=True,
+    )
+    assert [bool(mask) for mask in jax.tree.leaves(state.binarization)] == [False]
+    np.testing.assert_array_equal(state.previous_latents[0], LATENT)
+    assert BINARIZATION == "binarization"
