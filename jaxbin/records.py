@@ -17,6 +17,7 @@ import math
 import os
 import platform
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -117,6 +118,7 @@ def environment() -> dict[str, Any]:
     source = Path(__file__).parent
     commit = _git(source, "rev-parse", "HEAD")
     return {
+        "command": ["python", "-m", "jaxbin.main", *sys.argv[1:]],
         "commit": commit,
         "uncommitted_changes": bool(_git(source, "status", "--porcelain")) if commit else None,
         "python": platform.python_version(),
