@@ -101,6 +101,7 @@ def _step_flops(config: Any, trainer: Any, state: Any) -> float:
     labels = np.zeros(config.batch_size, np.int32)
     lowered = jax.jit(train_step).lower(state, images, labels, np.float32(0.1))
     cost = lowered.cost_analysis()
+    assert cost is not None
     return cost["flops"]
 
 

@@ -1,4 +1,9 @@
-"""Quick start: 300-100-10, layer by layer in forward order, on 5,000 real digits."""
+"""Quick start: 300-100-10, layer by layer in forward order, on 5,000 real digits.
+
+    python -m jaxbin.main --config=configs/quickstart.py
+
+Under a minute on two cores; about 95 % of the 500 test digits are right.
+"""
 
 from ml_collections import ConfigDict
 

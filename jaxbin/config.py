@@ -8,6 +8,7 @@ other module sees a ConfigDict.
 import dataclasses
 import difflib
 import math
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -233,7 +234,7 @@ def _checked(name: str, value: Any) -> Any:
         value = tuple(value)
         right_type = all(type(item) is int for item in value)
     else:
-        if kind is float and type(value) is int:
+        if kind is float and type(value) is int and abs(value) <= sys.float_info.max:
             value = float(value)
         right_type = type(value) is kind
     accepted = field.metadata["accepted"] or {"bool": "True or False", "str": "text"}[kind.__name__]

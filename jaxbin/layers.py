@@ -17,6 +17,7 @@ import numpy as np
 from flax.linen.dtypes import promote_dtype
 
 from jaxbin.binarize import binarize
+from jaxbin.convolution import convolve
 
 BINARIZATION = "binarization"
 """The variable collection that holds the masks: one boolean scalar, `mask`, per layer."""
@@ -98,13 +99,7 @@ class Conv(nn.Module):
         fan_in = int(np.prod(shape[:-1]))
         bias = self.param("bias", uniform_bias(fan_in), (self.features,)) if self.use_bias else None
         inputs, kernel, bias = promote_dtype(inputs, kernel, bias, dtype=self.dtype)
-        outputs = jax.lax.conv_general_dilated(
-            inputs,
-            kernel,
-            window_strides=(self.strides, self.strides),
-            padding=[((size - 1) // 2, (size - 1) // 2) for size in self.kernel_size],
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
+        outputs = convolve(inputs, kernel, self.strides)
         return outputs if bias is None else outputs + bias
 
 

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxbin.convolution import max_pool
 from jaxbin.errors import UserError
 from jaxbin.layers import Conv, Dense
 
@@ -74,7 +75,7 @@ class VGG(nn.Module):
             for number in (1, 2):
                 x = Conv(features, dtype=self.dtype, name=f"stage{stage}_conv{number}")(x)
                 x = nn.relu(norm(name=f"stage{stage}_norm{number}")(x))
-            x = nn.max_pool(x, (2, 2), (2, 2))
+            x = max_pool(x)
         classifier = MLP((256, 256), self.classes, self.axis_name, self.dtype, name="classifier")
         return classifier(x, train)
 

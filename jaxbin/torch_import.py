@@ -1,5 +1,6 @@
 """Weights of the published PyTorch networks: arrays by PyTorch name, or a checkpoint file."""
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -57,7 +58,9 @@ def variables_from_arrays(
             params[f"{name}/bias"] = arrays[f"{module}.bias"]
     for name, module in zip(norms, norm_modules, strict=True):
         scale = arrays[f"{module}.weight"]
-        params[f"{name}/scale"], params[f"{name}/bias"] = scale, arrays[f"{module}.bias"]
+        params[f"{name}/scale"] = scale
+        if f"{module}.bias" in arrays:
+            params[f"{name}/bias"] = arrays[f"{module}.bias"]
         stats[f"{name}/mean"] = arrays.get(f"{module}.running_mean", np.zeros_like(scale))
         stats[f"{name}/var"] = arrays.get(f"{module}.running_var", np.ones_like(scale))
     _check_shapes(params, shapes["params"])
@@ -135,9 +138,11 @@ def _kernel(weight: np.ndarray, channels_before: int) -> np.ndarray:
     """
     if weight.ndim == 4:
         return weight.transpose(2, 3, 1, 0)
+    if weight.ndim != 2:
+        return weight  # no kernel of ours; its shape will be refused
     outputs, inputs = weight.shape
-    if channels_before and inputs != channels_before:
-        side = round((inputs // channels_before) ** 0.5)
+    side = math.isqrt(inputs // channels_before) if channels_before else 0
+    if side * side * channels_before == inputs:
         weight = weight.reshape(outputs, channels_before, side, side).transpose(0, 2, 3, 1)
     return weight.reshape(outputs, inputs).T
 

@@ -20,7 +20,9 @@ def test_normalize():
 
 
 def test_normalize_by_the_figures_of_mnist():
-    black, white = normalize(jnp.array([0, 255], jnp.uint8)[:, None, None, None], (0.1307,), (0.3081,))
+    black, white = normalize(
+        jnp.array([0, 255], jnp.uint8)[:, None, None, None], (0.1307,), (0.3081,)
+    )
     np.testing.assert_allclose(black[0, 0, 0], -0.424213, rtol=1e-5)
     np.testing.assert_allclose(white[0, 0, 0], 2.821487, rtol=1e-5)
 

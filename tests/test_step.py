@@ -142,17 +142,11 @@ def test_latent_reset(small, mask: tuple[bool, bool]):
         expected = np.where(before < 0, -1, 1) if binary else before
         np.testing.assert_array_equal(reset.params[name]["kernel"], expected)
         assert not np.array_equal(states[-1].params[name]["kernel"], before)
-        np.testing.assert_array_equal(
-            reset.params[name]["bias"], states[-1].params[name]["bias"]
-        )
+        np.testing.assert_array_equal(reset.params[name]["bias"], states[-1].params[name]["bias"])
     for kept in ("batch_stats", "opt_state", "binarization"):
-        jax.tree.map(
-            np.testing.assert_array_equal, getattr(reset, kept), getattr(states[-1], kept)
-        )
+        jax.tree.map(np.testing.assert_array_equal, getattr(reset, kept), getattr(states[-1], kept))
     for norm in ("norm1", "norm2"):
-        jax.tree.map(
-            np.testing.assert_array_equal, reset.params[norm], states[-1].params[norm]
-        )
+        jax.tree.map(np.testing.assert_array_equal, reset.params[norm], states[-1].params[norm])
 
 
 def test_latents_are_kept_without_the_reset(small):

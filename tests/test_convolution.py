@@ -1,0 +1,68 @@
+"""The CPU's forms of convolution and pooling compute what XLA's own compute, gradients included."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxbin import convolution
+
+
+@pytest.fixture(autouse=True)
+def float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def plain(inputs: jax.Array, kernel: jax.Array, strides: int) -> jax.Array:
+    padding = [((size - 1) // 2, (size - 1) // 2) for size in kernel.shape[:2]]
+    numbers = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(
+        inputs, kernel, (strides, strides), padding, dimension_numbers=numbers
+    )
+
+
+@pytest.mark.parametrize("batch", [1, 3, 9])
+@pytest.mark.parametrize("strides", [1, 2])
+@pytest.mark.parametrize("size", [(3, 3), (1, 1), (5, 3), (2, 2)])
+def test_convolve_and_its_gradients(batch, strides, size):
+    rng = np.random.default_rng(0)
+    inputs = rng.standard_normal((batch, 6, 8, 3))
+    kernel = rng.standard_normal((*size, 3, 4))
+    expected, expected_backward = jax.vjp(lambda x, k: plain(x, k, strides), inputs, kernel)
+    computed, backward = jax.vjp(lambda x, k: convolution.convolve(x, k, strides), inputs, kernel)
+    np.testing.assert_allclose(computed, expected, rtol=1e-12, atol=1e-12)
+    gradient = rng.standard_normal(expected.shape)
+    for ours, theirs in zip(backward(gradient), expected_backward(gradient), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("values", [3, 100_000], ids=["many ties", "few ties"])
+def test_max_pool_and_its_gradient(values):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, values, (5, 6, 8, 3)).astype(np.float64)
+    expected, expected_backward = jax.vjp(lambda x: nn.max_pool(x, (2, 2), (2, 2)), images)
+    computed, backward = jax.vjp(convolution.max_pool, images)
+    np.testing.assert_array_equal(computed, expected)
+    gradient = rng.standard_normal(expected.shape)
+    np.testing.assert_array_equal(backward(gradient)[0], expected_backward(gradient)[0])
+
+
+def test_max_pool_gives_a_tie_to_the_first():
+    images = jnp.ones((1, 2, 2, 1))
+    gradient = jax.grad(lambda x: convolution.max_pool(x).sum())(images)
+    np.testing.assert_array_equal(gradient[0, :, :, 0], [[1, 0], [0, 0]])
+
+
+def test_convolve_has_second_derivatives():
+    rng = np.random.default_rng(0)
+    inputs, kernel = rng.standard_normal((2, 4, 4, 2)), rng.standard_normal((3, 3, 2, 2))
+
+    def curvature(form):
+        loss = lambda k: (form(inputs, k) ** 3).sum()  # noqa: E731
+        return jax.grad(lambda k: (jax.grad(loss)(k) * kernel).sum())(kernel)
+
+    np.testing.assert_allclose(
+        curvature(convolution.convolve), curvature(lambda x, k: plain(x, k, 1)), rtol=1e-10
+    )

@@ -1,0 +1,156 @@
+"""The number of devices does not matter: one and four (made of one CPU) give the same."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+# Runs with a number of devices, and what an epoch feeds the step, by example.
+# SGD, because Adam makes full steps out of the rounding errors that are the whole gradient of a
+# bias before batch norm.
+SCRIPT = """
+import json, sys
+from pathlib import Path
+import jax, jax.numpy as jnp, numpy as np
+from jaxbin import checkpoint, config, epoch, parallel, step, train, trainer
+from jaxbin.errors import UserError
+
+directory, results = Path(sys.argv[1]), {"devices": jax.device_count()}
+dense = dict(epochs=3, epochs_per_layer=1, max_steps_per_epoch=3, evaluate_train=True,
+             eval_batch_size=333, optimizer="sgd", learning_rate=0.05)
+conv = dict(network="resnet", depth=8, dataset="synthetic", synthetic_shape=(8, 8, 3),
+            synthetic_examples=64, batch_size=16, epochs=1, epochs_per_layer=1,
+            max_steps_per_epoch=3, augment=True, optimizer="sgd", learning_rate=0.01,
+            weight_decay=1e-4)
+for name, fields in (("dense", dense), ("conv", conv)):
+    parsed = config.parse(fields)
+    summary = train.run(parsed, directory / name)
+    results[f"{name}_traces"] = summary["train_step_traces"]
+    lines = (directory / name / "metrics.jsonl").read_text().splitlines()
+    results[name] = [json.loads(line) for line in lines]
+    built = trainer.build_trainer(parsed, train.data.load(
+        parsed.dataset_spec, stage=parsed.stage, data_dir="", seed=parsed.seed))
+    template = trainer.initial_state(parsed, built)
+    with checkpoint.open_checkpoints(directory / name / "checkpoints", True) as manager:
+        state = checkpoint.restore(manager, parsed.epochs - 1, template)
+    arrays = {jax.tree_util.keystr(path): leaf
+              for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]}
+    np.savez(directory / f"{name}.npz", **arrays)
+
+examples = epoch.Examples(np.random.default_rng(0).integers(0, 256, (40, 5, 5, 3), np.uint8),
+                          np.arange(40, dtype=np.int32))
+
+def note(state, images, labels, rate):
+    seen = jnp.zeros((40, 5, 5, 3)).at[labels].set(images)
+    kernel = state.params["seen"]["kernel"] + jax.lax.psum(seen, parallel.AXIS)
+    metrics = step.Metrics.single_from_model_output(
+        loss=jnp.ones(len(labels)), logits=jnp.zeros((len(labels), 2)), labels=labels)
+    return state.replace(params={"seen": {"kernel": kernel}}), metrics, None
+
+loop = epoch.make_train_epoch(note, ("seen",), (0.5,) * 3, (0.2,) * 3, batch_size=12, steps=3,
+                              augment=True, latent_reset=False, scan=True)
+empty = step.TrainState({"seen": {"kernel": np.zeros((40, 5, 5, 3), np.float32)}}, {}, {}, ())
+inputs = epoch.EpochInputs(trainer.random_keys(1)[1], np.int32(2), np.float32(0.1))
+state, _, _ = loop(parallel.replicate(empty), parallel.replicate(examples), inputs)
+np.save(directory / "seen.npy", parallel.unreplicate(state).params["seen"]["kernel"])
+
+try:
+    train.run(config.parse(dense | {"batch_size": 102}), directory / "refused")
+except UserError as error:
+    results["refused"] = str(error)
+results["created"] = (directory / "refused").exists()
+print(json.dumps(results))
+"""
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Path, dict]]:
+    """Directory and output of the script with one device and with four."""
+    started = []
+    for devices in (1, 4):
+        directory = tmp_path_factory.mktemp(f"devices{devices}")
+        flags = f"--xla_force_host_platform_device_count={devices}"
+        environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+        environment |= {
+            "JAX_COMPILATION_CACHE_DIR": str(directory / "jax"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
+        environment.pop("JAX_ENABLE_X64", None)
+        process = subprocess.Popen(
+            [sys.executable, "-W", "error", "-c", SCRIPT, str(directory)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        started.append((directory, process))
+    results = []
+    for directory, process in started:
+        output, errors = process.communicate(timeout=500)
+        assert process.returncode == 0, errors
+        results.append((directory, json.loads(output.splitlines()[-1])))
+    return results
+
+
+def test_there_are_one_and_four_devices(both):
+    assert [results["devices"] for _, results in both] == [1, 4]
+
+
+@pytest.mark.parametrize("name", ["dense", "conv"])
+def test_one_trace_on_any_number_of_devices(both, name: str):
+    assert [results[f"{name}_traces"] for _, results in both] == [1, 1]
+
+
+@pytest.mark.parametrize("name", ["dense", "conv"])
+def test_metrics_agree_to_rounding(both, name: str):
+    one, four = (results[name] for _, results in both)
+    assert len(one) == len(four) == (3 if name == "dense" else 1)
+    for line_one, line_four in zip(one, four, strict=True):
+        assert line_one.keys() == line_four.keys()
+        for key, value in line_one.items():
+            if key in ("images_per_second", "duration_seconds"):
+                continue
+            assert line_four[key] == pytest.approx(value, rel=1e-4, abs=1e-6), key
+
+
+@pytest.mark.parametrize("name", ["dense", "conv"])
+def test_parameters_agree_to_rounding(both, name: str):
+    one, four = (np.load(directory / f"{name}.npz") for directory, _ in both)
+    assert one.files == four.files
+    for array in one.files:
+        np.testing.assert_allclose(four[array], one[array], rtol=1e-3, atol=1e-4, err_msg=array)
+
+
+def test_examples_and_augmentation_are_bit_identical(both):
+    one, four = (np.load(directory / "seen.npy") for directory, _ in both)
+    np.testing.assert_array_equal(four, one)
+    assert np.count_nonzero(one.any((1, 2, 3))) == 36  # 3 steps of 12
+
+
+def test_a_batch_that_devices_cannot_share_is_refused(both):
+    (_, one), (_, four) = both
+    assert "refused" not in one
+    assert four["refused"] == (
+        "batch_size=102: 4 devices cannot share it evenly; accepted: 100 or 104"
+    )
+    assert not four["created"]
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "devices", "problem"),
+    [
+        (100, 1, None),
+        (100, 4, None),
+        (100, 3, "3 devices cannot share it evenly; accepted: 99 or 102"),
+        (128, 6, "6 devices cannot share it evenly; accepted: 126 or 132"),
+        (3, 4, "4 devices cannot share it evenly; accepted: 4"),
+    ],
+)
+def test_batch_sizes(batch_size: int, devices: int, problem: str | None):
+    from jaxbin import parallel
+
+    assert parallel.check_batch_size(batch_size, devices) == problem

@@ -1,0 +1,584 @@
+"""Whole runs on the embedded digits: the loop, its records, its checkpoints."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxbin import checkpoint, config, data, epoch, parallel, records, step, train, trainer
+from jaxbin.errors import UserError
+from jaxbin.layers import latent_weights, write_mask
+
+SHORT = {"epochs_per_layer": 1, "max_steps_per_epoch": 3, "learning_rate": 0.003}
+# Every epoch has another mask or another learning rate.
+ITERATIVE = SHORT | {"epochs": 5, "order": "231", "milestones": (2, 4), "evaluate_train": True}
+TIMES = ("images_per_second", "duration_seconds")
+
+
+def run(workdir: Path, **fields: Any) -> dict[str, Any]:
+    return train.run(config.parse(fields), workdir)
+
+
+def lines_of(workdir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def untimed(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{key: line[key] for key in line if key not in TIMES} for line in lines]
+
+
+def built(**fields: Any) -> tuple[config.Config, trainer.Trainer]:
+    parsed = config.parse(fields)
+    return parsed, trainer.build_trainer(
+        parsed,
+        data.load(parsed.dataset_spec, stage=parsed.stage, data_dir="", seed=parsed.seed),
+    )
+
+
+def stored(workdir: Path, number: int | None = None, **fields: Any) -> step.TrainState:
+    """The state in a checkpoint, by default the last."""
+    parsed, made = built(**fields)
+    template = trainer.initial_state(parsed, made)
+    with checkpoint.open_checkpoints(workdir / "checkpoints", read_only=True) as manager:
+        return checkpoint.restore(
+            manager, manager.latest_step() if number is None else number, template
+        )
+
+
+def snapshot(directory: Path) -> dict[str, tuple[bytes, int]]:
+    """Every file's content and time of change."""
+    return {
+        str(path.relative_to(directory)): (path.read_bytes(), path.stat().st_mtime_ns)
+        for path in sorted(directory.rglob("*"))
+        if path.is_file()
+    }
+
+
+def assert_identical(one: Any, other: Any) -> None:
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.fixture(scope="module")
+def iterative(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    workdir = tmp_path_factory.mktemp("runs") / "iterative"
+    return workdir, run(workdir, **ITERATIVE)
+
+
+def test_one_trace_in_a_run_whose_mask_and_rate_change(iterative):
+    workdir, summary = iterative
+    assert summary["train_step_traces"] == 1
+    assert json.loads((workdir / "summary.json").read_text()) == summary
+    assert (summary["epochs"], summary["stopped_early"]) == (5, False)
+
+
+def test_masks_and_learning_rates_of_the_epochs(iterative):
+    lines = lines_of(iterative[0])
+    assert [line["epoch"] for line in lines] == [0, 1, 2, 3, 4]
+    expected = [[2], [2, 3], [1, 2, 3], [1, 2, 3], [1, 2, 3]]
+    assert [line["binary_layers"] for line in lines] == expected
+    rates = [0.003, 0.003, 0.0003, 0.0003, 0.00003]
+    assert [line["learning_rate"] for line in lines] == pytest.approx(rates)
+
+
+KEYS = {"epoch", "binary_layers", "learning_rate", "train_loss", "train_accuracy", "flip_ratio"}
+KEYS |= {"layer_flip_ratios", *TIMES}
+
+
+def test_keys_of_a_line(iterative):
+    evaluated = {"validation_loss", "validation_accuracy"}
+    evaluated |= {"train_evaluation_loss", "train_evaluation_accuracy"}
+    for line in lines_of(iterative[0]):
+        assert line.keys() == KEYS | evaluated
+        for name, value in line.items():
+            if name.endswith("accuracy") or name == "flip_ratio":
+                assert 0 <= value <= 1, name
+        assert all(line[name] > 0 for name in TIMES)
+        assert len(line["layer_flip_ratios"]) == 3
+
+
+def test_files_of_a_run(iterative):
+    workdir, summary = iterative
+    assert {path.name for path in workdir.iterdir()} == {
+        "config.json",
+        "environment.json",
+        "log.txt",
+        "metrics.jsonl",
+        "tensorboard",
+        "checkpoints",
+        "summary.json",
+    }
+    content = json.loads((workdir / "config.json").read_text())
+    assert content["order_layers"] == [2, 3, 1]
+    environment = json.loads((workdir / "environment.json").read_text())
+    assert environment["versions"]["jax"] == jax.__version__
+    assert len(environment["devices"]) == jax.device_count()
+    (events,) = (workdir / "tensorboard").iterdir()
+    for tag in (b"validation_accuracy", b"flip_ratio", b"learning_rate", b"binary_layers"):
+        assert tag in events.read_bytes()
+    assert b"latent/" not in events.read_bytes()
+    kept = {path.name for path in (workdir / "checkpoints").iterdir() if path.is_dir()}
+    assert kept == {str(summary["best"]["epoch"]), "4"}
+
+
+def test_a_finished_run_is_not_run_again(iterative):
+    workdir, summary = iterative
+    before = snapshot(workdir)
+    assert run(workdir, **ITERATIVE) == summary
+    assert run(workdir, **ITERATIVE, data_dir="elsewhere") == summary
+    assert snapshot(workdir) == before
+
+
+def test_another_configuration_is_refused(iterative):
+    workdir, _ = iterative
+    before = snapshot(workdir)
+    with pytest.raises(UserError) as caught:
+        run(workdir, **ITERATIVE | {"seed": 7, "order": "132"})
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1
+    for text in ("seed (316 there, 7 here)", "order ('231' there, '132' here)", "--workdir"):
+        assert text in message
+    assert "epochs" not in message
+    assert snapshot(workdir) == before
+
+
+def test_evaluate_only_gives_the_last_line_and_writes_nothing(iterative):
+    workdir, _ = iterative
+    before = snapshot(workdir)
+    result = run(workdir, **ITERATIVE, evaluate_only=True)
+    last = lines_of(workdir)[-1]
+    assert result == {key: last[key] for key in last if key in result}
+    assert {"validation_loss", "validation_accuracy"} <= result.keys()
+    assert snapshot(workdir) == before
+
+
+def test_evaluate_only_refuses_another_network(iterative):
+    with pytest.raises(UserError, match=r"network .'mlp300' there, 'mlp784' here."):
+        run(iterative[0], **ITERATIVE | {"network": "mlp784"}, evaluate_only=True)
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_evaluate_only_of_nothing_is_refused(tmp_path: Path, there: bool):
+    workdir = tmp_path / "nothing"
+    if there:
+        workdir.mkdir()
+    with pytest.raises(UserError, match=r"workdir=.* holds no run; accepted: a run directory"):
+        run(workdir, **ITERATIVE, evaluate_only=True)
+    assert list(tmp_path.rglob("*")) == ([workdir] if there else [])
+
+
+@pytest.fixture
+def interrupted(iterative, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run that died after recording epoch 3 and before saving its checkpoint."""
+    save = checkpoint.save
+
+    def dying_save(manager, number, *rest):
+        if number == 3:
+            raise KeyboardInterrupt
+        save(manager, number, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", dying_save)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "interrupted", **ITERATIVE)
+    return tmp_path / "interrupted"
+
+
+def test_what_was_recorded_beyond_the_checkpoint_or_torn_is_dropped(iterative, interrupted):
+    assert len(lines_of(interrupted)) == 4
+    with (interrupted / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 4, "binary_lay')
+    summary = run(interrupted, **ITERATIVE)
+    assert untimed(lines_of(interrupted)) == untimed(lines_of(iterative[0]))
+    assert summary["train_step_traces"] == 1
+    assert_identical(stored(interrupted, **ITERATIVE), stored(iterative[0], **ITERATIVE))
+
+
+def test_a_line_torn_where_it_is_needed_is_recorded_no_further_than_it_is(interrupted):
+    path = interrupted / "metrics.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:2]))
+    with pytest.raises(UserError, match="does not hold the 3 epochs that were checkpointed"):
+        run(interrupted, **ITERATIVE)
+
+
+def test_dispatch_does_not_matter(iterative, tmp_path: Path):
+    assert config.parse(ITERATIVE).dispatch == "auto"  # one dispatch for a dense network
+    summary = run(tmp_path / "steps", **ITERATIVE, dispatch="step")
+    assert summary["train_step_traces"] == 1
+    assert untimed(lines_of(tmp_path / "steps")) == untimed(lines_of(iterative[0]))
+    one = stored(iterative[0], **ITERATIVE)
+    assert_identical(stored(tmp_path / "steps", **ITERATIVE), one)
+
+
+# fields, masks of two epochs
+METHODS = [
+    ({"method": "float"}, [[], []]),
+    ({"method": "binary"}, [[1, 2, 3], [1, 2, 3]]),
+    ({"method": "iterative", "order": "reverse"}, [[3], [2, 3]]),
+    (
+        {"method": "sensitivity", "sensitivity_layer": 2, "sensitivity_epochs": 2, "epochs": 9},
+        [[2], [2]],
+    ),
+]
+
+
+@pytest.mark.parametrize(("fields", "masks"), METHODS, ids=lambda value: str(value)[:25])
+def test_masks_of_every_method(tmp_path: Path, fields, masks: list[list[int]]):
+    fields = SHORT | {"epochs": 2, "stage": "full"} | fields
+    summary = run(tmp_path / "run", **fields)
+    lines = lines_of(tmp_path / "run")
+    assert [line["binary_layers"] for line in lines] == masks
+    assert all(line.keys() == KEYS | {"test_loss", "test_accuracy"} for line in lines)
+    assert all((line["flip_ratio"] is None) == (not line["binary_layers"]) for line in lines)
+    assert (summary["metric"], summary["train_step_traces"]) == ("test_accuracy", 1)
+    state = stored(tmp_path / "run", **fields)
+    binary = [k for k, on in enumerate(jax.tree.leaves(state.binarization), 1) if on]
+    assert binary == masks[-1]
+
+
+@pytest.fixture(scope="module")
+def one_epoch(tmp_path_factory: pytest.TempPathFactory):
+    """Latent weights before and after a run of one epoch, layers 2 and 3 binary, and its line."""
+    fields = SHORT | {"epochs": 1, "network": "mlp300", "learning_rate": 0.01}
+    workdir = tmp_path_factory.mktemp("flips") / "run"
+    # not a run of any method: two layers in the first epoch
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "schedule_mask", lambda *_: (False, True, True))
+        run(workdir, **fields)
+    parsed, made = built(**fields)
+    before = latent_weights(trainer.initial_state(parsed, made).params, parsed.layer_names)
+    after = latent_weights(stored(workdir, **fields).params, parsed.layer_names)
+    return before, after, lines_of(workdir)[0]
+
+
+def test_flip_ratio(one_epoch):
+    before, after, line = one_epoch
+    flips = [
+        int(((np.asarray(old) >= 0) != (np.asarray(new) >= 0)).sum())
+        for old, new in zip(before, after, strict=True)
+    ]
+    assert all(flips)
+    sizes = [784 * 300, 300 * 100, 100 * 10]
+    ratios = [count / size for count, size in zip(flips, sizes, strict=True)]
+    assert line["layer_flip_ratios"] == pytest.approx(ratios, rel=1e-5)
+    expected = (flips[1] + flips[2]) / (sizes[1] + sizes[2])  # layer 1 is not binary
+    assert line["flip_ratio"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_latent_reset_leaves_signs(tmp_path: Path):
+    fields = SHORT | {"epochs": 2, "latent_reset": True, "order": "132"}
+    run(tmp_path / "run", **fields)
+    state = stored(tmp_path / "run", **fields)
+    first, second, third = latent_weights(state.params, config.parse(fields).layer_names)
+    assert set(np.unique(first)) == set(np.unique(third)) == {-1, 1}
+    assert len(np.unique(second)) > 1000
+
+
+@pytest.mark.parametrize("dispatch", ["epoch", "step"])
+def test_evaluation_leaves_the_state_bit_identical(dispatch: str):
+    parsed, made = built(**SHORT, dispatch=dispatch, evaluate_train=True)
+    state = trainer.initial_state(parsed, made)
+    masks = write_mask(parsed.layer_names, (True, False, True))
+    state = parallel.replicate(dataclasses.replace(state, binarization=masks))
+    before = jax.tree.map(np.array, state)
+    for name in ("validation", "train"):
+        first = made.evaluations[name](state, made.splits[name])
+        again = made.evaluations[name](state, made.splits[name])
+        assert_identical(jax.tree.map(np.array, first), jax.tree.map(np.array, again))
+    assert_identical(jax.tree.map(np.array, state), before)
+
+
+@pytest.fixture(scope="module")
+def by_hand() -> tuple[float, float]:
+    """Loss and accuracy of a new, half-binary network on the validation split, in one batch."""
+    parsed, made = built(**SHORT)
+    state = trainer.initial_state(parsed, made)
+    split = data.load(parsed.dataset_spec, stage="validation", data_dir="").evaluation
+    params = jax.tree.map(np.asarray, state.params)
+    x = (split.images.reshape(500, 784) / 255 - 0.1307) / 0.3081
+    for number, binary in ((1, True), (2, False), (3, True)):
+        kernel = params[f"dense{number}"]["kernel"].astype(np.float64)
+        x = x @ (np.where(kernel < 0, -1, 1) if binary else kernel)
+        x = (x + params[f"dense{number}"]["bias"]) / np.sqrt(1 + 1e-5)
+        x = np.maximum(x, 0) if number < 3 else x
+    losses = np.log(np.exp(x - x.max(1, keepdims=True)).sum(1)) + x.max(1)
+    losses -= x[np.arange(500), split.labels]
+    return losses.mean(), (x.argmax(1) == split.labels).mean()
+
+
+@pytest.mark.parametrize("eval_batch_size", [500, 1000, 333, 7, 499])
+def test_evaluation_counts_every_example_once(by_hand, eval_batch_size: int):
+    parsed, made = built(**SHORT, eval_batch_size=eval_batch_size)
+    masks = write_mask(parsed.layer_names, (True, False, True))
+    state = dataclasses.replace(trainer.initial_state(parsed, made), binarization=masks)
+    metrics = made.evaluations["validation"](parallel.replicate(state), made.splits["validation"])
+    computed = parallel.unreplicate(metrics).compute()
+    assert float(computed["accuracy"]) == pytest.approx(by_hand[1], rel=1e-6)
+    assert float(computed["loss"]) == pytest.approx(by_hand[0], rel=1e-4)
+
+
+EXAMPLES, BATCH, STEPS = 250, 20, 12
+
+
+@pytest.fixture(scope="module")
+def fed():
+    """`epoch, seed -> ` for every example, how often and in which step an epoch fed it."""
+
+    def note(state, images, labels, learning_rate):
+        seen, number = state.params["seen"]["kernel"], state.params["step"]["kernel"] + 1
+        seen = seen.at[labels, 0].add(1).at[labels, 1].add(number)
+        seen = seen.at[labels, 2].add(images[:, 0, 0, 0] * 255)  # of which image
+        metrics = step.Metrics.single_from_model_output(
+            loss=jnp.zeros(len(labels)), logits=jnp.zeros((len(labels), 2)), labels=labels
+        )
+        params = {"seen": {"kernel": seen}, "step": {"kernel": number}}
+        return state.replace(params=params), metrics, None
+
+    loop = epoch.make_train_epoch(
+        note,
+        ("seen",),
+        (0.0,),
+        (1.0,),
+        batch_size=BATCH,
+        steps=STEPS,
+        augment=False,
+        latent_reset=False,
+        scan=True,
+    )
+    images = np.arange(EXAMPLES, dtype=np.uint8).reshape(-1, 1, 1, 1)
+    examples = epoch.Examples(images, np.arange(EXAMPLES, dtype=np.int32))
+
+    def feed(number: int, seed: int = 1) -> np.ndarray:
+        params = {
+            "seen": {"kernel": np.zeros((EXAMPLES, 3), np.float32)},
+            "step": {"kernel": np.zeros((), np.float32)},
+        }
+        state = parallel.replicate(step.TrainState(params, {}, {}, ()))
+        inputs = epoch.EpochInputs(trainer.random_keys(seed)[1], np.int32(number), np.float32(0.1))
+        state, _, _ = loop(state, parallel.replicate(examples), inputs)
+        return parallel.unreplicate(state).params["seen"]["kernel"]
+
+    return feed
+
+
+def test_an_epoch_uses_every_example_at_most_once(fed):
+    seen = fed(0)
+    assert sorted(seen[:, 0]) == [0] * 10 + [1] * (BATCH * STEPS)
+    in_step = np.bincount(seen[:, 1].astype(int), minlength=STEPS + 1)
+    assert in_step.tolist() == [10] + [BATCH] * STEPS
+
+
+def test_images_come_with_their_labels(fed):
+    seen = fed(0)
+    used = seen[:, 0] == 1
+    np.testing.assert_allclose(seen[used, 2], np.arange(EXAMPLES)[used], atol=1e-3)
+
+
+def test_every_epoch_and_every_seed_has_a_sequence_of_its_own(fed):
+    first = fed(0)
+    np.testing.assert_array_equal(fed(0), first)
+    for other in (fed(1), fed(2), fed(0, seed=2)):
+        assert (other[:, 1] == first[:, 1]).mean() < 0.2  # by chance 1 of 13
+        assert not np.array_equal(other[:, 0], first[:, 0])  # others are left out
+
+
+def _out_of_patience(lines: list[dict[str, Any]], patience: int, layers: int) -> bool:
+    """Patience counts from the best epoch with all layers binary."""
+    binary = [line for line in lines if len(line["binary_layers"]) == layers]
+    if not binary or len(lines[-1]["binary_layers"]) < layers:
+        return False
+    best = max(line["validation_accuracy"] for line in binary)
+    first = next(line["epoch"] for line in binary if line["validation_accuracy"] == best)
+    return lines[-1]["epoch"] - first >= patience
+
+
+PATIENT = {"max_steps_per_epoch": 1, "epochs_per_layer": 2, "learning_rate": 0.1, "epochs": 60}
+
+
+@pytest.fixture(scope="module")
+def patient(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A run that patience ended, its best epoch not the last, saved once at its end."""
+    workdir = tmp_path_factory.mktemp("patient") / "run"
+    return workdir, run(workdir, **PATIENT, patience=2, checkpoint_every=100)
+
+
+def test_patience_ends_a_run_and_waits_for_the_last_layer(patient):
+    workdir, summary = patient
+    lines = lines_of(workdir)
+    assert summary["stopped_early"]
+    assert 7 <= len(lines) < 60  # all layers are binary from epoch 4 on
+    ended = [_out_of_patience(lines[: n + 1], 2, 3) for n in range(len(lines))]
+    assert ended == [False] * (len(lines) - 1) + [True]
+    assert summary["best"]["epoch"] == lines[-1]["epoch"] - 2
+
+
+def test_patience_does_not_run_before_the_last_layer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    accuracies = iter(np.linspace(0.9, 0.1, 12))  # worse in every epoch
+
+    def evaluate(*_):
+        return {"validation_loss": 1.0, "validation_accuracy": float(next(accuracies))}
+
+    monkeypatch.setattr(train, "_evaluate", evaluate)
+    summary = run(tmp_path / "run", **SHORT | {"epochs_per_layer": 3}, epochs=12, patience=2)
+    # the last layer turns binary in epoch 6, the best; 7 and 8 are worse
+    assert (summary["epochs"], summary["best"]["epoch"]) == (9, 6)
+
+
+def test_the_best_checkpoint_holds_the_best_epoch(patient, tmp_path: Path):
+    workdir, summary = patient
+    best = summary["best"]["epoch"]
+    kept = {path.name for path in (workdir / "checkpoints").iterdir() if path.is_dir()}
+    assert kept == {str(best), str(best + 2)}
+    fields = PATIENT | {"epochs": best + 1}
+    run(tmp_path / "shorter", **fields)
+    expected = stored(tmp_path / "shorter", **fields)
+    assert_identical(stored(workdir, best, **PATIENT), expected)
+
+
+def test_initialize_from_another_run(iterative, tmp_path: Path):
+    workdir, _ = iterative
+    fields = SHORT | {"epochs": 1, "method": "float", "initialize_from": str(workdir)}
+    before = snapshot(workdir)
+    run(tmp_path / "run", **fields | {"learning_rate": 1e-30})
+    assert snapshot(workdir) == before
+    there = stored(workdir, **ITERATIVE)
+    here = stored(tmp_path / "run", **fields)
+    assert_identical(here.params, there.params)  # the step was too small to change a weight
+    assert int(here.opt_state[1].count) == 3  # the optimizer begins anew
+    # the running statistics go on from those of the other run: 0.9**3 of them are left
+    start = there.batch_stats["norm1"]["mean"]
+    left = np.corrcoef(here.batch_stats["norm1"]["mean"], start)[0, 1]
+    assert left > 0.9
+    with pytest.raises(UserError, match=r"initialize_from=.*'mlp300' there, 'mlp784'") as caught:
+        run(tmp_path / "other", **fields | {"network": "mlp784"})
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_initialize_from_nothing_is_refused(tmp_path: Path, there: bool):
+    if there:
+        (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"initialize_from=.*empty.* holds no run"):
+        run(tmp_path / "run", **SHORT, epochs=1, initialize_from=str(tmp_path / "empty"))
+    assert (tmp_path / "empty").exists() == there
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_its_last_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def explode(number, *_):
+        return 0.01 if number < 2 else 1e38
+
+    monkeypatch.setattr(train.schedule, "learning_rate_at", explode)
+    fields = SHORT | {"epochs": 4, "method": "float", "optimizer": "sgd"}
+    with pytest.raises(UserError, match="epoch 2: the loss is not finite") as caught:
+        run(tmp_path / "run", **fields)
+    assert len(str(caught.value).splitlines()) == 1
+    assert "learning_rate=0.003" in str(caught.value)
+    assert [line["epoch"] for line in lines_of(tmp_path / "run")] == [0, 1]
+    assert not (tmp_path / "run" / "summary.json").exists()
+    state = stored(tmp_path / "run", 1, **fields)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
+
+
+@pytest.mark.parametrize(
+    ("every", "epochs", "saved"), [(1, 3, [0, 1, 2]), (2, 3, [1, 2]), (3, 3, [2]), (9, 3, [2])]
+)
+def test_checkpoint_interval(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int, epochs: int, saved: list[int]
+):
+    save, calls = checkpoint.save, []
+
+    def noting_save(manager, number, *rest):
+        calls.append(number)
+        save(manager, number, *rest)
+
+    monkeypatch.setattr(checkpoint, "save", noting_save)
+    # one more layer is binary in every epoch, so that the last epoch is always the best
+    run(tmp_path / "run", **SHORT, epochs=epochs, checkpoint_every=every)
+    assert calls == saved
+
+
+def test_histograms(tmp_path: Path):
+    run(tmp_path / "run", **SHORT, epochs=1, histograms=True)
+    (events,) = (tmp_path / "run" / "tensorboard").iterdir()
+    content = events.read_bytes()
+    for layer in (b"1_dense1", b"2_dense2", b"3_dense3"):
+        for tag in (b"", b"/mean", b"/std", b"/share_positive"):
+            assert b"latent/" + layer + tag in content
+
+
+def test_same_seed_same_run_other_seed_other_run(iterative, tmp_path: Path):
+    run(tmp_path / "same", **ITERATIVE)
+    assert untimed(lines_of(tmp_path / "same")) == untimed(lines_of(iterative[0]))
+    run(tmp_path / "other", **ITERATIVE | {"seed": 317})
+    losses = [line["train_loss"] for line in lines_of(tmp_path / "other")]
+    assert losses != [line["train_loss"] for line in lines_of(iterative[0])]
+
+
+# accuracy and binary layers of each epoch, the best epoch
+BEST = [
+    ([(0.5, 0)], 0),
+    ([(0.5, 0), (0.6, 0), (0.4, 0)], 1),
+    ([(0.5, 0), (0.5, 0)], 0),  # the first of equals
+    ([(0.9, 1), (0.8, 2), (0.1, 3), (0.3, 3), (0.2, 3)], 3),  # most binary layers first
+    ([(0.9, 3), (1.0, 2)], 0),
+    ([(1.0, 1), (0.0, 2)], 1),
+]
+
+
+@pytest.mark.parametrize(("epochs", "best"), BEST)
+def test_best_epoch(epochs: list[tuple[float, int]], best: int):
+    lines = [
+        {"epoch": number, "test_accuracy": accuracy, "binary_layers": list(range(1, layers + 1))}
+        for number, (accuracy, layers) in enumerate(epochs)
+    ]
+    assert records.best_epoch(lines, "test_accuracy")["epoch"] == best
+
+
+@pytest.mark.parametrize(
+    ("fields", "name"),
+    [
+        ({}, "mnist_5k-validation-mlp300-iterative-forward-lr0.1-seed316"),
+        (
+            {"method": "binary", "stage": "full", "learning_rate": 1e-3, "seed": 1},
+            "mnist_5k-full-mlp300-binary-lr0.001-seed1",
+        ),
+        (
+            {"method": "sensitivity", "sensitivity_layer": 2, "latent_reset": True},
+            "mnist_5k-validation-mlp300-sensitivity-2-reset-lr0.1-seed316",
+        ),
+        (
+            {"network": "resnet", "depth": 8, "dataset": "synthetic", "order": "reverse"},
+            "synthetic-validation-resnet8-iterative-reverse-lr0.1-seed316",
+        ),
+    ],
+)
+def test_default_workdir(fields: dict[str, Any], name: str):
+    assert records.default_workdir(config.parse(fields)) == Path("logs") / name
+
+
+def test_a_workdir_that_cannot_be_made_is_refused(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    for workdir in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(UserError, match="workdir=") as caught:
+            run(workdir, **SHORT, epochs=1)
+        assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_damaged_config_json_is_refused(iterative, tmp_path: Path):
+    shutil.copytree(iterative[0], tmp_path / "copy")
+    (tmp_path / "copy" / "config.json").write_text('{"network": ')
+    with pytest.raises(UserError, match=r"config.json cannot be read") as caught:
+        run(tmp_path / "copy", **ITERATIVE)
+    assert len(str(caught.value).splitlines()) == 1
