@@ -1,0 +1,103 @@
+"""The training step beside a plain PyTorch one, in turn, so that a noisy machine disturbs both.
+
+    pip install torch
+    python benchmarks/against_torch.py --output=result.json
+
+Each side has a process of its own. They run in turn, `--steps` steps each, `--rounds` times; the
+ratio is taken round by round. PyTorch is measured in both of its memory orders.
+"""
+
+import argparse
+import json
+import multiprocessing
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch_step
+import training
+
+NETWORKS = ("vgg5", "vgg9", "resnet20")
+SIDES = ("jaxbin", "torch", "torch channels_last")
+
+_timer: list[Callable[[], float]] = []
+
+
+def _start(side: str, network: str, steps: int) -> None:
+    """Prepare a side in its process and warm it up."""
+    if side == "jaxbin":
+        _timer.append(training.prepare(network, "float32", steps).time_steps)
+    else:
+        step = torch_step.make_step(network, channels_last=side != "torch")
+
+        def time_steps() -> float:
+            started = time.perf_counter()
+            for _ in range(steps):
+                step()
+            return time.perf_counter() - started
+
+        _timer.append(time_steps)
+    _time()
+    _time()
+
+
+def _time() -> float:
+    return _timer[0]()
+
+
+def compare(network: str, steps: int, rounds: int) -> dict:
+    """Milliseconds per step of every side, and jaxbin's in proportion to the faster PyTorch."""
+    context = multiprocessing.get_context("spawn")
+    pools = {side: context.Pool(1) for side in SIDES}
+    for side, pool in pools.items():
+        pool.apply(_start, (side, network, steps))
+    timings: dict[str, list[float]] = {side: [] for side in SIDES}
+    for _ in range(rounds):
+        for side, pool in pools.items():
+            timings[side].append(1e3 * pool.apply(_time) / steps)
+    for pool in pools.values():
+        pool.terminate()
+    ratios = [
+        ours / min(theirs) for ours, *theirs in zip(*(timings[side] for side in SIDES), strict=True)
+    ]
+    return {
+        "network": network,
+        "milliseconds_per_step": {side: statistics.median(timings[side]) for side in SIDES},
+        "ratio_to_faster_torch": statistics.median(ratios),
+        "ratio_min_max": [min(ratios), max(ratios)],
+    }
+
+
+def main() -> None:
+    """Measure and print a line per network; write JSON if asked to."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--networks", nargs="+", default=NETWORKS, choices=NETWORKS)
+    parser.add_argument("--steps", type=int, default=3, help="steps in a timing")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--output", type=Path, help="JSON file for the results")
+    arguments = parser.parse_args()
+    results = []
+    for network in arguments.networks:
+        result = compare(network, arguments.steps, arguments.rounds)
+        results.append(result)
+        sides = "  ".join(
+            f"{side} {milliseconds:.0f} ms"
+            for side, milliseconds in result["milliseconds_per_step"].items()
+        )
+        low, high = result["ratio_min_max"]
+        ratio = result["ratio_to_faster_torch"]
+        print(f"{network:9s} {sides}  ratio {ratio:.2f} ({low:.2f} to {high:.2f})", flush=True)
+    if arguments.output:
+        import torch
+
+        from jaxbin import records
+
+        content = {**records.environment(), "torch": torch.__version__, "results": results}
+        arguments.output.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
