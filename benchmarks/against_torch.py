@@ -3,8 +3,8 @@
     pip install torch
     python benchmarks/against_torch.py --output=result.json
 
-Each side has a process of its own. They run in turn, `--steps` steps each, `--rounds` times; the
-ratio is taken round by round. PyTorch is measured in both of its memory orders.
+Each side is measured in a fresh process, the sides in turn, `--rounds` times; the ratio is taken
+round by round. PyTorch is measured in both of its memory orders.
 """
 
 import argparse
@@ -12,7 +12,6 @@ import json
 import multiprocessing
 import statistics
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch_step
@@ -21,13 +20,11 @@ import training
 NETWORKS = ("vgg5", "vgg9", "resnet20")
 SIDES = ("jaxbin", "torch", "torch channels_last")
 
-_timer: list[Callable[[], float]] = []
 
-
-def _start(side: str, network: str, steps: int) -> None:
-    """Prepare a side in its process and warm it up."""
+def measure(side: str, network: str, steps: int) -> float:
+    """Milliseconds per step of one side, the median of five timings, after a warm-up."""
     if side == "jaxbin":
-        _timer.append(training.prepare(network, "float32", steps).time_steps)
+        time_steps = training.prepare(network, "float32", steps).time_steps
     else:
         step = torch_step.make_step(network, channels_last=side != "torch")
 
@@ -37,27 +34,19 @@ def _start(side: str, network: str, steps: int) -> None:
                 step()
             return time.perf_counter() - started
 
-        _timer.append(time_steps)
-    _time()
-    _time()
-
-
-def _time() -> float:
-    return _timer[0]()
+    time_steps()
+    return statistics.median(1e3 * time_steps() / steps for _ in range(5))
 
 
 def compare(network: str, steps: int, rounds: int) -> dict:
     """Milliseconds per step of every side, and jaxbin's in proportion to the faster PyTorch."""
     context = multiprocessing.get_context("spawn")
-    pools = {side: context.Pool(1) for side in SIDES}
-    for side, pool in pools.items():
-        pool.apply(_start, (side, network, steps))
     timings: dict[str, list[float]] = {side: [] for side in SIDES}
     for _ in range(rounds):
-        for side, pool in pools.items():
-            timings[side].append(1e3 * pool.apply(_time) / steps)
-    for pool in pools.values():
-        pool.terminate()
+        for side in SIDES:
+            # A process that waits keeps threads spinning, so that only one lives at a time.
+            with context.Pool(1) as pool:
+                timings[side].append(pool.apply(measure, (side, network, steps)))
     ratios = [
         ours / min(theirs) for ours, *theirs in zip(*(timings[side] for side in SIDES), strict=True)
     ]
@@ -75,8 +64,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--networks", nargs="+", default=NETWORKS, choices=NETWORKS)
-    parser.add_argument("--steps", type=int, default=3, help="steps in a timing")
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--steps", type=int, default=10, help="steps in a timing")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output", type=Path, help="JSON file for the results")
     arguments = parser.parse_args()
     results = []
@@ -91,7 +80,7 @@ def main() -> None:
         ratio = result["ratio_to_faster_torch"]
         print(f"{network:9s} {sides}  ratio {ratio:.2f} ({low:.2f} to {high:.2f})", flush=True)
     if arguments.output:
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]
 
         from jaxbin import records
 
