@@ -118,7 +118,7 @@ def environment() -> dict[str, Any]:
     source = Path(__file__).parent
     commit = _git(source, "rev-parse", "HEAD")
     return {
-        "command": ["python", "-m", "jaxbin.main", *sys.argv[1:]],
+        "command": ["python", *sys.orig_argv[1:]],
         "commit": commit,
         "uncommitted_changes": bool(_git(source, "status", "--porcelain")) if commit else None,
         "python": platform.python_version(),
