@@ -6,6 +6,7 @@ them.
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -132,6 +133,34 @@ def forward_order(
             jax.ShapeDtypeStruct((1, *image_shape), jnp.float32),
         )
     return tuple(names)
+
+
+def norms_after(network: nn.Module, image_shape: tuple[int, ...]) -> dict[str, str]:
+    """The batch norm that takes each layer's outputs, by the layer's name; not every layer has one.
+
+    Args:
+      network, image_shape: as for `forward_order`. A batch norm is called right after its layer.
+    """
+    layers = forward_order(network, image_shape)
+    calls = forward_order(network, image_shape, (Dense, Conv, nn.BatchNorm))
+    return {
+        before: name
+        for before, name in itertools.pairwise(calls)
+        if before in layers and name not in layers
+    }
+
+
+def variable_shapes(
+    network: nn.Module, image_shape: tuple[int, ...]
+) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
+    """Every variable of a network as a shape, by collection and by its path joined by "/"."""
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    init = functools.partial(network.init, train=False)
+    variables = jax.eval_shape(init, jax.random.key(0), images)
+    return {
+        collection: dict(flax.traverse_util.flatten_dict(tree, sep="/"))
+        for collection, tree in variables.items()
+    }
 
 
 def write_mask(layer_names: Sequence[str], mask: Sequence[bool]) -> dict[str, Any]:

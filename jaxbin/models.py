@@ -13,13 +13,17 @@ from jaxbin.errors import UserError
 from jaxbin.layers import Conv, Dense
 
 
+EPSILON = 1e-5
+"""Added to the variance in batch norm (docs/method.md section 4)."""
+
+
 def _norm(network: nn.Module, train: bool) -> Callable[..., nn.BatchNorm]:
     """Batch normalization over the global batch: `axis_name` joins the devices' shares of it."""
     return functools.partial(
         nn.BatchNorm,
         use_running_average=not train,
         momentum=0.9,
-        epsilon=1e-5,
+        epsilon=EPSILON,
         axis_name=network.axis_name,
         dtype=network.dtype,
     )

@@ -64,14 +64,14 @@ def parameter_table(params: Mapping[str, Any], layer_names: Sequence[str]) -> st
         rows.append((number, name, shape, f"{one_bit:,}", f"{rest:,}", *_kib(one_bit, rest)))
     rows.append(("", "total", "", f"{totals[0]:,}", f"{totals[1]:,}", *_kib(*totals)))
     ratio = 32 * sum(totals) / (totals[0] + 32 * totals[1])
-    return _aligned(rows) + f"\nall layers binary: {ratio:.1f} times smaller than float"
+    return aligned(rows) + f"\nall layers binary: {ratio:.1f} times smaller than float"
 
 
 def _kib(one_bit: int, rest: int) -> tuple[str, str]:
     return f"{4 * (one_bit + rest) / 1024:,.1f}", f"{(one_bit / 8 + 4 * rest) / 1024:,.1f}"
 
 
-def _aligned(rows: Sequence[tuple[str, ...]]) -> str:
+def aligned(rows: Sequence[tuple[str, ...]]) -> str:
     """Rows as text: the columns of numbers to the right, the names to the left."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(

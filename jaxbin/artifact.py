@@ -1,0 +1,258 @@
+"""Artifacts: a trained network as one small file, each binary weight a bit of it.
+
+docs/artifact.md describes the file for readers other than this one. It is a safetensors file, so
+reading it executes nothing and no size in it is believed before it is checked.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from jaxbin import models
+from jaxbin.errors import UserError
+from jaxbin.layers import forward_order, norms_after, variable_shapes
+
+VERSION = 1
+"""Version of the file format; a file of a newer one is refused."""
+
+CHANNELS = "channels"
+"""Name of the tensor that holds what a layer's outputs have each, `Artifact.rows` says what."""
+
+FOLDED = ("scale", "shift")
+"""Rows of `CHANNELS` where bias and batch norm are folded: outputs * scale + shift."""
+
+UNFOLDED = ("bias", "mean", "var", "scale", "shift")
+"""Rows of `CHANNELS` where they are not."""
+
+_METADATA = "jaxbin"
+_FLOATS = (np.dtype(np.float32), np.dtype(np.float16))
+
+
+@dataclasses.dataclass(frozen=True)
+class Artifact:
+    """A trained network.
+
+    Attributes:
+      network, depth: as `jaxbin.models.build` takes them.
+      image_shape: (height, width, channels) of an input.
+      class_names: the names of the outputs.
+      mean, std: of pixels scaled to [0, 1], one per channel.
+      precision: of products, as in the configuration of the run.
+      rows: what the rows of `channels` are, `FOLDED` or `UNFOLDED`.
+      layers: names of layers 1..L.
+      kernels: by layer name. uint8 (outputs, ceil(inputs / 8)): 1 bit per weight, from `pack`.
+        float32 or float16: the weights themselves, in the kernel's own shape.
+      channels: float32 (rows, outputs of all layers in turn).
+      training: where the weights come from; for people.
+    """
+
+    network: str
+    depth: int
+    image_shape: tuple[int, int, int]
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    precision: str
+    rows: tuple[str, ...]
+    layers: tuple[str, ...]
+    kernels: Mapping[str, np.ndarray]
+    channels: np.ndarray
+    training: Mapping[str, Any]
+
+    @property
+    def network_label(self) -> str:
+        """The network's name, as "resnet20"."""
+        return models.label(self.network, self.depth)
+
+
+_HEADER = ("network", "depth", "image_shape", "class_names", "mean", "std", "precision", "rows")
+
+
+def pack(positive: np.ndarray) -> np.ndarray:
+    """Binary weights, 1 bit each: a row of bytes for every output.
+
+    Args:
+      positive: boolean (..., outputs), a kernel's shape; True stands for +1, False for -1.
+
+    Returns:
+      uint8 (outputs, ceil(inputs / 8)). Inputs are the kernel's other axes flattened in C order;
+      input i is bit i % 8 of byte i // 8, the least significant bit being 0. Unused bits are 0.
+
+    >>> pack(np.array([[True, False], [False, True], [True, True]]))
+    array([[5],
+           [6]], dtype=uint8)
+    """
+    rows = positive.reshape(-1, positive.shape[-1]).T
+    return np.packbits(rows, axis=1, bitorder="little")
+
+
+def packed_shape(kernel_shape: Sequence[int]) -> tuple[int, int]:
+    """The shape that `pack` gives a kernel."""
+    inputs = int(np.prod(kernel_shape[:-1]))
+    return kernel_shape[-1], -(-inputs // 8)
+
+
+def build_network(artifact: Artifact) -> Any:
+    """The network's one definition, for one device, computing as the run did."""
+    dtype = jnp.bfloat16 if artifact.precision == "bfloat16" else None
+    classes = len(artifact.class_names)
+    return models.build(artifact.network, classes, artifact.depth, dtype=dtype)
+
+
+def kernel_shapes(artifact: Artifact) -> dict[str, tuple[int, ...]]:
+    """Shapes of the kernels of layers 1..L by name, from the network itself."""
+    shapes = variable_shapes(build_network(artifact), artifact.image_shape)["params"]
+    return {name: shapes[f"{name}/kernel"].shape for name in artifact.layers}
+
+
+def write(artifact: Artifact, path: Path) -> None:
+    """Write the file, so that it is there whole or not at all.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    write_whole(path, to_bytes(artifact))
+
+
+def to_bytes(artifact: Artifact) -> bytes:
+    """The content of the file; the same artifact gives the same bytes."""
+    tensors = {**artifact.kernels, CHANNELS: artifact.channels}
+    tensors = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+    header = {"version": VERSION}
+    header |= {name: getattr(artifact, name) for name in (*_HEADER, "training")}
+    header["sha256"] = _checksum(header, tensors)
+    # One key, because the order of several would not be the same in every file.
+    return safetensors.numpy.save(tensors, {_METADATA: _compact(header)})
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file under a temporary name, then rename it.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"{path} cannot be written: {error.strerror}") from None
+
+
+def read(path: Path) -> Artifact:
+    """The artifact in a file.
+
+    Raises:
+      UserError: it cannot be read, is damaged, is something else, or is of a newer version.
+    """
+    try:
+        with safetensors.safe_open(path, framework="np") as file:
+            header = _header(path, file.metadata())
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+    except (safetensors.SafetensorError, TypeError) as error:
+        raise UserError(f"{path} is damaged, or no artifact of jaxbin: {error}") from None
+    expected = header.pop("sha256", None)
+    if expected != _checksum(header, tensors):
+        raise UserError(f"{path} is damaged: its checksum does not fit its content")
+    try:
+        return _artifact(header, tensors)
+    except (UserError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} does not fit together: {type(error).__name__} {reason}") from None
+
+
+def _header(path: Path, metadata: Mapping[str, str] | None) -> dict[str, Any]:
+    text = (metadata or {}).get(_METADATA)
+    if text is None:
+        raise UserError(f"{path} is no artifact of jaxbin: its header has no {_METADATA!r}")
+    try:
+        header = json.loads(text)
+        version = header["version"]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path} is damaged: its header cannot be read") from None
+    if not isinstance(version, int) or not 1 <= version <= VERSION:
+        raise UserError(
+            f"{path} has format version {version!r}; this jaxbin reads 1 to {VERSION}: "
+            "install a newer one"
+        )
+    return header
+
+
+def _artifact(header: Mapping[str, Any], tensors: dict[str, np.ndarray]) -> Artifact:
+    """The artifact of a header and tensors that are checked against the network."""
+    image_shape = tuple(int(size) for size in header["image_shape"])
+    if len(image_shape) != 3 or min(image_shape) < 1 or max(image_shape) > 4096:
+        raise ValueError(f"image_shape={image_shape}")
+    depth = int(header["depth"])
+    if depth > len(tensors):  # before a network of that depth is built
+        raise ValueError(f"depth={depth} with {len(tensors)} tensors")
+    values = {name: header[name] for name in _HEADER}
+    values |= {name: tuple(values[name]) for name in ("class_names", "mean", "std", "rows")}
+    if not (len(values["mean"]) == len(values["std"]) == image_shape[2]):
+        raise ValueError(f"{len(values['mean'])} means for {image_shape[2]} channels")
+    if values["rows"] not in (FOLDED, UNFOLDED):
+        raise ValueError(f"rows={values['rows']}")
+    network = models.build(header["network"], len(values["class_names"]), depth)
+    artifact = Artifact(
+        **(values | {"depth": depth, "image_shape": image_shape}),
+        layers=forward_order(network, image_shape),
+        kernels={name: array for name, array in tensors.items() if name != CHANNELS},
+        channels=tensors[CHANNELS],
+        training=dict(header["training"]),
+    )
+    _check_tensors(artifact)
+    return artifact
+
+
+def _check_tensors(artifact: Artifact) -> None:
+    shapes = kernel_shapes(artifact)
+    if shapes.keys() != artifact.kernels.keys():
+        raise ValueError(f"layers {', '.join(shapes)}, tensors {', '.join(artifact.kernels)}")
+    for name, shape in shapes.items():
+        array = artifact.kernels[name]
+        accepted = packed_shape(shape) if array.dtype == np.uint8 else shape
+        if array.shape != accepted or array.dtype not in (np.dtype(np.uint8), *_FLOATS):
+            raise ValueError(f"{name} is {array.dtype} {array.shape}, expected {accepted}")
+    expected = (len(artifact.rows), sum(shape[-1] for shape in shapes.values()))
+    channels = artifact.channels
+    if channels.shape != expected or channels.dtype != np.float32:
+        raise ValueError(f"{CHANNELS} is {channels.dtype} {channels.shape}, expected {expected}")
+
+
+def _checksum(header: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.sha256(_compact(dict(sorted(header.items()))).encode())
+    for name, array in sorted(tensors.items()):
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def _compact(content: Any) -> str:
+    return json.dumps(content, separators=(",", ":"), allow_nan=False)
+
+
+def float32_bytes(artifact: Artifact) -> dict[str, int]:
+    """What each layer, its bias and batch norm included, takes as trained: 4 bytes a parameter."""
+    network = build_network(artifact)
+    shapes = variable_shapes(network, artifact.image_shape)["params"]
+    norms = norms_after(network, artifact.image_shape)
+    sizes = dict.fromkeys(artifact.layers, 0)
+    layers = {norm: name for name, norm in norms.items()} | {name: name for name in sizes}
+    for path, leaf in shapes.items():
+        sizes[layers[path.rsplit("/", 1)[0]]] += 4 * leaf.size
+    return sizes

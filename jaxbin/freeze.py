@@ -1,0 +1,191 @@
+"""A finished run as an artifact: signs of latent weights, batch norm folded."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import flax.traverse_util
+import jax
+import numpy as np
+
+from jaxbin import checkpoint, config, data, models, records
+from jaxbin.artifact import FOLDED, UNFOLDED, Artifact, pack
+from jaxbin.errors import UserError
+from jaxbin.layers import BINARIZATION, forward_order, norms_after, variable_shapes
+
+PyTree = Any
+
+CHECKPOINTS = ("best", "last")
+
+
+def freeze(workdir: Path, which: str = "best", float_dtype: Any = np.float32) -> Artifact:
+    """The artifact of a finished run.
+
+    Args:
+      workdir: the run directory.
+      which: the checkpoint, "best" or "last".
+      float_dtype: float32 or float16, of the kernels that are not binary.
+
+    Raises:
+      UserError: there is no run, it has not ended, or its checkpoint does not fit.
+    """
+    if which not in CHECKPOINTS:
+        raise UserError(f"checkpoint={which!r} is unknown; accepted: {', '.join(CHECKPOINTS)}")
+    run = _configuration(workdir)
+    summary = _summary(workdir, run)
+    spec = run.dataset_spec
+    network = models.build(run.network, spec.classes, run.depth)
+    variables = _stored_variables(workdir, network, spec, summary[which]["epoch"])
+    return freeze_variables(
+        network,
+        variables,
+        spec,
+        float_dtype,
+        network_name=(run.network, run.depth),
+        precision=run.precision,
+        training=_training(workdir, run, summary, which),
+    )
+
+
+def freeze_variables(
+    network: nn.Module,
+    variables: Mapping[str, Any],
+    spec: data.DatasetSpec,
+    float_dtype: Any = np.float32,
+    *,
+    network_name: tuple[str, int],
+    precision: str = "float32",
+    training: Mapping[str, Any] | None = None,
+) -> Artifact:
+    """The artifact of a network's variables.
+
+    Args:
+      network: from `jaxbin.models.build`.
+      variables: "params", "batch_stats" and the masks, `BINARIZATION`.
+      spec: shapes, class names and normalization of the images.
+      float_dtype: of the kernels that are not binary.
+      network_name: name and depth of the network.
+      precision: of products, as in the configuration.
+      training: where the weights come from.
+
+    In bfloat16 a batch norm is not folded: rounding between it and its layer is part of what was
+    trained.
+    """
+    layers = forward_order(network, spec.image_shape)
+    flat = {
+        name: np.asarray(array)
+        for collection in ("params", "batch_stats", BINARIZATION)
+        for name, array in _flat(variables.get(collection, {})).items()
+    }
+    rows = UNFOLDED if precision == "bfloat16" else FOLDED
+    norms = norms_after(network, spec.image_shape)
+    columns = [_channels(flat, name, norms.get(name), rows) for name in layers]
+    return Artifact(
+        network=network_name[0],
+        depth=network_name[1],
+        image_shape=spec.image_shape,
+        class_names=spec.class_names,
+        mean=spec.mean,
+        std=spec.std,
+        precision=precision,
+        rows=rows,
+        layers=layers,
+        kernels={name: _kernel(flat, name, float_dtype) for name in layers},
+        channels=np.concatenate(columns, axis=1).astype(np.float32),
+        training=training or {},
+    )
+
+
+def _kernel(flat: Mapping[str, np.ndarray], name: str, float_dtype: Any) -> np.ndarray:
+    latent = flat[f"{name}/kernel"]
+    # sign(0) = +1, for both zeros (docs/method.md section 1).
+    return pack(~(latent < 0)) if flat[f"{name}/mask"] else latent.astype(float_dtype)
+
+
+def _channels(
+    flat: Mapping[str, np.ndarray], name: str, norm: str | None, rows: tuple[str, ...]
+) -> np.ndarray:
+    """What `Artifact.channels` holds of a layer, (rows, outputs), in float64."""
+    outputs = flat[f"{name}/kernel"].shape[-1]
+    values = {
+        "bias": flat.get(f"{name}/bias", np.zeros(outputs)),
+        "mean": flat.get(f"{norm}/mean", np.zeros(outputs)),
+        "var": flat.get(f"{norm}/var", np.full(outputs, 1 - models.EPSILON)),
+        "scale": flat.get(f"{norm}/scale", np.ones(outputs)),
+        "shift": flat.get(f"{norm}/bias", np.zeros(outputs)),
+    }
+    values = {row: value.astype(np.float64) for row, value in values.items()}
+    if rows == FOLDED:
+        scale = values["scale"] / np.sqrt(values["var"] + models.EPSILON)
+        shift = values["shift"] + (values["bias"] - values["mean"]) * scale
+        values = {"scale": scale, "shift": shift}
+    return np.stack([values[row] for row in rows])
+
+
+def _configuration(workdir: Path) -> config.Config:
+    """The run's configuration as it was resolved, without looking at what it names."""
+    path = workdir / "config.json"
+    if not path.exists():
+        raise UserError(f"workdir={str(workdir)!r} holds no run: there is no config.json")
+    stored = records.read_json(path)
+    try:
+        values = {name: stored[name] for name in config.FIELDS if name in stored}
+        values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        run = config.Config(**values)
+        models.check(run.network, run.depth)
+    except (TypeError, KeyError) as error:
+        raise UserError(f"{path} is no configuration of a run: {error}") from None
+    return run
+
+
+def _summary(workdir: Path, run: config.Config) -> dict[str, Any]:
+    path = workdir / "summary.json"
+    if path.exists():
+        return records.read_json(path)
+    metrics = workdir / "metrics.jsonl"
+    done = len(metrics.read_text(encoding="utf-8").splitlines()) if metrics.exists() else 0
+    raise UserError(
+        f"workdir={str(workdir)!r} has not ended: {done} of {run.run_epochs} epochs are done; "
+        "its own command goes on with it"
+    )
+
+
+def _stored_variables(
+    workdir: Path, network: nn.Module, spec: data.DatasetSpec, epoch: int
+) -> dict[str, Any]:
+    shapes = variable_shapes(network, spec.image_shape)
+    template = {
+        collection: flax.traverse_util.unflatten_dict(arrays, sep="/")
+        for collection, arrays in shapes.items()
+    }
+    with checkpoint.open_checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
+        if epoch not in checkpoints.all_steps():
+            raise UserError(f"workdir={str(workdir)!r} holds no checkpoint of epoch {epoch}")
+        return checkpoint.restore(checkpoints, epoch, template)
+
+
+def _training(
+    workdir: Path, run: config.Config, summary: Mapping[str, Any], which: str
+) -> dict[str, Any]:
+    """Where the weights come from, in few words: it is part of a file that should be small."""
+    line = summary[which]
+    environment = workdir / "environment.json"
+    commit = records.read_json(environment).get("commit") if environment.exists() else None
+    return {
+        "dataset": run.dataset,
+        "stage": run.stage,
+        "method": run.method,
+        **({"order": run.order} if run.method == "iterative" else {}),
+        "epochs": summary["epochs"],
+        "seed": run.seed,
+        "commit": commit[:12] if commit else None,
+        "checkpoint": which,
+        "epoch": line["epoch"],
+        summary["metric"]: line[summary["metric"]],
+    }
+
+
+def _flat(tree: PyTree) -> dict[str, Any]:
+    return dict(flax.traverse_util.flatten_dict(jax.tree.map(np.asarray, tree), sep="/"))

@@ -1,0 +1,154 @@
+"""Computing with packed weights: they are unpacked where they are used, in the compiled function.
+
+The network is the one that was trained, from `jaxbin.models`; what differs is only how its layers
+come to their weights.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxbin import models
+from jaxbin.artifact import Artifact, build_network, kernel_shapes
+from jaxbin.augment import normalize
+from jaxbin.layers import BINARIZATION, Dense, norms_after, variable_shapes, write_mask
+
+PyTree = Any
+
+# Row k holds the 8 signs that byte k stands for.
+_SIGNS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little") * 2.0 - 1
+
+
+def unpack(packed: jax.Array, kernel_shape: tuple[int, ...]) -> jax.Array:
+    """The kernel of -1 and +1, float32, that `jaxbin.artifact.pack` packed.
+
+    Args:
+      packed: uint8 (outputs, ceil(inputs / 8)).
+      kernel_shape: (..., outputs).
+
+    >>> unpack(jnp.array([[5], [6]], jnp.uint8), (3, 2))
+    Array([[ 1., -1.],
+           [-1.,  1.],
+           [ 1.,  1.]], dtype=float32)
+    """
+    inputs, outputs = int(np.prod(kernel_shape[:-1])), kernel_shape[-1]
+    bits = (packed[:, :, None] >> jnp.arange(8, dtype=jnp.uint8)) & 1
+    signs = bits.reshape(outputs, -1)[:, :inputs].astype(jnp.float32) * 2 - 1
+    return signs.T.reshape(kernel_shape)
+
+
+def multiply_by_table(inputs: jax.Array, packed: jax.Array) -> jax.Array:
+    """The product of one input and binary weights, without unpacking them.
+
+    What a byte's 8 weights can contribute are 256 sums of 8 inputs; they are computed once for each
+    byte of a row, and every output then adds those that its bytes point at.
+
+    Args:
+      inputs: float32 (1, inputs).
+      packed: uint8 (outputs, ceil(inputs / 8)).
+
+    Returns:
+      float32 (1, outputs).
+    """
+    bytes_in_row = packed.shape[1]
+    padded = jnp.pad(inputs[0], (0, 8 * bytes_in_row - inputs.shape[1])).reshape(-1, 8)
+    table = (padded @ _SIGNS.T.astype(np.float32)).ravel()
+    places = packed.astype(jnp.int32) + 256 * jnp.arange(bytes_in_row, dtype=jnp.int32)
+    return table[places].sum(axis=1)[None]
+
+
+def make_forward(artifact: Artifact, tables: bool = True) -> Callable[..., jax.Array]:
+    """The function `(kernels, channels, images) -> logits` that the network computes.
+
+    `images` are uint8 (n, height, width, channels), logits float32 (n, classes). Kernels and
+    channels are arguments, because XLA would unpack constants when it compiles.
+
+    Args:
+      artifact: the network; of its kernels only the shapes and dtypes matter.
+      tables: whether binary dense layers of a single image use `multiply_by_table`, the faster
+        form on CPUs (docs/inference.md).
+    """
+    network = build_network(artifact)
+    make_variables = variables_from(artifact)
+    precision = "tensorfloat32" if artifact.precision == "tf32" else "float32"
+
+    def forward(
+        kernels: Mapping[str, jax.Array], channels: jax.Array, images: jax.Array
+    ) -> jax.Array:
+        single = tables and images.shape[0] == 1 and artifact.precision == "float32"
+        binary = {name: array for name, array in kernels.items() if array.dtype == jnp.uint8}
+        with (
+            jax.default_matmul_precision(precision),
+            nn.intercept_methods(_by_table(binary if single else {})),
+        ):
+            pixels = normalize(images, artifact.mean, artifact.std)
+            logits: Any = network.apply(make_variables(kernels, channels), pixels, train=False)
+        return logits.astype(jnp.float32)
+
+    return forward
+
+
+def _by_table(kernels: Mapping[str, jax.Array]) -> Callable[..., Any]:
+    """An interceptor that has the dense layers in `kernels` computed by `multiply_by_table`."""
+
+    def intercept(
+        call: Callable, args: Any, kwargs: Any, context: nn.module.InterceptorContext
+    ) -> Any:
+        module = context.module
+        packed = kernels.get("/".join(module.path))
+        if packed is None or not isinstance(module, Dense) or context.method_name != "__call__":
+            return call(*args, **kwargs)
+        outputs = multiply_by_table(args[0], packed)
+        return outputs + module.get_variable("params", "bias") if module.use_bias else outputs
+
+    return intercept
+
+
+def variables_from(artifact: Artifact) -> Callable[..., PyTree]:
+    """The function `(kernels, channels) -> variables` of the network, of packed or other kernels.
+
+    Every mask is off: the kernels are already what the layers compute with. Folded batch norms
+    have mean 0 and variance 1 - epsilon, which leaves their scale and shift.
+    """
+    network = build_network(artifact)
+    shapes = variable_shapes(network, artifact.image_shape)["params"]
+    norms = norms_after(network, artifact.image_shape)
+    kernels_shapes = kernel_shapes(artifact)
+    masks = write_mask(artifact.layers, [False] * len(artifact.layers))
+
+    def make_variables(kernels: Mapping[str, jax.Array], channels: jax.Array) -> PyTree:
+        params, stats, start = {}, {}, 0
+        for name, shape in kernels_shapes.items():
+            kernel = kernels[name]
+            packed = kernel.dtype == jnp.uint8
+            params[f"{name}/kernel"] = (
+                unpack(kernel, shape) if packed else kernel.astype(jnp.float32)
+            )
+            end = start + shape[-1]
+            rows = dict(zip(artifact.rows, channels[:, start:end], strict=True))
+            start = end
+            bias = rows.get("bias", jnp.zeros(shape[-1]))
+            if name in norms:
+                params[f"{norms[name]}/scale"] = rows["scale"]
+                params[f"{norms[name]}/bias"] = rows["shift"]
+                stats[f"{norms[name]}/mean"] = rows.get("mean", jnp.zeros(shape[-1]))
+                stats[f"{norms[name]}/var"] = rows.get(
+                    "var", jnp.full(shape[-1], 1 - models.EPSILON)
+                )
+            elif "bias" not in rows:
+                bias = rows["shift"]
+            if f"{name}/bias" in shapes:
+                params[f"{name}/bias"] = bias
+        unflatten = flax.traverse_util.unflatten_dict
+        return {
+            "params": unflatten(params, sep="/"),
+            "batch_stats": unflatten(stats, sep="/"),
+            BINARIZATION: masks,
+        }
+
+    return make_variables
