@@ -1,6 +1,5 @@
 """A finished run as an artifact: signs of latent weights, batch norm folded."""
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

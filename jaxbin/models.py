@@ -12,7 +12,6 @@ from jaxbin.convolution import max_pool
 from jaxbin.errors import UserError
 from jaxbin.layers import Conv, Dense
 
-
 EPSILON = 1e-5
 """Added to the variance in batch norm (docs/method.md section 4)."""
 
@@ -48,7 +47,7 @@ class MLP(nn.Module):
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
         """Images (batch, height, width, channels) to logits (batch, classes)."""
         norm = _norm(self, train)
-        x = images.reshape(len(images), -1)
+        x = images.reshape(images.shape[0], -1)
         for number, features in enumerate(self.hidden, start=1):
             x = Dense(features, dtype=self.dtype, name=f"dense{number}")(x)
             x = nn.relu(norm(name=f"norm{number}")(x))

@@ -37,9 +37,9 @@ def unpack(packed: jax.Array, kernel_shape: tuple[int, ...]) -> jax.Array:
            [ 1.,  1.]], dtype=float32)
     """
     inputs, outputs = int(np.prod(kernel_shape[:-1])), kernel_shape[-1]
-    bits = (packed[:, :, None] >> jnp.arange(8, dtype=jnp.uint8)) & 1
-    signs = bits.reshape(outputs, -1)[:, :inputs].astype(jnp.float32) * 2 - 1
-    return signs.T.reshape(kernel_shape)
+    bits = (packed[:, :, None] >> np.arange(8, dtype=np.uint8)) & 1
+    bits = jax.lax.slice_in_dim(bits.reshape(outputs, -1), 0, inputs, axis=1)
+    return (bits.astype(jnp.float32) * 2 - 1).T.reshape(kernel_shape)
 
 
 def multiply_by_table(inputs: jax.Array, packed: jax.Array) -> jax.Array:
@@ -121,29 +121,29 @@ def variables_from(artifact: Artifact) -> Callable[..., PyTree]:
     kernels_shapes = kernel_shapes(artifact)
     masks = write_mask(artifact.layers, [False] * len(artifact.layers))
 
+    outputs = [shape[-1] for shape in kernels_shapes.values()]
+
     def make_variables(kernels: Mapping[str, jax.Array], channels: jax.Array) -> PyTree:
-        params, stats, start = {}, {}, 0
-        for name, shape in kernels_shapes.items():
-            kernel = kernels[name]
+        # One split for all: in an ONNX graph every slice would be a handful of nodes.
+        columns = jax.lax.split(channels.ravel(), outputs * len(artifact.rows))
+        params, stats = {}, {}
+        for number, (name, shape) in enumerate(kernels_shapes.items()):
+            rows = dict(zip(artifact.rows, columns[number :: len(outputs)], strict=True))
+            kernel, norm = kernels[name], norms.get(name)
             packed = kernel.dtype == jnp.uint8
             params[f"{name}/kernel"] = (
                 unpack(kernel, shape) if packed else kernel.astype(jnp.float32)
             )
-            end = start + shape[-1]
-            rows = dict(zip(artifact.rows, channels[:, start:end], strict=True))
-            start = end
-            bias = rows.get("bias", jnp.zeros(shape[-1]))
-            if name in norms:
-                params[f"{norms[name]}/scale"] = rows["scale"]
-                params[f"{norms[name]}/bias"] = rows["shift"]
-                stats[f"{norms[name]}/mean"] = rows.get("mean", jnp.zeros(shape[-1]))
-                stats[f"{norms[name]}/var"] = rows.get(
-                    "var", jnp.full(shape[-1], 1 - models.EPSILON)
-                )
-            elif "bias" not in rows:
+            bias = rows.get("bias", np.zeros(shape[-1], np.float32))
+            if norm is None and "bias" not in rows:
                 bias = rows["shift"]
             if f"{name}/bias" in shapes:
                 params[f"{name}/bias"] = bias
+            if norm is not None:
+                unit = np.full(shape[-1], 1 - models.EPSILON, np.float32)
+                params |= {f"{norm}/scale": rows["scale"], f"{norm}/bias": rows["shift"]}
+                stats[f"{norm}/mean"] = rows.get("mean", np.zeros(shape[-1], np.float32))
+                stats[f"{norm}/var"] = rows.get("var", unit)
         unflatten = flax.traverse_util.unflatten_dict
         return {
             "params": unflatten(params, sep="/"),
