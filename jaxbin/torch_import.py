@@ -1,8 +1,8 @@
-"""Weights of the published PyTorch networks: arrays by PyTorch name, or a checkpoint file."""
+"""Weights of the published PyTorch networks: arrays by PyTorch name, either way; checkpoint files."""
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,22 @@ import jax
 import numpy as np
 
 from jaxbin.errors import UserError
-from jaxbin.layers import forward_order
+from jaxbin.layers import forward_order, norms_after
 
 # PyTorch numbers the modules of a Sequential and names the rest. Sorted by these ranks, then by
 # number and name, modules stand in forward order in every published network: downsample
 # convolutions come after a block's two others, the classifier after the features.
 _RANKS = {"conv": 0, "bn": 0, "features": 1, "layer": 1, "classifier": 2, "linear": 2, "fc": 2}
+
+# By the pattern of a layer's name here: its name there, of the numbers in it.
+_TORCH_NAMES: tuple[tuple[str, Callable[..., str]], ...] = (
+    (r"conv1", lambda: "conv1"),
+    (r"dense", lambda: "linear"),
+    (r"stage(\d+)_block(\d+)/conv(\d)", lambda s, b, k: f"layer{s}.{b - 1}.conv{k}"),
+    (r"stage(\d+)_conv(\d)", lambda s, k: f"features.{7 * (s - 1) + 3 * (k - 1)}"),
+    (r"classifier/dense(\d+)", lambda k: f"classifier.{3 * (k - 1)}"),
+    (r"dense(\d+)", lambda k: f"features.{3 * (k - 1)}"),
+)
 
 
 def variables_from_arrays(
@@ -67,6 +77,49 @@ def variables_from_arrays(
     _check_shapes(stats, shapes["batch_stats"])
     unflatten = flax.traverse_util.unflatten_dict
     return {"params": unflatten(params, sep="/"), "batch_stats": unflatten(stats, sep="/")}
+
+
+def arrays_from_variables(
+    network: nn.Module, image_shape: tuple[int, int, int], variables: Mapping[str, Any]
+) -> dict[str, np.ndarray]:
+    """A network's variables as the published PyTorch definitions load them.
+
+    The inverse of `variables_from_arrays`. PyTorch's `load_state_dict` takes the arrays once each
+    is a tensor. Kernels are given as they are in "params": the latent weights of a run, or what
+    binary layers compute with if `variables` hold that (docs/pytorch.md).
+
+    Args:
+      network: a network of `jaxbin.models`.
+      image_shape: (height, width, channels) of its input.
+      variables: "params" and "batch_stats".
+
+    Returns:
+      Arrays by PyTorch name, in PyTorch's layouts and in the variables' own dtype.
+
+    Raises:
+      UserError: the published code has no such network.
+    """
+    layers = forward_order(network, image_shape)
+    norms = norms_after(network, image_shape)
+    flatten = flax.traverse_util.flatten_dict
+    params: dict[str, Any] = dict(flatten(variables["params"], sep="/"))
+    stats: dict[str, Any] = dict(flatten(variables.get("batch_stats", {}), sep="/"))
+    arrays: dict[str, Any] = {}
+    after_convolution = 0
+    for name in layers:
+        module = _torch_module(name, layers)
+        kernel = np.asarray(params[f"{name}/kernel"])
+        arrays[f"{module}.weight"] = _weight(kernel, after_convolution)
+        after_convolution = kernel.shape[-1] if kernel.ndim == 4 else 0
+        if f"{name}/bias" in params:
+            arrays[f"{module}.bias"] = params[f"{name}/bias"]
+        if name in norms:
+            norm, norm_module = norms[name], _norm_module(module)
+            arrays[f"{norm_module}.weight"] = params[f"{norm}/scale"]
+            arrays[f"{norm_module}.bias"] = params[f"{norm}/bias"]
+            arrays[f"{norm_module}.running_mean"] = stats[f"{norm}/mean"]
+            arrays[f"{norm_module}.running_var"] = stats[f"{norm}/var"]
+    return {name: np.asarray(array) for name, array in arrays.items()}
 
 
 def module_order(arrays: Mapping[str, np.ndarray]) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -145,6 +198,39 @@ def _kernel(weight: np.ndarray, channels_before: int) -> np.ndarray:
     if side * side * channels_before == inputs:
         weight = weight.reshape(outputs, channels_before, side, side).transpose(0, 2, 3, 1)
     return weight.reshape(outputs, inputs).T
+
+
+def _weight(kernel: np.ndarray, channels_before: int) -> np.ndarray:
+    """A Flax kernel as a PyTorch weight, the inverse of `_kernel`."""
+    if kernel.ndim == 4:
+        return kernel.transpose(3, 2, 0, 1)
+    inputs, outputs = kernel.shape
+    weight = kernel.T
+    if channels_before and inputs != channels_before:
+        side = round((inputs // channels_before) ** 0.5)
+        weight = weight.reshape(outputs, side, side, channels_before).transpose(0, 3, 1, 2)
+    return weight.reshape(outputs, inputs)
+
+
+def _torch_module(name: str, layers: tuple[str, ...]) -> str:
+    """The published code's name of a layer.
+
+    Its Sequentials count every module: a layer, its batch norm and its ReLU are three, a pooling
+    one more. Networks of dense layers alone call the last one their classifier.
+    """
+    if name == layers[-1] and re.fullmatch(r"dense\d+", name):
+        return "classifier.0"
+    for pattern, module in _TORCH_NAMES:
+        match = re.fullmatch(pattern, name)
+        if match:
+            return module(*map(int, match.groups()))
+    raise UserError(f"the published PyTorch networks have no layer like {name!r}")
+
+
+def _norm_module(module: str) -> str:
+    """The name of the batch norm that follows a PyTorch layer."""
+    before, _, last = module.rpartition(".")
+    return f"{before}.{int(last) + 1}" if last.isdigit() else module.replace("conv", "bn")
 
 
 def _shapes(network: nn.Module, image_shape: tuple[int, int, int]) -> Any:

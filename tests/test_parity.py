@@ -156,29 +156,9 @@ class Run:
 
     def final(self) -> dict[str, np.ndarray]:
         """Parameters and running statistics by PyTorch name, in PyTorch's layout."""
-        params = flax.traverse_util.flatten_dict(self.state.params, sep="/")
-        stats = flax.traverse_util.flatten_dict(self.unbiased(EPOCHS * STEPS_PER_EPOCH), sep="/")
-        final, channels = {}, 0
-        for name, module in zip(self.names, self.torch_layers, strict=True):
-            kernel = np.asarray(params[f"{name}/kernel"])
-            if kernel.ndim == 4:
-                final[f"{module}.weight"] = kernel.transpose(3, 2, 0, 1)
-            elif channels and kernel.shape[0] != channels:
-                side = round((kernel.shape[0] // channels) ** 0.5)
-                image = kernel.reshape(side, side, channels, -1).transpose(3, 2, 0, 1)
-                final[f"{module}.weight"] = image.reshape(kernel.shape[1], -1)
-            else:
-                final[f"{module}.weight"] = kernel.T
-            channels = kernel.shape[-1] if kernel.ndim == 4 else 0
-            if f"{name}/bias" in params:
-                final[f"{module}.bias"] = np.asarray(params[f"{name}/bias"])
-        norms = forward_order(self.network, self.image_shape, nn.BatchNorm)
-        for name, module in zip(norms, self.torch_norms, strict=True):
-            final[f"{module}.weight"] = np.asarray(params[f"{name}/scale"])
-            final[f"{module}.bias"] = np.asarray(params[f"{name}/bias"])
-            final[f"{module}.running_mean"] = np.asarray(stats[f"{name}/mean"])
-            final[f"{module}.running_var"] = np.asarray(stats[f"{name}/var"])
-        return final
+        stats = self.unbiased(EPOCHS * STEPS_PER_EPOCH)
+        variables = {"params": self.state.params, "batch_stats": stats}
+        return torch_import.arrays_from_variables(self.network, self.image_shape, variables)
 
 
 def summary(values: np.ndarray) -> np.ndarray:
