@@ -92,7 +92,7 @@ def pack(positive: np.ndarray) -> np.ndarray:
            [6]], dtype=uint8)
     """
     rows = positive.reshape(-1, positive.shape[-1]).T
-    return np.packbits(rows, axis=1, bitorder="little")
+    return np.ascontiguousarray(np.packbits(rows, axis=1, bitorder="little"))
 
 
 def packed_shape(kernel_shape: Sequence[int]) -> tuple[int, int]:

@@ -32,11 +32,11 @@ def freeze(workdir: Path, which: str = "best", float_dtype: Any = np.float32) ->
     """
     if which not in CHECKPOINTS:
         raise UserError(f"checkpoint={which!r} is unknown; accepted: {', '.join(CHECKPOINTS)}")
-    run = _configuration(workdir)
+    run = read_configuration(workdir)
     summary = _summary(workdir, run)
     spec = run.dataset_spec
     network = models.build(run.network, spec.classes, run.depth)
-    variables = _stored_variables(workdir, network, spec, summary[which]["epoch"])
+    variables = stored_variables(workdir, network, spec, summary[which]["epoch"])
     return freeze_variables(
         network,
         variables,
@@ -80,7 +80,7 @@ def freeze_variables(
     }
     rows = UNFOLDED if precision == "bfloat16" else FOLDED
     norms = norms_after(network, spec.image_shape)
-    columns = [_channels(flat, name, norms.get(name), rows) for name in layers]
+    columns = [_channels(flat, name, norms.get(name, ""), rows) for name in layers]
     return Artifact(
         network=network_name[0],
         depth=network_name[1],
@@ -104,9 +104,12 @@ def _kernel(flat: Mapping[str, np.ndarray], name: str, float_dtype: Any) -> np.n
 
 
 def _channels(
-    flat: Mapping[str, np.ndarray], name: str, norm: str | None, rows: tuple[str, ...]
+    flat: Mapping[str, np.ndarray], name: str, norm: str, rows: tuple[str, ...]
 ) -> np.ndarray:
-    """What `Artifact.channels` holds of a layer, (rows, outputs), in float64."""
+    """What `Artifact.channels` holds of a layer, (rows, outputs), in float64.
+
+    Where there is no batch norm, `norm` is "" and finds nothing: scale 1, shift the bias.
+    """
     outputs = flat[f"{name}/kernel"].shape[-1]
     values = {
         "bias": flat.get(f"{name}/bias", np.zeros(outputs)),
@@ -123,8 +126,12 @@ def _channels(
     return np.stack([values[row] for row in rows])
 
 
-def _configuration(workdir: Path) -> config.Config:
-    """The run's configuration as it was resolved, without looking at what it names."""
+def read_configuration(workdir: Path) -> config.Config:
+    """The configuration of the run in a directory, without looking at the files it names.
+
+    Raises:
+      UserError: there is no run.
+    """
     path = workdir / "config.json"
     if not path.exists():
         raise UserError(f"workdir={str(workdir)!r} holds no run: there is no config.json")
@@ -151,9 +158,14 @@ def _summary(workdir: Path, run: config.Config) -> dict[str, Any]:
     )
 
 
-def _stored_variables(
+def stored_variables(
     workdir: Path, network: nn.Module, spec: data.DatasetSpec, epoch: int
 ) -> dict[str, Any]:
+    """Variables of a network, masks included, as a run stored them after an epoch.
+
+    Raises:
+      UserError: the run has no such checkpoint, or it holds another network's.
+    """
     shapes = variable_shapes(network, spec.image_shape)
     template = {
         collection: flax.traverse_util.unflatten_dict(arrays, sep="/")

@@ -1,0 +1,136 @@
+"""Whether an exported network computes what its run evaluated, on every image of the test set.
+
+    python benchmarks/agreement.py RUN... --data_dir=DIR
+
+For each finished run: the logits of its evaluation step, 1,000 images at a time, against those of
+the exported file, of the same file image by image (`--single` of them), of ONNX in onnxruntime and
+of StableHLO. Reported are the largest difference of a logit as a share of its image's largest
+logit, how many images change their class, and accuracies.
+"""
+
+import argparse
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.export
+import numpy as np
+import onnxruntime
+
+import jaxbin
+from jaxbin import artifact, augment, data, export, freeze, models, records, step
+
+
+def evaluation_logits(workdir: Path, which: str, images: np.ndarray) -> np.ndarray:
+    """What the run's evaluation step computes of the images, latent weights, masks and all."""
+    run = freeze.read_configuration(workdir)
+    spec = run.dataset_spec
+    network = models.build(run.network, spec.classes, run.depth)
+    epoch = records.read_json(workdir / "summary.json")[which]["epoch"]
+    variables = freeze.stored_variables(workdir, network, spec, epoch)
+    state = step.TrainState(
+        variables["params"],
+        variables.get("batch_stats", {}),
+        variables["binarization"],
+        opt_state=(),
+    )
+    eval_step = jax.jit(step.make_eval_step(network))
+
+    def logits_of(batch: np.ndarray) -> np.ndarray:
+        nothing = np.zeros(len(batch), np.int32), np.ones(len(batch), bool)
+        pixels = augment.normalize(batch, spec.mean, spec.std)
+        return np.asarray(eval_step(state, pixels, *nothing)[1])
+
+    with jax.default_matmul_precision("float32"):
+        return in_batches(logits_of, images, 1000)
+
+
+def in_batches(compute: Callable[[Any], Any], images: np.ndarray, size: int) -> np.ndarray:
+    """The results of batches of `size`, one after another."""
+    starts = range(0, len(images), size)
+    return np.concatenate([np.asarray(compute(images[k : k + size])) for k in starts])
+
+
+def compare(workdir: Path, which: str, split: data.Split, single: int) -> list[dict[str, Any]]:
+    """A line for every form of a run."""
+    frozen = freeze.freeze(workdir, which)
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "model.jaxbin"
+        artifact.write(frozen, path)
+        model = jaxbin.load(path)
+    onnx_model = export.to_bytes(frozen, ".onnx")
+    session = onnxruntime.InferenceSession(onnx_model, providers=["CPUExecutionProvider"])
+    hlo = bytearray(export.to_bytes(frozen, ".stablehlo"))
+    exported = jax.export.deserialize(hlo)
+    call = jax.jit(exported.call)
+    images, labels = split.images, split.labels
+    expected = evaluation_logits(workdir, which, images)
+    forms = {
+        "jaxbin": in_batches(lambda x: model.predict(x).logits, images, len(images)),
+        "jaxbin, one by one": in_batches(
+            lambda x: model.predict(x).logits, images[: single or len(images)], 1
+        ),
+        "onnx": in_batches(lambda x: session.run(None, {"images": x})[0], images, 1000),
+        "stablehlo": in_batches(call, images, 1000),
+    }
+    sizes = {"onnx": len(onnx_model), "stablehlo": len(hlo)}
+    summary = records.read_json(workdir / "summary.json")
+    return [
+        {
+            "run": workdir.name,
+            "form": form,
+            "bytes": sizes.get(form, len(artifact.to_bytes(frozen))),
+            **differences(logits, expected[: len(logits)], labels[: len(logits)]),
+            "recorded_accuracy": summary[which][summary["metric"]],
+        }
+        for form, logits in forms.items()
+    ]
+
+
+def differences(logits: np.ndarray, expected: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    """How far logits (n, classes) are from the expected ones."""
+    largest = np.abs(expected).max(axis=1, keepdims=True)
+    return {
+        "images": len(logits),
+        "largest_difference": float((np.abs(logits - expected) / largest).max()),
+        "changed_classes": int((logits.argmax(1) != expected.argmax(1)).sum()),
+        "accuracy": float((logits.argmax(1) == labels).mean()),
+        "evaluation_accuracy": float((expected.argmax(1) == labels).mean()),
+    }
+
+
+def main() -> None:
+    """Print a table; write JSON if asked to."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN")
+    parser.add_argument("--data_dir", default="~/tensorflow_datasets")
+    parser.add_argument("--checkpoint", default="last")
+    parser.add_argument("--single", type=int, default=0, help="images one by one; 0: all")
+    parser.add_argument("--output", type=Path, help="JSON file for the results")
+    arguments = parser.parse_args()
+    results = []
+    for workdir in arguments.runs:
+        spec = freeze.read_configuration(workdir).dataset_spec
+        split = data.load(spec, stage="full", data_dir=arguments.data_dir).evaluation
+        for line in compare(workdir, arguments.checkpoint, split, arguments.single):
+            results.append(line)
+            print(
+                f"{line['run']:24s} {line['form']:18s} {line['bytes']:9,d} bytes "
+                f"{line['images']:6d} images  difference {line['largest_difference']:.1e}  "
+                f"changed {line['changed_classes']}  accuracy {line['accuracy']:.4f} "
+                f"evaluation {line['evaluation_accuracy']:.4f} "
+                f"recorded {line['recorded_accuracy']:.4f}",
+                flush=True,
+            )
+    if arguments.output:
+        content = {**records.environment(), "results": results}
+        arguments.output.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

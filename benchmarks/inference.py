@@ -1,0 +1,200 @@
+"""Packed weights against the same network in float32: bytes, latency, throughput.
+
+    python benchmarks/inference.py
+    python benchmarks/inference.py --networks mlp300 resnet20 --output=result.json
+    python benchmarks/inference.py --forms
+
+Networks are untrained; no figure depends on the values of weights or images. All forms of a network
+are timed in turn, again and again, in one process, so that what else the machine does falls on all
+of them alike; the median of `--repeats` timings is reported, and its ratio to float32.
+
+With `--forms`: one image through the dense layers of the MNIST networks in every form that was
+tried (benchmarks/dense_forms.py), with the weights in the caches, and with the caches filled with
+other things before every call.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from dense_forms import FORMS, NETWORKS, make_network
+
+from jaxbin import artifact, data, freeze, inference, models, records
+from jaxbin.layers import BINARIZATION, forward_order, write_mask
+from jaxbin.packed import make_forward
+
+# name and depth of the network, dataset
+CHOICES = {
+    "mlp300": ("mlp300", 0, "mnist"),
+    "mlp784": ("mlp784", 0, "mnist"),
+    "vgg5": ("vgg5", 0, "cifar10"),
+    "vgg9": ("vgg9", 0, "cifar10"),
+    "resnet20": ("resnet", 20, "cifar10"),
+}
+
+LARGER_THAN_CACHES = 128 << 20
+
+
+def untrained(choice: str, binary: bool) -> artifact.Artifact:
+    """An untrained network, all of its layers binary or none."""
+    name, depth, dataset = CHOICES[choice]
+    spec = data.spec(dataset)
+    network = models.build(name, spec.classes, depth)
+    images = np.zeros((1, *spec.image_shape), np.float32)
+    variables = dict(network.init(jax.random.key(0), images, train=False))
+    layers = forward_order(network, spec.image_shape)
+    variables[BINARIZATION] = write_mask(layers, [binary] * len(layers))
+    return freeze.freeze_variables(network, variables, spec, network_name=(name, depth))
+
+
+def measure(choice: str, repeats: int) -> list[dict[str, Any]]:
+    """A line for every form of a network."""
+    frozen = {"float32": untrained(choice, False), "packed": untrained(choice, True)}
+    rng = np.random.default_rng(0)
+    calls, results = {}, []
+    for form, tables in (("float32", False), ("packed", True), ("packed, unpacked first", False)):
+        network = frozen[form.split(",")[0]]
+        model = inference.make_model(network)
+        forward = jax.jit(make_forward(network, tables=tables))
+        line = {
+            "network": choice,
+            "form": form,
+            "file_bytes": len(artifact.to_bytes(network)),
+            "resident_bytes": sum(
+                array.nbytes for array in (*model.kernels.values(), model.channels)
+            ),
+        }
+        for batch in (1, 256):
+            images = rng.integers(0, 256, (batch, *network.image_shape)).astype(np.uint8)
+            arguments = (model.kernels, model.channels, jnp.asarray(images))
+            compiled = forward.lower(*arguments).compile()
+            line[f"temporary_bytes_{batch}"] = compiled.memory_analysis().temp_size_in_bytes
+            calls[form, batch] = (compiled, arguments)
+        results.append(line)
+    for batch, calls_in_timing in ((1, 20), (256, 1)):
+        chosen = {form: call for (form, size), call in calls.items() if size == batch}
+        seconds = time_in_turn(chosen, repeats, calls_in_timing)
+        for line in results:
+            line[f"seconds_{batch}"] = seconds[line["form"]]
+    return results
+
+
+def time_in_turn(
+    calls: Mapping[str, tuple[Callable[..., Any], Sequence[Any]]],
+    repeats: int,
+    calls_in_timing: int,
+    before: Callable[[], Any] = lambda: None,
+) -> dict[str, float]:
+    """Median seconds of a call of each, after two rounds to warm up."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(repeats + 2):
+        for name, (function, arguments) in calls.items():
+            before()
+            started = time.perf_counter()
+            for _ in range(calls_in_timing):
+                result = function(*arguments)
+            jax.block_until_ready(result)
+            seconds[name].append((time.perf_counter() - started) / calls_in_timing)
+    return {name: statistics.median(values[2:]) for name, values in seconds.items()}
+
+
+def measure_forms(network: str, repeats: int) -> list[dict[str, Any]]:
+    """A line for every form of a dense network, for one image."""
+    rng = np.random.default_rng(0)
+    sizes = NETWORKS[network]
+    weights = [rng.random(size) < 0.5 for size in sizes]
+    pixels = jnp.asarray(rng.integers(0, 256, (1, sizes[0][0])).astype(np.uint8))
+    calls, results, expected = {}, [], None
+    for name, form in FORMS.items():
+        compute, prepared = make_network(form, weights)
+        arrays = [jnp.asarray(array) for array in prepared]
+        compiled = jax.jit(compute).lower(arrays, pixels).compile()
+        logits = np.asarray(compiled(arrays, pixels))
+        expected = logits if expected is None else expected
+        calls[name] = (compiled, (arrays, pixels))
+        results.append(
+            {
+                "network": network,
+                "form": name,
+                "resident_bytes": sum(array.nbytes for array in arrays),
+                "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
+                "difference": float(np.abs(logits - expected).max() / np.abs(expected).max()),
+            }
+        )
+    other = np.zeros(LARGER_THAN_CACHES, np.uint8)
+    warm = time_in_turn(calls, repeats, 20)
+    cold = time_in_turn(calls, repeats, 1, lambda: np.add(other, 1, out=other))
+    for line in results:
+        line |= {"seconds_warm": warm[line["form"]], "seconds_cold": cold[line["form"]]}
+    return results
+
+
+def print_networks(results: Sequence[Mapping[str, Any]]) -> None:
+    """A Markdown table."""
+    print(
+        "| network | form | file | resident | temporary, batch 1 | latency, batch 1 | "
+        "| images/s, batch 256 | |"
+    )
+    print("| --- | --- | --: | --: | --: | --: | --: | --: | --: |")
+    reference = {line["network"]: line for line in results if line["form"] == "float32"}
+    for line in results:
+        base = reference[line["network"]]
+        print(
+            f"| {line['network']} | {line['form']} | {line['file_bytes'] / 1000:,.1f} kB "
+            f"| {line['resident_bytes'] / 1000:,.1f} kB "
+            f"| {line['temporary_bytes_1'] / 1000:,.0f} kB "
+            f"| {1e6 * line['seconds_1']:,.0f} us "
+            f"| {line['seconds_1'] / base['seconds_1']:.2f} x "
+            f"| {256 / line['seconds_256']:,.0f} "
+            f"| {base['seconds_256'] / line['seconds_256']:.2f} x |"
+        )
+
+
+def print_forms(results: Sequence[Mapping[str, Any]]) -> None:
+    """A Markdown table."""
+    print("| network | form | resident | temporary | warm | | cold | |")
+    print("| --- | --- | --: | --: | --: | --: | --: | --: |")
+    reference = {line["network"]: line for line in results if line["form"] == "float32"}
+    for line in results:
+        base = reference[line["network"]]
+        print(
+            f"| {line['network']} | {line['form']} | {line['resident_bytes'] / 1000:,.1f} kB "
+            f"| {line['temporary_bytes'] / 1000:,.0f} kB | {1e6 * line['seconds_warm']:,.0f} us "
+            f"| {line['seconds_warm'] / base['seconds_warm']:.2f} x "
+            f"| {1e6 * line['seconds_cold']:,.0f} us "
+            f"| {line['seconds_cold'] / base['seconds_cold']:.2f} x |"
+        )
+
+
+def main() -> None:
+    """Measure and print a table; write JSON if asked to."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--networks", nargs="+", default=tuple(CHOICES), choices=CHOICES)
+    parser.add_argument("--forms", action="store_true", help="forms of dense layers, batch 1")
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--output", type=Path, help="JSON file for the results")
+    arguments = parser.parse_args()
+    if arguments.forms:
+        results = [line for name in NETWORKS for line in measure_forms(name, arguments.repeats)]
+        print_forms(results)
+    else:
+        results = [line for name in arguments.networks for line in measure(name, arguments.repeats)]
+        print_networks(results)
+    if arguments.output:
+        hardware = {"processor": platform.processor() or platform.machine()}
+        content = {**records.environment(), **hardware, "results": results}
+        arguments.output.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
