@@ -60,7 +60,7 @@ def measure(choice: str, repeats: int) -> list[dict[str, Any]]:
     frozen = {"float32": untrained(choice, False), "packed": untrained(choice, True)}
     rng = np.random.default_rng(0)
     calls, results = {}, []
-    for form, tables in (("float32", False), ("packed", True), ("packed, unpacked first", False)):
+    for form, tables in (("float32", False), ("packed", True), ("packed, no tables", False)):
         network = frozen[form.split(",")[0]]
         model = inference.make_model(network)
         forward = jax.jit(make_forward(network, tables=tables))

@@ -1,4 +1,4 @@
-"""Weights of the published PyTorch networks: arrays by PyTorch name, either way; checkpoint files."""
+"""Weights of the published PyTorch networks by PyTorch name, either way; checkpoint files."""
 
 import math
 import re

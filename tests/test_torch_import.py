@@ -9,7 +9,7 @@ import pytest
 
 from jaxbin import models, torch_import
 from jaxbin.errors import UserError
-from jaxbin.layers import forward_order
+from jaxbin.layers import Dense, forward_order
 
 SHAPE = (8, 8, 3)
 
@@ -182,3 +182,85 @@ def test_checkpoint_files_without_weights_are_refused(tmp_path: Path, content):
     torch.save(content, tmp_path / "checkpoint.pth")
     with pytest.raises(UserError, match="holds no state dict"):
         torch_import.load_checkpoint(tmp_path / "checkpoint.pth")
+
+
+# name, depth, images, PyTorch's names of the layers and of the batch norms
+PUBLISHED = [
+    ("mlp300", 0, (28, 28, 1), "features.0 features.3 classifier.0", "1 4 c1"),
+    ("mlp784_784", 0, (28, 28, 1), "features.0 features.3 classifier.0", "1 4 c1"),
+    (
+        "vgg5",
+        0,
+        (32, 32, 3),
+        "features.0 features.3 classifier.0 classifier.3 classifier.6",
+        "1 4 c1 c4 c7",
+    ),
+    (
+        "vgg9",
+        0,
+        (32, 32, 3),
+        "features.0 features.3 features.7 features.10 features.14 features.17 "
+        "classifier.0 classifier.3 classifier.6",
+        "1 4 8 11 15 18 c1 c4 c7",
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "depth", "shape", "layers", "norms"), PUBLISHED)
+def test_names_in_the_published_sequentials(name, depth, shape, layers: str, norms: str):
+    network = models.build(name, 10, depth)
+    given = torch_import.arrays_from_variables(network, shape, _drawn(network, shape))
+    expected_norms = tuple(
+        f"classifier.{number[1:]}" if number[0] == "c" else f"features.{number}"
+        for number in norms.split()
+    )
+    assert torch_import.module_order(given) == (tuple(layers.split()), expected_norms)
+    for module in expected_norms:
+        assert f"{module}.running_mean" in given
+        assert f"{module}.running_var" in given
+
+
+def _drawn(network: nn.Module, shape: tuple[int, int, int]):
+    """Variables of a network, no two of a kind alike."""
+    rng = np.random.default_rng(0)
+    fresh = jax.eval_shape(
+        lambda: network.init(jax.random.key(0), np.zeros((1, *shape), np.float32), False)
+    )
+    return jax.tree.map(
+        lambda leaf: rng.standard_normal(leaf.shape).astype(np.float32),
+        {name: fresh[name] for name in ("params", "batch_stats")},
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "depth", "shape"),
+    [("mlp300", 0, (28, 28, 1)), ("vgg5", 0, (8, 8, 3)), ("resnet", 8, (8, 8, 3))],
+)
+def test_there_and_back(name: str, depth: int, shape: tuple[int, int, int]):
+    network = models.build(name, 10, depth)
+    variables = _drawn(network, shape)
+    given = torch_import.arrays_from_variables(network, shape, variables)
+    back = torch_import.variables_from_arrays(network, shape, given)
+    jax.tree.map(np.testing.assert_array_equal, back, variables)
+
+
+def test_names_in_the_published_resnet():
+    network = models.build("resnet", 10, 8)
+    given = torch_import.arrays_from_variables(network, (8, 8, 3), _drawn(network, (8, 8, 3)))
+    layers, norms = torch_import.module_order(given)
+    assert layers[:3] == ("conv1", "layer1.0.conv1", "layer1.0.conv2")
+    assert layers[-2:] == ("layer3.0.conv2", "linear")
+    assert norms == tuple(name.replace("conv", "bn") for name in layers[:-1])
+    assert given["layer2.0.conv1.weight"].shape == (32, 16, 3, 3)
+    assert "conv1.bias" not in given
+
+
+def test_a_network_of_ones_own_has_no_published_names():
+    class Network(nn.Module):
+        @nn.compact
+        def __call__(self, images, train: bool):
+            return Dense(3, name="last")(images.mean(axis=(1, 2)))
+
+    variables = Network().init(jax.random.key(0), np.zeros((1, 8, 8, 3)), False)
+    with pytest.raises(UserError, match="have no layer like 'last'"):
+        torch_import.arrays_from_variables(Network(), SHAPE, variables)

@@ -1,0 +1,49 @@
+"""Put a finished run into the zoo that the package carries.
+
+    python experiments/zoo.py RUN --name=mnist_300 --data_dir=DIR
+
+The run's best checkpoint is exported to jaxbin/zoo/NAME.jaxbin and classifies the test set once;
+NAME.json beside it says how it did and how it was made. A run of stage "validation" has its best
+epoch chosen on the validation split, so that the test set has chosen nothing.
+"""
+
+import argparse
+from pathlib import Path
+
+from collect import collect
+
+import jaxbin
+from jaxbin import artifact, data, freeze, records
+
+ZOO = Path(__file__).parent.parent / "jaxbin" / "zoo"
+
+
+def main() -> None:
+    """Write both files."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--name", required=True)
+    parser.add_argument("--data_dir", default="~/tensorflow_datasets")
+    arguments = parser.parse_args()
+    frozen = freeze.freeze(arguments.run, "best")
+    path = ZOO / f"{arguments.name}.jaxbin"
+    artifact.write(frozen, path)
+    spec = freeze.read_configuration(arguments.run).dataset_spec
+    test = data.load(spec, stage="full", data_dir=arguments.data_dir).evaluation
+    classes = jaxbin.load(path).predict(test.images).classes
+    result = {
+        "network": frozen.network_label,
+        "bytes": path.stat().st_size,
+        "float32_bytes": sum(artifact.float32_bytes(frozen).values()),
+        "test_images": len(test.labels),
+        "test_accuracy": round(float((classes == test.labels).mean()), 6),
+        "run": collect(arguments.run),
+    }
+    records.write_json(path.with_suffix(".json"), result)
+    print({name: value for name, value in result.items() if name != "run"})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Trained networks that the package carries; `jaxbin.load` finds them by name."""

