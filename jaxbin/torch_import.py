@@ -206,8 +206,8 @@ def _weight(kernel: np.ndarray, channels_before: int) -> np.ndarray:
         return kernel.transpose(3, 2, 0, 1)
     inputs, outputs = kernel.shape
     weight = kernel.T
-    if channels_before and inputs != channels_before:
-        side = round((inputs // channels_before) ** 0.5)
+    side = math.isqrt(inputs // channels_before) if channels_before else 0
+    if side * side * channels_before == inputs:
         weight = weight.reshape(outputs, side, side, channels_before).transpose(0, 3, 1, 2)
     return weight.reshape(outputs, inputs)
 

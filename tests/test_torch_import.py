@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import flax.linen as nn
 import flax.traverse_util
 import jax
 import numpy as np
