@@ -1,8 +1,8 @@
 """Ways to multiply one image by binary dense layers, for `benchmarks/inference.py --forms`.
 
 A form prepares a layer's weights, True for +1, shape (inputs, outputs), and multiplies one input
-(1, inputs) by what it prepared. `jaxbin.packed` uses "table" for one image on CPUs and "unpack"
-for everything else.
+(1, inputs) by what it prepared. `jaxbin.packed` uses "pixels, then table" for one image on CPUs and
+"unpack" for everything else.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxbin.artifact import pack
-from jaxbin.packed import multiply_by_table, unpack
+from jaxbin.packed import multiply_by_table, multiply_pixels, unpack
 
 NETWORKS = {
     "mlp300": ((784, 300), (300, 100), (100, 10)),
@@ -34,13 +34,11 @@ class Form:
       multiply: `(inputs, kept, size) -> outputs`, with size (inputs, outputs).
       of_pixels: likewise for the first layer, whose inputs are then uint8 pixels; None where it
         takes normalized pixels like any other layer.
-      prepare_first: likewise, if the first layer is kept in another way.
     """
 
     prepare: Callable[[np.ndarray], np.ndarray]
     multiply: Callable[..., jax.Array]
     of_pixels: Callable[..., jax.Array] | None = None
-    prepare_first: Callable[[np.ndarray], np.ndarray] | None = None
 
 
 def signs(positive: np.ndarray) -> np.ndarray:
@@ -82,27 +80,6 @@ def multiply_planes_selected(x: jax.Array, planes: jax.Array, size: tuple[int, i
     return sum(chosen).sum(axis=0)[None]
 
 
-def pack_words(positive: np.ndarray) -> np.ndarray:
-    """uint32 (ceil(inputs / 32), outputs), the least significant bit first."""
-    packed = pack(positive)
-    padded = np.pad(packed, ((0, 0), (0, -packed.shape[1] % 4)))
-    return np.ascontiguousarray(np.ascontiguousarray(padded).view("<u4").T)
-
-
-def count_bits(pixels: jax.Array, words: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """The exact product of uint8 pixels: bits in common with each bit plane of the image."""
-    inputs = size[0]
-    padded = jnp.pad(pixels[0], (0, 32 * words.shape[0] - inputs)).reshape(-1, 32)
-    bits = (padded[None] >> np.arange(8, dtype=np.uint8)[:, None, None]) & 1
-    shifts = np.arange(32, dtype=np.uint32)
-    planes = (bits.astype(jnp.uint32) << shifts).sum(axis=2, dtype=jnp.uint32)
-    common = jax.lax.population_count(words[None] & planes[:, :, None]).astype(jnp.int32)
-    positive = (common << np.arange(8, dtype=np.int32)[:, None, None]).sum(axis=(0, 1))
-    product = 2 * positive - pixels.astype(jnp.int32).sum()
-    weights = 2 * jax.lax.population_count(words).astype(jnp.int32).sum(axis=0) - inputs
-    return (product / (255 * STD) - MEAN / STD * weights)[None]
-
-
 FORMS = {
     "float32": Form(signs, lambda x, kernel, size: x @ kernel),
     "table": Form(pack, lambda x, packed, size: multiply_by_table(x, packed)),
@@ -114,8 +91,15 @@ FORMS = {
         lambda positive: signs(positive).astype(np.int8),
         lambda x, kernel, size: x @ kernel.astype(jnp.float32),
     ),
-    "pixels by bit count, then table": Form(
-        pack, lambda x, packed, size: multiply_by_table(x, packed), count_bits, pack_words
+    "pixels, then table": Form(
+        pack,
+        lambda x, packed, size: multiply_by_table(x, packed),
+        lambda pixels, packed, size: multiply_pixels(pixels, packed, MEAN, STD),
+    ),
+    "pixels, then unpack": Form(
+        pack,
+        lambda x, packed, size: x @ unpack(packed, size),
+        lambda pixels, packed, size: multiply_pixels(pixels, packed, MEAN, STD),
     ),
 }
 
@@ -125,8 +109,7 @@ def make_network(
 ) -> tuple[Callable[..., jax.Array], list[np.ndarray]]:
     """The function `(kept, pixels) -> logits` of dense layers with ReLU, and what it keeps."""
     sizes = [kernel.shape for kernel in weights]
-    prepares = [form.prepare_first or form.prepare, *[form.prepare] * (len(weights) - 1)]
-    kept = [prepare(kernel) for prepare, kernel in zip(prepares, weights, strict=True)]
+    kept = [form.prepare(kernel) for kernel in weights]
 
     def compute(kept: Sequence[Any], pixels: jax.Array) -> jax.Array:
         x = pixels if form.of_pixels else (pixels.astype(jnp.float32) / 255 - MEAN) / STD

@@ -60,10 +60,10 @@ def measure(choice: str, repeats: int) -> list[dict[str, Any]]:
     frozen = {"float32": untrained(choice, False), "packed": untrained(choice, True)}
     rng = np.random.default_rng(0)
     calls, results = {}, []
-    for form, tables in (("float32", False), ("packed", True), ("packed, no tables", False)):
+    for form, bitwise in (("float32", False), ("packed", True), ("packed, always unpacked", False)):
         network = frozen[form.split(",")[0]]
         model = inference.make_model(network)
-        forward = jax.jit(make_forward(network, tables=tables))
+        forward = jax.jit(make_forward(network, bitwise=bitwise))
         line = {
             "network": choice,
             "form": form,
@@ -103,7 +103,7 @@ def time_in_turn(
                 result = function(*arguments)
             jax.block_until_ready(result)
             seconds[name].append((time.perf_counter() - started) / calls_in_timing)
-    return {name: statistics.median(values[2:]) for name, values in seconds.items()}
+    return {name: min(values[2:]) for name, values in seconds.items()}
 
 
 def measure_forms(network: str, repeats: int) -> list[dict[str, Any]]:

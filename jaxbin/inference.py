@@ -127,7 +127,7 @@ def _zoo() -> Path:
 
 def make_model(artifact: Artifact) -> Model:
     """The model of an artifact; its weights go to the device as they are, packed."""
-    forward = make_forward(artifact, tables=jax.default_backend() == "cpu")
+    forward = make_forward(artifact, bitwise=jax.default_backend() == "cpu")
 
     def compute(
         kernels: Mapping[str, jax.Array], channels: jax.Array, images: jax.Array

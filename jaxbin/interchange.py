@@ -72,7 +72,7 @@ def _with_constants(
 
     `hold` is applied to them; a barrier keeps XLA from unpacking them when it compiles.
     """
-    forward = make_forward(artifact, tables=False)
+    forward = make_forward(artifact, bitwise=False)
 
     def compute(images: jax.Array) -> jax.Array:
         kernels = {name: jnp.asarray(array) for name, array in artifact.kernels.items()}

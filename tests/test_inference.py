@@ -43,6 +43,26 @@ def test_products_by_table_by_hand():
     np.testing.assert_array_equal(product, [[2 - 3 + 5]])
 
 
+@pytest.mark.parametrize("inputs", [1, 7, 8, 33, 784])
+def test_products_of_pixels(inputs: int):
+    rng = np.random.default_rng(inputs)
+    pixels = rng.integers(0, 256, (1, inputs)).astype(np.uint8)
+    positive = rng.random((inputs, 5)) < 0.5
+    packed_weights = jnp.asarray(artifact.pack(positive))
+    product = packed.multiply_pixels(jnp.asarray(pixels), packed_weights, 0.1307, 0.3081)
+    normalized = (pixels / 255 - 0.1307) / 0.3081
+    np.testing.assert_allclose(
+        product, normalized @ np.where(positive, 1, -1), rtol=1e-5, atol=1e-4
+    )
+
+
+def test_products_of_pixels_by_hand():
+    # mean 0 and std 1 / 255 leave the pixels as they are; weights +1 -1 +1
+    pixels, weights = jnp.array([[200, 7, 255]], jnp.uint8), jnp.array([[0b101]], jnp.uint8)
+    product = packed.multiply_pixels(pixels, weights, 0.0, 1 / 255)
+    np.testing.assert_allclose(product, [[200 - 7 + 255]])
+
+
 ZOO = inference.zoo_names()
 
 
@@ -212,9 +232,9 @@ def test_as_a_person_would(tmp_path: Path):
     assert loaded.stdout.strip() == "set()"
 
 
-def test_networks_with_tables_and_without_agree():
+def test_both_forms_of_one_image_agree():
     frozen = artifact.read(inference.locate("mnist_300"))
     arrays = frozen.kernels, frozen.channels, DIGITS.images[:1]
-    by_table = jax.jit(packed.make_forward(frozen, tables=True))(*arrays)
-    unpacked = jax.jit(packed.make_forward(frozen, tables=False))(*arrays)
-    np.testing.assert_allclose(by_table, unpacked, rtol=1e-4, atol=1e-4)
+    bit_by_bit = jax.jit(packed.make_forward(frozen, bitwise=True))(*arrays)
+    unpacked = jax.jit(packed.make_forward(frozen, bitwise=False))(*arrays)
+    np.testing.assert_allclose(bit_by_bit, unpacked, rtol=1e-4, atol=1e-4)
