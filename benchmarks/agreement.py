@@ -41,7 +41,7 @@ def evaluation_logits(workdir: Path, which: str, images: np.ndarray) -> np.ndarr
 
     def logits_of(batch: np.ndarray) -> np.ndarray:
         nothing = np.zeros(len(batch), np.int32), np.ones(len(batch), bool)
-        pixels = augment.normalize(batch, spec.mean, spec.std)
+        pixels = augment.normalize(jax.numpy.asarray(batch), spec.mean, spec.std)
         return np.asarray(eval_step(state, pixels, *nothing)[1])
 
     with jax.default_matmul_precision("float32"):

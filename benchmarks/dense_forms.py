@@ -77,7 +77,7 @@ def multiply_planes_selected(x: jax.Array, planes: jax.Array, size: tuple[int, i
     rows = planes.shape[0]
     x = jnp.pad(x[0], (0, 8 * rows - size[0])).reshape(8, rows, 1)
     chosen = [jnp.where((planes >> np.uint8(k)) & 1, x[k], -x[k]) for k in range(8)]
-    return sum(chosen).sum(axis=0)[None]
+    return jnp.asarray(sum(chosen)).sum(axis=0)[None]
 
 
 FORMS = {

@@ -6,7 +6,7 @@
 
 Networks are untrained; no figure depends on the values of weights or images. All forms of a network
 are timed in turn, again and again, in one process, so that what else the machine does falls on all
-of them alike; the median of `--repeats` timings is reported, and its ratio to float32.
+of them alike; the fastest of `--repeats` timings is reported, and its ratio to float32.
 
 With `--forms`: one image through the dense layers of the MNIST networks in every form that was
 tried (benchmarks/dense_forms.py), with the weights in the caches, and with the caches filled with
@@ -16,7 +16,6 @@ other things before every call.
 import argparse
 import json
 import platform
-import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -76,7 +75,7 @@ def measure(choice: str, repeats: int) -> list[dict[str, Any]]:
             images = rng.integers(0, 256, (batch, *network.image_shape)).astype(np.uint8)
             arguments = (model.kernels, model.channels, jnp.asarray(images))
             compiled = forward.lower(*arguments).compile()
-            line[f"temporary_bytes_{batch}"] = compiled.memory_analysis().temp_size_in_bytes
+            line[f"temporary_bytes_{batch}"] = _temporary_bytes(compiled)
             calls[form, batch] = (compiled, arguments)
         results.append(line)
     for batch, calls_in_timing in ((1, 20), (256, 1)):
@@ -87,21 +86,25 @@ def measure(choice: str, repeats: int) -> list[dict[str, Any]]:
     return results
 
 
+def _temporary_bytes(compiled: Any) -> int:
+    """What a compiled function needs while it runs, apart from arguments and results."""
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
 def time_in_turn(
     calls: Mapping[str, tuple[Callable[..., Any], Sequence[Any]]],
     repeats: int,
     calls_in_timing: int,
     before: Callable[[], Any] = lambda: None,
 ) -> dict[str, float]:
-    """Median seconds of a call of each, after two rounds to warm up."""
+    """Seconds of the fastest call of each, after two rounds to warm up."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(repeats + 2):
         for name, (function, arguments) in calls.items():
             before()
             started = time.perf_counter()
-            for _ in range(calls_in_timing):
-                result = function(*arguments)
-            jax.block_until_ready(result)
+            results = [function(*arguments) for _ in range(calls_in_timing)]
+            jax.block_until_ready(results)
             seconds[name].append((time.perf_counter() - started) / calls_in_timing)
     return {name: min(values[2:]) for name, values in seconds.items()}
 
@@ -125,7 +128,7 @@ def measure_forms(network: str, repeats: int) -> list[dict[str, Any]]:
                 "network": network,
                 "form": name,
                 "resident_bytes": sum(array.nbytes for array in arrays),
-                "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
+                "temporary_bytes": _temporary_bytes(compiled),
                 "difference": float(np.abs(logits - expected).max() / np.abs(expected).max()),
             }
         )

@@ -127,7 +127,7 @@ def to_bytes(artifact: Artifact) -> bytes:
     """The content of the file; the same artifact gives the same bytes."""
     tensors = {**artifact.kernels, CHANNELS: artifact.channels}
     tensors = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
-    header = {"version": VERSION}
+    header: dict[str, Any] = {"version": VERSION}
     header |= {name: getattr(artifact, name) for name in (*_HEADER, "training")}
     header["sha256"] = _checksum(header, tensors)
     # One key, because the order of several would not be the same in every file.

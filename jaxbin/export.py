@@ -73,7 +73,9 @@ def size_table(artifact: Artifact, file_bytes: int) -> str:
       artifact: the network.
       file_bytes: size of the file that was written.
     """
-    rows = [("layer", "module", "kernel", "bits", "weights", "channels", "float32", "ratio")]
+    rows: list[tuple[str, ...]] = [
+        ("layer", "module", "kernel", "bits", "weights", "channels", "float32", "ratio")
+    ]
     floats = artifacts.float32_bytes(artifact)
     totals = [0, 0, 0]
     for number, (name, shape) in enumerate(artifacts.kernel_shapes(artifact).items(), start=1):

@@ -137,7 +137,7 @@ def read_configuration(workdir: Path) -> config.Config:
         raise UserError(f"workdir={str(workdir)!r} holds no run: there is no config.json")
     stored = records.read_json(path)
     try:
-        values = {name: stored[name] for name in config.FIELDS if name in stored}
+        values: dict[str, Any] = {name: stored[name] for name in config.FIELDS if name in stored}
         values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         run = config.Config(**values)
         models.check(run.network, run.depth)

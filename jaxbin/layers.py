@@ -150,13 +150,11 @@ def norms_after(network: nn.Module, image_shape: tuple[int, ...]) -> dict[str, s
     }
 
 
-def variable_shapes(
-    network: nn.Module, image_shape: tuple[int, ...]
-) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
+def variable_shapes(network: nn.Module, image_shape: tuple[int, ...]) -> dict[str, Any]:
     """Every variable of a network as a shape, by collection and by its path joined by "/"."""
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     init = functools.partial(network.init, train=False)
-    variables = jax.eval_shape(init, jax.random.key(0), images)
+    variables: dict[str, Any] = dict(jax.eval_shape(init, jax.random.key(0), images))
     return {
         collection: dict(flax.traverse_util.flatten_dict(tree, sep="/"))
         for collection, tree in variables.items()
