@@ -152,9 +152,11 @@ def load_checkpoint(path: str | Path) -> dict[str, np.ndarray]:
     except Exception as error:  # torch.load raises whatever the file makes it trip over
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path} is no PyTorch checkpoint: {reason}") from None
-    if not isinstance(content, dict):
+    state = content
+    if isinstance(content, dict):
+        state = content.get("model_state_dict", content.get("state_dict", content))
+    if not isinstance(state, dict):
         raise UserError(f"{path} holds no state dict")
-    state = content.get("model_state_dict", content.get("state_dict", content))
     tensors = {name: tensor for name, tensor in state.items() if isinstance(tensor, torch.Tensor)}
     if not tensors:
         raise UserError(f"{path} holds no state dict")
