@@ -8,11 +8,10 @@ from typing import Any
 
 import flax.linen as nn
 import flax.traverse_util
-import jax
 import numpy as np
 
 from jaxbin.errors import UserError
-from jaxbin.layers import forward_order, norms_after
+from jaxbin.layers import forward_order, norms_after, variable_shapes
 
 # PyTorch numbers the modules of a Sequential and names the rest. Sorted by these ranks, then by
 # number and name, modules stand in forward order in every published network: downsample
@@ -57,7 +56,7 @@ def variables_from_arrays(
             f"the arrays hold {len(layer_modules)} layers and {len(norm_modules)} batch norms; "
             f"the network has {len(layers)} and {len(norms)}"
         )
-    shapes = _shapes(network, image_shape)
+    shapes = variable_shapes(network, image_shape)
     params, stats = {}, {}
     after_convolution = 0
     for name, module in zip(layers, layer_modules, strict=True):
@@ -74,7 +73,7 @@ def variables_from_arrays(
         stats[f"{name}/mean"] = arrays.get(f"{module}.running_mean", np.zeros_like(scale))
         stats[f"{name}/var"] = arrays.get(f"{module}.running_var", np.ones_like(scale))
     _check_shapes(params, shapes["params"])
-    _check_shapes(stats, shapes["batch_stats"])
+    _check_shapes(stats, shapes.get("batch_stats", {}))
     unflatten = flax.traverse_util.unflatten_dict
     return {"params": unflatten(params, sep="/"), "batch_stats": unflatten(stats, sep="/")}
 
@@ -235,19 +234,12 @@ def _norm_module(module: str) -> str:
     return f"{before}.{int(last) + 1}" if last.isdigit() else module.replace("conv", "bn")
 
 
-def _shapes(network: nn.Module, image_shape: tuple[int, int, int]) -> Any:
-    images = jax.ShapeDtypeStruct((1, *image_shape), np.float32)
-    return jax.eval_shape(lambda: network.init(jax.random.key(0), np.zeros(images.shape), False))
-
-
-def _check_shapes(arrays: Mapping[str, np.ndarray], expected: Any) -> None:
-    leaves: dict[str, Any] = dict(flax.traverse_util.flatten_dict(expected, sep="/"))
-    shapes = {name: leaf.shape for name, leaf in leaves.items()}
+def _check_shapes(arrays: Mapping[str, np.ndarray], shapes: Mapping[str, Any]) -> None:
     for name in shapes.keys() | arrays.keys():
         if name not in arrays or name not in shapes:
             where = "the arrays" if name not in arrays else "the network"
             raise UserError(f"{name} is missing from {where}")
-        if arrays[name].shape != shapes[name]:
+        if arrays[name].shape != shapes[name].shape:
             raise UserError(
-                f"{name} has shape {arrays[name].shape}; the network wants {shapes[name]}"
+                f"{name} has shape {arrays[name].shape}; the network wants {shapes[name].shape}"
             )

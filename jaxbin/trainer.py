@@ -13,6 +13,7 @@ from jaxbin import data, models, parallel, schedule, step
 from jaxbin.config import Config
 from jaxbin.epoch import Examples, make_evaluation, make_train_epoch
 from jaxbin.errors import UserError
+from jaxbin.layers import Conv, forward_order
 
 PyTree = Any
 
@@ -123,7 +124,7 @@ def _train_epoch(
         steps=steps,
         augment=config.augment,
         latent_reset=config.latent_reset,
-        scan=_one_dispatch(config),
+        scan=_one_dispatch(config, network),
     )
 
 
@@ -137,13 +138,13 @@ def _evaluation(
         examples=examples,
         batch_size=config.eval_batch_size,
         devices=jax.device_count(),
-        scan=_one_dispatch(config),
+        scan=_one_dispatch(config, network),
     )
 
 
-def _one_dispatch(config: Config) -> bool:
-    convolutions = not config.network.startswith("mlp")
-    automatic = parallel.one_dispatch(jax.default_backend(), convolutions)
+def _one_dispatch(config: Config, network: nn.Module) -> bool:
+    convolutions = forward_order(network, config.dataset_spec.image_shape, Conv)
+    automatic = parallel.one_dispatch(jax.default_backend(), bool(convolutions))
     return {"auto": automatic, "epoch": True, "step": False}[config.dispatch]
 
 
