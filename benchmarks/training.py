@@ -41,31 +41,41 @@ class Training:
     time_steps: Callable[[], float]
 
 
-def prepare(name: str, precision: str, steps: int) -> Training:
-    """The training of configuration `name`, half of its layers binary."""
+def prepare(name: str, precision: str, steps: int, members: int | None = None) -> Training:
+    """The training of configuration `name`, half of its layers binary.
+
+    Args:
+      name: the configuration.
+      precision: of products.
+      steps: steps in a timing.
+      members: train a population of so many instead of one run alone.
+    """
     import jax
     import numpy as np
 
-    from jaxbin import data, parallel, schedule
+    from jaxbin import data, schedule
     from jaxbin.epoch import EpochInputs
     from jaxbin.layers import write_mask
+    from jaxbin.parallel import Layout
     from jaxbin.trainer import build_trainer, initial_state, matmul_precision, random_keys
 
     config = _configuration(name, precision, steps)
     jax.config.update("jax_default_matmul_precision", matmul_precision(config))
     dataset = data.load(config.dataset_spec, stage="validation", data_dir="", seed=0)
-    trainer = build_trainer(config, dataset)
+    layout = Layout(members)
+    trainer = build_trainer(config, dataset, layout)
     layers = len(config.layer_names)
     mask = schedule.mask_at(layers // 2, "iterative", range(1, layers + 1), 1)
     state = dataclasses.replace(
         initial_state(config, trainer), binarization=write_mask(config.layer_names, mask)
     )
-    live = [parallel.replicate(state)]
-    inputs = EpochInputs(random_keys(0)[1], np.int32(0), np.float32(0.001))
+    live = [layout.place([state] * (members or 1))]
+    one = EpochInputs(random_keys(0)[1], np.int32(0), np.float32(0.001))
+    inputs = layout.place([one] * (members or 1))
 
     def time_steps() -> float:
         started = time.perf_counter()
-        live[0], *_ = trainer.train_epoch(live[0], trainer.splits["train"], inputs)
+        live[0], *_ = trainer.train_epoch(live[0], inputs, trainer.splits["train"])
         return time.perf_counter() - started
 
     return Training(config, trainer, time_steps)

@@ -81,6 +81,14 @@ def restore(manager: ocp.CheckpointManager, epoch: int, template: PyTree) -> PyT
     return structure.unflatten([np.asarray(stored[name]) for name in names])
 
 
+def latest(directory: Path) -> int | None:
+    """The epoch of the latest checkpoint in `directory`; None if there is none."""
+    if not directory.exists():
+        return None
+    with open_checkpoints(directory, read_only=True) as checkpoints:
+        return checkpoints.latest_step()
+
+
 def restore_latest(directory: Path, template: PyTree) -> tuple[int, PyTree]:
     """The epoch of the latest checkpoint in `directory`, and its part that `template` names.
 

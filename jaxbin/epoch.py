@@ -8,9 +8,9 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from jaxbin import parallel
 from jaxbin.augment import crop_and_flip, normalize
 from jaxbin.layers import latent_weights
+from jaxbin.parallel import Layout
 from jaxbin.step import Metrics, TrainState, reset_latents
 
 PyTree = Any
@@ -62,32 +62,35 @@ def make_train_epoch(
     steps: int,
     augment: bool,
     latent_reset: bool,
+    layout: Layout,
     scan: bool,
 ) -> Callable[..., tuple[TrainState, Any, jax.Array]]:
-    """An epoch `(state, examples, inputs, progress=None) -> (state, metrics, flips)`.
+    """An epoch `(state, inputs, examples, progress=None) -> (state, metrics, flips)`.
 
-    State and examples are replicated; the state is donated. The sequence of examples is a
-    permutation keyed by the run's key and the epoch; which device computes what does not enter.
+    State and inputs are placed, examples shared out (`jaxbin.parallel.Layout`); the state is
+    donated. The sequence of examples is a permutation keyed by the run's key and the epoch; which
+    device computes what does not enter.
     `flips` (L,) holds each layer's share of latent weights whose sign the epoch changed.
 
     Args:
-      train_step: from `jaxbin.step.make_train_step`, over the axis `parallel.AXIS`.
+      train_step: from `jaxbin.step.make_train_step`, over the layout's axis.
       layer_names: names of layers 1..L.
       mean, std: of the pixels, see `jaxbin.augment.normalize`.
       batch_size: examples in a step, over all devices.
       steps: steps in an epoch.
       augment: whether to crop and flip.
       latent_reset: whether to end the epoch with `jaxbin.step.reset_latents`.
-      scan: see `parallel.compile_loop`.
+      layout: how runs share the devices.
+      scan: see `Layout.compile_loop`.
     """
 
-    def begin(state: TrainState, examples: Examples, inputs: EpochInputs) -> _Carry:
+    def begin(state: TrainState, inputs: EpochInputs, examples: Examples) -> _Carry:
         order_key, _ = _epoch_keys(inputs)
         order = jax.random.permutation(order_key, len(examples.labels))
         return _Carry(state, Metrics.empty(), order, _positive(state, layer_names))
 
-    def body(carry: _Carry, index: jax.Array, examples: Examples, inputs: EpochInputs) -> _Carry:
-        start, share = parallel.device_share(batch_size)
+    def body(carry: _Carry, index: jax.Array, inputs: EpochInputs, examples: Examples) -> _Carry:
+        start, share = layout.share(batch_size)
         chosen = jax.lax.dynamic_slice(carry.order, (index * batch_size + start,), (share,))
         images = examples.images[chosen]
         if augment:
@@ -101,15 +104,15 @@ def make_train_epoch(
         return dataclasses.replace(carry, state=state, metrics=carry.metrics.merge(metrics))
 
     def finish(
-        carry: _Carry, examples: Examples, inputs: EpochInputs
+        carry: _Carry, inputs: EpochInputs, examples: Examples
     ) -> tuple[TrainState, Any, jax.Array]:
-        del examples, inputs
+        del inputs, examples
         now = _positive(carry.state, layer_names)
         flips = [(old != new).mean() for old, new in zip(carry.positive, now, strict=True)]
         state = reset_latents(carry.state, layer_names) if latent_reset else carry.state
-        return state, parallel.reduce_over_devices(carry.metrics), jnp.stack(flips)
+        return state, layout.reduce(carry.metrics), jnp.stack(flips)
 
-    return parallel.compile_loop(begin, body, finish, steps=steps, scan=scan)
+    return layout.compile_loop(begin, body, finish, steps=steps, scan=scan)
 
 
 def make_evaluation(
@@ -119,7 +122,7 @@ def make_evaluation(
     *,
     examples: int,
     batch_size: int,
-    devices: int,
+    layout: Layout,
     scan: bool,
 ) -> Callable[..., Any]:
     """An evaluation `(state, split) -> metrics` over every example of a split, each counted once.
@@ -128,33 +131,31 @@ def make_evaluation(
       eval_step: from `jaxbin.step.make_eval_step`.
       mean, std: of the pixels.
       examples: number of examples in the split.
-      batch_size: examples in a step, over all devices; rounded up to a multiple of them.
-      devices: number of devices.
-      scan: see `parallel.compile_loop`.
+      batch_size: examples in a step, over all devices; rounded up to a multiple of their number.
+      layout: how runs share the devices.
+      scan: see `Layout.compile_loop`.
     """
-    batch_size = -(-min(batch_size, examples) // devices) * devices
+    batch_size = -(-min(batch_size, examples) // layout.shards) * layout.shards
 
-    def begin(nothing: PyTree, resident: PyTree, scalars: PyTree) -> Any:
-        del nothing, resident, scalars
+    def begin(nothing: PyTree, state: TrainState, split: Examples) -> Any:
+        del nothing, state, split
         return Metrics.empty()
 
-    def body(metrics: Any, index: jax.Array, resident: PyTree, scalars: PyTree) -> Any:
-        del scalars
-        state, split = resident
-        start, share = parallel.device_share(batch_size)
+    def body(metrics: Any, index: jax.Array, state: TrainState, split: Examples) -> Any:
+        start, share = layout.share(batch_size)
         chosen = index * batch_size + start + jnp.arange(share)
         counted = chosen < examples
         chosen = jnp.minimum(chosen, examples - 1)
         images = normalize(split.images[chosen], mean, std)
         return metrics.merge(eval_step(state, images, split.labels[chosen], counted)[0])
 
-    def finish(metrics: Any, resident: PyTree, scalars: PyTree) -> Any:
-        del resident, scalars
-        return parallel.reduce_over_devices(metrics)
+    def finish(metrics: Any, state: TrainState, split: Examples) -> Any:
+        del state, split
+        return layout.reduce(metrics)
 
     steps = -(-examples // batch_size)
-    loop = parallel.compile_loop(begin, body, finish, steps=steps, scan=scan)
-    return lambda state, split: loop((), (state, split), ())
+    loop = layout.compile_loop(begin, body, finish, steps=steps, scan=scan)
+    return lambda state, split: loop((), state, split)
 
 
 def _epoch_keys(inputs: EpochInputs) -> tuple[jax.Array, jax.Array]:

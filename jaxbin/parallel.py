@@ -1,9 +1,11 @@
-"""Everything that is parallel: the mapped axis, who holds what, and how a loop is dispatched.
+"""Everything that is parallel: how runs share the devices, and how a loop is dispatched.
 
 `jax.pmap` is named here and nowhere else.
 """
 
-from collections.abc import Callable
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -16,32 +18,163 @@ AXIS = "devices"
 """Name of the mapped axis: gradients and batch statistics are averaged over it."""
 
 
-def replicate(tree: PyTree) -> PyTree:
-    """Copies of every array on all devices, with a leading device axis, as `compile_loop` takes."""
-    # Outputs of a mapped function have the very sharding that the next one wants: placing the
-    # arrays in any other way makes its first call compile twice.
-    copy = jax.pmap(lambda _, arrays: arrays, axis_name=AXIS, in_axes=(0, None))
-    return copy(np.arange(jax.local_device_count()), tree)
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How runs share the devices.
 
+    One run alone is spread over all of them: each computes its share of every batch. A population
+    is several runs, the *members*, in one program: whole members are spread over the devices, and
+    those on one device are vmapped.
 
-def unreplicate(tree: PyTree) -> PyTree:
-    """The first device's copy of every array, as NumPy arrays on the host."""
-    # [0, ...] keeps a scalar an array, which is what Orbax stores.
-    return jax.tree.map(lambda array: np.asarray(array.addressable_data(0))[0, ...], tree)
-
-
-def device_share(size: int) -> tuple[jax.Array, int]:
-    """Where this device's share of `size` consecutive things begins, and how many it is.
-
-    Only inside a function that `compile_loop` maps. `size` must be a multiple of the devices.
+    Attributes:
+      members: how many members a population has; None for one run alone.
     """
-    share = size // jax.device_count()
-    return jax.lax.axis_index(AXIS) * share, share
+
+    members: int | None = None
+
+    @property
+    def axis_name(self) -> str | None:
+        """The axis over whose devices one run is spread; None if it has one device for itself."""
+        return AXIS if self.members is None else None
+
+    @property
+    def shards(self) -> int:
+        """Over how many devices a batch of one run is spread."""
+        return jax.device_count() if self.members is None else 1
+
+    @property
+    def _members_per_device(self) -> int:
+        return -(-(self.members or 1) // jax.device_count())
+
+    @property
+    def _devices(self) -> int:
+        """How many of this machine's devices take part."""
+        if self.members is None:
+            return jax.local_device_count()
+        return -(-self.members // self._members_per_device)
+
+    def share(self, size: int) -> tuple[jax.Array | int, int]:
+        """Where this device's share of `size` consecutive things begins, and how many it is.
+
+        Only inside a function that `compile_loop` maps. If one run is spread over the devices,
+        `size` must be a multiple of them.
+        """
+        if self.members is not None:
+            return 0, size
+        share = size // self.shards
+        return jax.lax.axis_index(AXIS) * share, share
+
+    def reduce(self, metrics: Any) -> Any:
+        """A `clu.metrics.Collection` over all examples of a run; only inside a mapped function."""
+        return metrics if self.members is not None else jax.lax.all_gather(metrics, AXIS).reduce()
+
+    def place(self, trees: Sequence[PyTree]) -> PyTree:
+        """One tree for each member, or the one of a run alone, on the devices that compute it."""
+        if self.members is None:
+            (tree,) = trees
+            return self.share_out(tree)
+        wanted = self._devices * self._members_per_device
+        trees = [*trees, *[trees[-1]] * (wanted - len(trees))]  # what is beyond the last is unused
+        shape = (self._devices, self._members_per_device)
+        stacked = jax.tree.map(
+            lambda *leaves: np.stack(leaves).reshape(*shape, *np.shape(leaves[0])), *trees
+        )
+        return jax.pmap(lambda arrays: arrays, axis_name=AXIS)(stacked)
+
+    def share_out(self, tree: PyTree) -> PyTree:
+        """Copies of every array on all devices: what all members use."""
+        # Outputs of a mapped function have the very sharding that the next one wants: placing the
+        # arrays in any other way makes its first call compile twice.
+        copy = jax.pmap(lambda _, arrays: arrays, axis_name=AXIS, in_axes=(0, None))
+        return copy(np.arange(self._devices), tree)
+
+    def fetch(self, tree: PyTree, member: int = 0) -> PyTree:
+        """A member's part of what a mapped function returned, as NumPy arrays on the host."""
+        if self.members is None:
+            # [0, ...] keeps a scalar an array, which is what Orbax stores.
+            return jax.tree.map(lambda array: np.asarray(array.addressable_data(0))[0, ...], tree)
+        device, place = divmod(member, self._members_per_device)
+        return jax.tree.map(
+            lambda array: np.asarray(array.addressable_data(device)[0, place]), tree
+        )
+
+    def compile_loop(
+        self,
+        begin: Callable[[PyTree, PyTree, PyTree], PyTree],
+        body: Callable[[PyTree, jax.Array, PyTree, PyTree], PyTree],
+        finish: Callable[[PyTree, PyTree, PyTree], PyTree],
+        *,
+        steps: int,
+        scan: bool,
+    ) -> Callable[..., PyTree]:
+        """A loop on all devices: `begin`, `steps` times `body`, `finish`; each for one member.
+
+        Args:
+          begin: `(donated, inputs, shared) -> carry`.
+          body: `(carry, index, inputs, shared) -> carry`, with index 0..steps-1.
+          finish: `(carry, inputs, shared) -> result`.
+          steps: how many times `body` runs.
+          scan: one dispatch for everything, or one for each of the functions' calls. The results
+            are the same.
+
+        Returns:
+          `loop(donated, inputs, shared, progress=None) -> result`. `donated` and `inputs` were
+          made by `place`, or by such a loop, `shared` by `share_out`. The arrays of `donated` are
+          gone afterwards. `progress(steps)` is called with the number of steps that just ended.
+        """
+
+        def everything(donated: PyTree, inputs: PyTree, shared: PyTree, _: Any) -> PyTree:
+            carry = _scan(body, begin(donated, inputs, shared), steps, inputs, shared)
+            return finish(carry, inputs, shared)
+
+        # Arguments of all: what may be donated, inputs, what is shared, the step's number.
+        fused = self._mapped(everything, donate=True)
+        mapped_begin = self._mapped(lambda d, i, s, _: begin(d, i, s), donate=True)
+        mapped_body = self._mapped(lambda c, i, s, index: body(c, index, i, s), donate=True)
+        mapped_finish = self._mapped(lambda c, i, s, _: finish(c, i, s), donate=False)
+        none = np.int32(0)
+
+        def in_one(donated: PyTree, inputs: PyTree, shared: PyTree, progress: Any = None) -> PyTree:
+            result = jax.block_until_ready(fused(donated, inputs, shared, none))
+            if progress is not None:
+                progress(steps)
+            return result
+
+        def in_steps(
+            donated: PyTree, inputs: PyTree, shared: PyTree, progress: Any = None
+        ) -> PyTree:
+            carry = mapped_begin(donated, inputs, shared, none)
+            for index in range(steps):
+                carry = mapped_body(carry, inputs, shared, np.int32(index))
+                if progress is not None:
+                    jax.block_until_ready(carry)
+                    progress(1)
+            return jax.block_until_ready(mapped_finish(carry, inputs, shared, none))
+
+        return in_one if scan else in_steps
+
+    def _mapped(
+        self, function: Callable[[PyTree, PyTree, PyTree, Any], PyTree], donate: bool
+    ) -> Callable[..., PyTree]:
+        """`function` of one member's trees, of what is shared and of an index, on all devices."""
+        one_device = function
+        if self.members is not None and self._members_per_device > 1:
+            one_device = jax.vmap(function, in_axes=(0, 0, None, None))
+        elif self.members is not None:
+            # Mapping over one member would cost: it turns convolutions into grouped ones.
+            one_device = functools.partial(_alone, function)
+        return jax.pmap(
+            one_device,
+            axis_name=AXIS,
+            in_axes=(0, 0, 0, None),
+            donate_argnums=0 if donate else (),
+        )
 
 
-def reduce_over_devices(metrics: Any) -> Any:
-    """A `clu.metrics.Collection` over all devices' examples; only inside a mapped function."""
-    return jax.lax.all_gather(metrics, AXIS).reduce()
+def _alone(function: Callable[..., PyTree], mine: PyTree, inputs: PyTree, *rest: Any) -> PyTree:
+    """`function` of the one member on this device, whose trees have a member axis of length 1."""
+    mine, inputs = jax.tree.map(lambda array: array[0], (mine, inputs))
+    return jax.tree.map(lambda array: array[None], function(mine, inputs, *rest))
 
 
 def check_batch_size(batch_size: int, devices: int) -> str | None:
@@ -62,69 +195,11 @@ def one_dispatch(platform: str, convolutions: bool) -> bool:
     return platform != "cpu" or not convolutions
 
 
-def compile_loop(
-    begin: Callable[[PyTree, PyTree, PyTree], PyTree],
-    body: Callable[[PyTree, jax.Array, PyTree, PyTree], PyTree],
-    finish: Callable[[PyTree, PyTree, PyTree], PyTree],
-    *,
-    steps: int,
-    scan: bool,
-) -> Callable[..., PyTree]:
-    """A loop on all devices: `begin`, `steps` times `body`, `finish`.
-
-    Args:
-      begin: `(donated, resident, scalars) -> carry`.
-      body: `(carry, index, resident, scalars) -> carry`, with index 0..steps-1.
-      finish: `(carry, resident, scalars) -> result`.
-      steps: how many times `body` runs.
-      scan: one dispatch for everything, or one for each of the functions' calls. The results are
-        the same.
-
-    Returns:
-      `loop(donated, resident, scalars, progress=None) -> result`. `donated` and `resident` are
-      trees with a leading device axis (`replicate`); the arrays of `donated` are gone afterwards.
-      `scalars` are host values, the same for all devices. `progress(steps)` is called with the
-      number of steps that have just ended.
-    """
-    fused = jax.pmap(
-        lambda donated, resident, scalars: finish(
-            _scan(body, begin(donated, resident, scalars), steps, resident, scalars),
-            resident,
-            scalars,
-        ),
-        axis_name=AXIS,
-        in_axes=(0, 0, None),
-        donate_argnums=0,
-    )
-    mapped_begin = jax.pmap(begin, axis_name=AXIS, in_axes=(0, 0, None), donate_argnums=0)
-    mapped_body = jax.pmap(body, axis_name=AXIS, in_axes=(0, None, 0, None), donate_argnums=0)
-    mapped_finish = jax.pmap(finish, axis_name=AXIS, in_axes=(0, 0, None))
-
-    def in_one(donated: PyTree, resident: PyTree, scalars: PyTree, progress: Any = None) -> PyTree:
-        result = jax.block_until_ready(fused(donated, resident, scalars))
-        if progress is not None:
-            progress(steps)
-        return result
-
-    def in_steps(
-        donated: PyTree, resident: PyTree, scalars: PyTree, progress: Any = None
-    ) -> PyTree:
-        carry = mapped_begin(donated, resident, scalars)
-        for index in range(steps):
-            carry = mapped_body(carry, np.int32(index), resident, scalars)
-            if progress is not None:
-                jax.block_until_ready(carry)
-                progress(1)
-        return jax.block_until_ready(mapped_finish(carry, resident, scalars))
-
-    return in_one if scan else in_steps
-
-
 def _scan(
-    body: Callable[..., PyTree], carry: PyTree, steps: int, resident: PyTree, scalars: PyTree
+    body: Callable[..., PyTree], carry: PyTree, steps: int, inputs: PyTree, shared: PyTree
 ) -> PyTree:
     carry, _ = jax.lax.scan(
-        lambda carry, index: (body(carry, index, resident, scalars), None),
+        lambda carry, index: (body(carry, index, inputs, shared), None),
         carry,
         jnp.arange(steps, dtype=jnp.int32),
     )

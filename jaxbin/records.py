@@ -230,14 +230,15 @@ def open_records(workdir: Path, epochs: int) -> Records:
 
 
 @contextmanager
-def log_to_file(workdir: Path) -> Iterator[None]:
-    """Let everything that jaxbin logs go to `log.txt` too."""
+def log_to_file(workdir: Path, terminal: bool) -> Iterator[logging.Logger]:
+    """A logger that writes to `log.txt` and, if wanted, to wherever jaxbin logs."""
     handler = logging.FileHandler(workdir / "log.txt", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-    logger = logging.getLogger("jaxbin")
+    logger = logging.getLogger("jaxbin").getChild(f"run {workdir}".replace(".", "_"))
+    logger.propagate = terminal
     logger.addHandler(handler)
     try:
-        yield
+        yield logger
     finally:
         logger.removeHandler(handler)
         handler.close()

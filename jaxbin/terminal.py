@@ -95,6 +95,17 @@ def epoch_line(line: Mapping[str, Any], epochs: int, layers: int, split: str) ->
     )
 
 
+def population_line(lines: Sequence[Mapping[str, Any]], epochs: int, split: str) -> str:
+    """An epoch of a population in one line: mean, least and largest accuracy of its members."""
+    accuracies = [line[f"{split}_accuracy"] for line in lines]
+    mean = sum(accuracies) / len(accuracies)
+    return (
+        f"epoch {lines[0]['epoch']:>{len(str(epochs - 1))}}/{epochs - 1}  {len(lines)} runs  "
+        f"{split} {mean:.2%} ({min(accuracies):.2%} to {max(accuracies):.2%})  "
+        f"{lines[0]['duration_seconds']:.1f} s"
+    )
+
+
 def summary_lines(summary: Mapping[str, Any]) -> str:
     """The best and the last epoch of a run that has ended."""
     metric = summary["metric"]

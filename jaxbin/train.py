@@ -1,25 +1,27 @@
-"""The training loop: one for every network, method and order.
+"""The training loop: one for every network, method and order, for one run or a population.
 
 For each epoch: update the mask, train, evaluate, record, save.
 """
 
 import contextlib
 import dataclasses
+import functools
+import itertools
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
-from jaxbin import checkpoint, data, parallel, records, schedule, terminal
-from jaxbin.config import Config
+from jaxbin import checkpoint, data, records, runs, schedule, terminal
+from jaxbin.config import Config, to_json
 from jaxbin.epoch import EpochInputs
 from jaxbin.errors import UserError
 from jaxbin.layers import latent_weights, write_mask
+from jaxbin.parallel import Layout
 from jaxbin.step import TrainState
 from jaxbin.terminal import logger
 from jaxbin.trainer import (
@@ -32,6 +34,27 @@ from jaxbin.trainer import (
     random_keys,
 )
 
+# What may differ between the members of a population: nothing that the program is compiled from.
+_MEMBERS_MAY_DIFFER = (
+    "data_dir",
+    "seed",
+    "learning_rate",
+    "method",
+    "order",
+    "order_layers",
+    "sensitivity_layer",
+    "epochs",
+    "epochs_per_layer",
+    "milestones",
+    "sensitivity_epochs",
+    "sensitivity_milestones",
+    "milestone_offset",
+    "milestone_factor",
+    "initialize_from",
+    "patience",
+    "checkpoint_every",
+)
+
 
 def run(config: Config, workdir: Path) -> dict[str, Any]:
     """Train, or go on training, the run in `workdir`; or only evaluate it.
@@ -42,14 +65,84 @@ def run(config: Config, workdir: Path) -> dict[str, Any]:
     Raises:
       UserError: something that the user can mend.
     """
-    check_devices(config)
+    check_devices(config, Layout())
     records.check_workdir(workdir, config)
-    if (workdir / "summary.json").exists() and not config.evaluate_only:
-        summary = records.read_json(workdir / "summary.json")
+    ended = _ended(config, workdir)
+    if ended:
         logger.info("%s has already ended", workdir)
-        logger.info(terminal.summary_lines(summary))
-        return summary
-    dataset = data.load(
+        logger.info(terminal.summary_lines(ended))
+        return ended
+    dataset = _load(config)
+    with jax.default_matmul_precision(matmul_precision(config)):
+        if config.evaluate_only:
+            return _evaluate_run(config, workdir, dataset)
+        (outcome,) = _train([(config, workdir)], dataset, Layout())
+    if isinstance(outcome, UserError):
+        raise outcome
+    return outcome
+
+
+def run_population(
+    members: Sequence[tuple[Config, Path]],
+) -> list[dict[str, Any] | UserError]:
+    """Train several runs as one program; each leaves what it would leave if it had run alone.
+
+    Members are spread over the devices, and those on one device are vmapped. Runs that have ended
+    are left as they are. Those that were interrupted go on together with those that were
+    interrupted after the same epoch.
+
+    Args:
+      members: configurations with the same `population_key`, and their run directories.
+
+    Returns:
+      What `summary.json` of each holds, or why a member failed; the others are not affected.
+
+    Raises:
+      UserError: something that the user can mend, before anything is computed.
+    """
+    for config, workdir in members:
+        if config.evaluate_only:
+            raise UserError("evaluate_only=True is not accepted in a population")
+        if population_key(config) != population_key(members[0][0]):
+            raise UserError(f"{workdir}: its configuration does not fit into the population")
+        check_devices(config, Layout(len(members)))
+        records.check_workdir(workdir, config)
+    outcomes: dict[Path, Any] = {workdir: _ended(config, workdir) for config, workdir in members}
+    left = [member for member in members if outcomes[member[1]] is None]
+    dataset = _load(left[0][0]) if left else None
+    for _, group in itertools.groupby(sorted(left, key=_epochs_done), _epochs_done):
+        together = list(group)
+        assert dataset is not None
+        with jax.default_matmul_precision(matmul_precision(together[0][0])):
+            results = _train(together, dataset, Layout(len(together)))
+        outcomes |= {
+            workdir: result for (_, workdir), result in zip(together, results, strict=True)
+        }
+    return [outcomes[workdir] for _, workdir in members]
+
+
+def population_key(config: Config) -> str:
+    """Runs with equal keys can be members of one population, and take the same time."""
+    different = set(_MEMBERS_MAY_DIFFER)
+    if config.dataset == "synthetic":
+        different -= {"seed"}  # which draws the images
+    fixed = {name: value for name, value in to_json(config).items() if name not in different}
+    return json.dumps([fixed, config.run_epochs])
+
+
+def _ended(config: Config, workdir: Path) -> dict[str, Any] | None:
+    """The summary of a run that has nothing left to do."""
+    path = workdir / "summary.json"
+    return records.read_json(path) if path.exists() and not config.evaluate_only else None
+
+
+def _epochs_done(member: tuple[Config, Path]) -> int:
+    latest = checkpoint.latest(member[1] / "checkpoints")
+    return 0 if latest is None else latest + 1
+
+
+def _load(config: Config) -> data.Dataset:
+    return data.load(
         config.dataset_spec,
         stage=config.stage,
         data_dir=config.data_dir,
@@ -57,212 +150,145 @@ def run(config: Config, workdir: Path) -> dict[str, Any]:
         seed=config.seed,
         report=logger.info,
     )
-    with jax.default_matmul_precision(matmul_precision(config)):
-        if config.evaluate_only:
-            return _evaluate_run(config, workdir, dataset)
-        records.open_workdir(workdir, config)
-        with records.log_to_file(workdir):
-            logger.info("run directory: %s", workdir)
-            return _train(config, workdir, dataset)
 
 
-def _train(config: Config, workdir: Path, dataset: data.Dataset) -> dict[str, Any]:
-    """The loop."""
-    trainer = build_trainer(config, dataset)
-    metric = f"{evaluated_split(config)}_accuracy"
-    with checkpoint.open_checkpoints(workdir / "checkpoints") as checkpoints:
-        state, first_epoch = _starting_point(config, trainer, checkpoints)
-        run_records = records.open_records(workdir, first_epoch)
-        lines = run_records.lines
-        best: tuple[int, TrainState] | None = None  # not saved yet
-        with contextlib.closing(run_records.writer), _progress(config, trainer, lines) as progress:
-            for epoch in _epochs_to_go(config, lines, metric):
-                state, line = _one_epoch(config, trainer, state, epoch, progress.update)
-                run_records.add(line)
-                _report(config, run_records, state)
-                if records.best_epoch(lines, metric)["epoch"] == epoch:
-                    best = epoch, parallel.unreplicate(state)
-                if (epoch + 1) % config.checkpoint_every == 0:
-                    _save(checkpoints, lines, metric, best, state)
-                    best = None
-        if checkpoints.latest_step() != lines[-1]["epoch"]:
-            _save(checkpoints, lines, metric, best, state)
-    summary = _summary(config, lines, metric, len(trainer.traces))
-    records.write_json(workdir / "summary.json", summary)
-    logger.info(terminal.summary_lines(summary))
-    return summary
-
-
-def _starting_point(
-    config: Config, trainer: Trainer, checkpoints: ocp.CheckpointManager
-) -> tuple[TrainState, int]:
-    """The replicated state to go on from, and the first epoch to run."""
-    state = initial_state(config, trainer)
-    logger.info(terminal.parameter_table(state.params, config.layer_names))
-    latest = checkpoints.latest_step()
-    if latest is not None:
-        logger.info("resuming after epoch %d", latest)
-        state = checkpoint.restore(checkpoints, latest, state)
-    elif config.initialize_from:
-        state = _weights_of(Path(config.initialize_from), state, ("params", "batch_stats"))
-    return parallel.replicate(state), 0 if latest is None else latest + 1
-
-
-def _weights_of(directory: Path, state: TrainState, parts: tuple[str, ...]) -> TrainState:
-    """`state` with some of its parts taken from the last checkpoint of the run in `directory`."""
-    template = {part: getattr(state, part) for part in parts}
-    latest, restored = checkpoint.restore_latest(directory / "checkpoints", template)
-    logger.info("weights of %s after epoch %d", directory, latest)
-    return dataclasses.replace(state, **restored)
-
-
-def _epochs_to_go(config: Config, lines: list[dict[str, Any]], metric: str) -> Iterator[int]:
-    """Epochs up to the last one, or until patience ends; `lines` grows meanwhile."""
-    while len(lines) < config.run_epochs and not _out_of_patience(config, lines, metric):
-        yield len(lines)
-
-
-def _out_of_patience(config: Config, lines: list[dict[str, Any]], metric: str) -> bool:
-    """Whether the best epoch is `patience` epochs old.
-
-    An epoch with more binary layers is always better, so patience begins to run when the last
-    layer becomes binary; before that it would end an iterative run between two layers.
-    """
-    last_mask = schedule_mask(config, config.run_epochs - 1)
-    if not config.patience or not lines or lines[-1]["binary_layers"] != _numbers(last_mask):
-        return False
-    return lines[-1]["epoch"] - records.best_epoch(lines, metric)["epoch"] >= config.patience
-
-
-def schedule_mask(config: Config, epoch: int) -> tuple[bool, ...]:
-    """Which layers are binary in an epoch of a run."""
-    return schedule.mask_at(
-        epoch,
-        config.method,
-        config.order_layers,
-        config.epochs_per_layer,
-        config.sensitivity_layer,
-    )
-
-
-def _numbers(mask: tuple[bool, ...]) -> list[int]:
-    return [number for number, binary in enumerate(mask, start=1) if binary]
+def _train(
+    members: Sequence[tuple[Config, Path]], dataset: data.Dataset, layout: Layout
+) -> list[dict[str, Any] | UserError]:
+    """The loop, for one run or for a population whose members all have the same epoch to do."""
+    trainer = build_trainer(members[0][0], dataset, layout)
+    alone = layout.members is None
+    with contextlib.ExitStack() as stack:
+        opened = [
+            stack.enter_context(
+                runs.open_run(config, workdir, initial_state(config, trainer), alone)
+            )
+            for config, workdir in members
+        ]
+        state = layout.place([member.start for member in opened])
+        progress = stack.enter_context(_progress(opened, trainer))
+        for epoch in itertools.count(len(opened[0].lines)):
+            if not any(member.goes_on for member in opened):
+                break
+            state, lines = _one_epoch(opened, trainer, state, epoch, progress.update)
+            for index, (member, line) in enumerate(zip(opened, lines, strict=True)):
+                if member.goes_on:
+                    member.add(line, functools.partial(layout.fetch, state, index))
+                    _add_histograms(member, trainer, state, index)
+            if not alone:
+                first = opened[0].config
+                split = evaluated_split(first)
+                logger.info(terminal.population_line(lines, first.run_epochs, split))
+        return [member.end(len(trainer.traces)) for member in opened]
 
 
 def _one_epoch(
-    config: Config,
+    members: Sequence[runs.OpenRun],
     trainer: Trainer,
     state: TrainState,
     epoch: int,
     progress: Callable[[int], Any],
-) -> tuple[TrainState, dict[str, Any]]:
-    """Train and evaluate for one epoch; the new state and the epoch's line of metrics."""
+) -> tuple[TrainState, list[dict[str, Any]]]:
+    """Train and evaluate for one epoch; the new state and each member's line of metrics."""
     started = time.perf_counter()
-    mask = schedule_mask(config, epoch)
-    learning_rate = schedule.learning_rate_at(
+    layout = trainer.layout
+    configs = [member.config for member in members]
+    masks = [runs.mask_in(config, epoch) for config in configs]
+    rates = [_learning_rate(config, epoch) for config in configs]
+    binarization = [write_mask(configs[0].layer_names, mask) for mask in masks]
+    state = dataclasses.replace(state, binarization=layout.place(binarization))
+    inputs = [
+        EpochInputs(random_keys(config.seed)[1], np.int32(epoch), np.float32(rate))
+        for config, rate in zip(configs, rates, strict=True)
+    ]
+    state, metrics, flips = trainer.train_epoch(
+        state, layout.place(inputs), trainer.splits["train"], progress
+    )
+    trained_seconds = time.perf_counter() - started
+    evaluated = _evaluate(configs[0], trainer, state, len(configs))
+    duration_seconds = time.perf_counter() - started
+    sizes = [latent.size for latent in latent_weights(state.params, configs[0].layer_names)]
+    lines = [
+        {
+            "epoch": epoch,
+            "binary_layers": runs.binary_layers(mask),
+            "learning_rate": rate,
+            **_named(layout.fetch(metrics, index), "train"),
+            **evaluated[index],
+            **_flip_ratios(layout.fetch(flips, index), sizes, mask),
+            "images_per_second": trainer.steps * configs[0].batch_size / trained_seconds,
+            "duration_seconds": duration_seconds,
+        }
+        for index, (mask, rate) in enumerate(zip(masks, rates, strict=True))
+    ]
+    return state, lines
+
+
+def _learning_rate(config: Config, epoch: int) -> float:
+    return schedule.learning_rate_at(
         epoch,
         config.learning_rate,
         config.run_milestones,
         config.milestone_factor,
         config.milestone_offset,
     )
-    masks = parallel.replicate(write_mask(config.layer_names, mask))
-    state = dataclasses.replace(state, binarization=masks)
-    inputs = EpochInputs(random_keys(config.seed)[1], np.int32(epoch), np.float32(learning_rate))
-    state, metrics, flips = trainer.train_epoch(state, trainer.splits["train"], inputs, progress)
-    trained_seconds = time.perf_counter() - started
-    line = {
-        "epoch": epoch,
-        "binary_layers": _numbers(mask),
-        "learning_rate": learning_rate,
-        **_named(metrics, "train"),
-        **_evaluate(config, trainer, state),
-        **_flip_ratios(parallel.unreplicate(flips), state, config, mask),
-        "images_per_second": trainer.steps * config.batch_size / trained_seconds,
-        "duration_seconds": time.perf_counter() - started,
-    }
-    if not records.finite(line):
-        raise UserError(
-            f"epoch {epoch}: the loss is not finite; the last checkpoint is kept; "
-            f"learning_rate={config.learning_rate:g} may be too large"
-        )
-    return state, line
 
 
-def _evaluate(config: Config, trainer: Trainer, state: TrainState) -> dict[str, float]:
-    """Loss and accuracy of the stage's split and, if wanted, of the training split."""
-    split = evaluated_split(config)
-    results = _named(trainer.evaluations[split](state, trainer.splits[split]), split)
+def _evaluate(
+    config: Config, trainer: Trainer, state: TrainState, members: int
+) -> list[dict[str, float]]:
+    """Loss and accuracy of each member on the stage's split and, if wanted, the training split."""
+    prefixes = {evaluated_split(config): evaluated_split(config)}
     if config.evaluate_train:
-        metrics = trainer.evaluations["train"](state, trainer.splits["train"])
-        results |= _named(metrics, "train_evaluation")
-    return results
+        prefixes["train"] = "train_evaluation"
+    metrics = {
+        prefix: trainer.evaluations[split](state, trainer.splits[split])
+        for split, prefix in prefixes.items()
+    }
+    fetch = trainer.layout.fetch
+    return [
+        {
+            name: value
+            for prefix, its_metrics in metrics.items()
+            for name, value in _named(fetch(its_metrics, member), prefix).items()
+        }
+        for member in range(members)
+    ]
 
 
 def _named(metrics: Any, prefix: str) -> dict[str, float]:
-    computed = parallel.unreplicate(metrics).compute()
-    return {f"{prefix}_{name}": float(value) for name, value in computed.items()}
+    return {f"{prefix}_{name}": float(value) for name, value in metrics.compute().items()}
 
 
 def _flip_ratios(
-    layer_flips: np.ndarray, state: TrainState, config: Config, mask: tuple[bool, ...]
+    layer_flips: np.ndarray, sizes: Sequence[int], mask: tuple[bool, ...]
 ) -> dict[str, Any]:
     """Shares of the weights whose sign changed: of all binary ones, and of each layer's."""
-    latents = latent_weights(state.params, config.layer_names)
-    sizes = np.array([latent.size for latent in latents]) * np.array(mask)
+    weights = np.array(sizes) * np.array(mask)
     return {
-        "flip_ratio": float(np.average(layer_flips, weights=sizes)) if any(mask) else None,
+        "flip_ratio": float(np.average(layer_flips, weights=weights)) if any(mask) else None,
         "layer_flip_ratios": layer_flips.tolist(),
     }
 
 
-def _progress(config: Config, trainer: Trainer, lines: list[dict[str, Any]]) -> Any:
-    return terminal.progress_bar(config.run_epochs * trainer.steps, len(lines) * trainer.steps)
+def _progress(members: Sequence[runs.OpenRun], trainer: Trainer) -> Any:
+    epochs = max(member.config.run_epochs for member in members)
+    return terminal.progress_bar(epochs * trainer.steps, len(members[0].lines) * trainer.steps)
 
 
-def _report(config: Config, run_records: records.Records, state: TrainState) -> None:
-    """What an epoch leaves on the terminal and, on request, in histograms."""
-    line = run_records.lines[-1]
-    layers = len(config.layer_names)
-    logger.info(terminal.epoch_line(line, config.run_epochs, layers, evaluated_split(config)))
-    if config.histograms:
-        latents = parallel.unreplicate(latent_weights(state.params, config.layer_names))
-        run_records.add_latents(line["epoch"], config.layer_names, latents)
-
-
-def _save(
-    checkpoints: ocp.CheckpointManager,
-    lines: list[dict[str, Any]],
-    metric: str,
-    best: tuple[int, TrainState] | None,
-    state: TrainState,
-) -> None:
-    """Save the state after the last epoch and, before it, a better one that is not saved yet."""
-    last = lines[-1]["epoch"]
-    if best is not None and best[0] != last:
-        checkpoint.save(checkpoints, *best, records.score(lines[best[0]], metric))
-    host_state = parallel.unreplicate(state)
-    checkpoint.save(checkpoints, last, host_state, records.score(lines[-1], metric))
-
-
-def _summary(
-    config: Config, lines: list[dict[str, Any]], metric: str, traces: int
-) -> dict[str, Any]:
-    return {
-        "metric": metric,
-        "best": records.best_epoch(lines, metric),
-        "last": lines[-1],
-        "epochs": len(lines),
-        "stopped_early": len(lines) < config.run_epochs,
-        "train_step_traces": traces,
-    }
+def _add_histograms(member: runs.OpenRun, trainer: Trainer, state: TrainState, index: int) -> None:
+    """On request, latent weights for TensorBoard."""
+    if member.config.histograms and not member.failure:
+        names = member.config.layer_names
+        latents = trainer.layout.fetch(latent_weights(state.params, names), index)
+        member.records.add_latents(member.lines[-1]["epoch"], names, latents)
 
 
 def _evaluate_run(config: Config, workdir: Path, dataset: data.Dataset) -> dict[str, Any]:
     """Metrics of a run's last checkpoint; nothing is written."""
-    trainer = build_trainer(config, dataset)
+    trainer = build_trainer(config, dataset, Layout())
     weights = ("params", "batch_stats", "binarization")
-    state = _weights_of(workdir, initial_state(config, trainer), weights)
-    metrics = _evaluate(config, trainer, parallel.replicate(state))
+    state = runs.with_weights_of(workdir, initial_state(config, trainer), logger, weights)
+    (metrics,) = _evaluate(config, trainer, trainer.layout.place([state]), 1)
     logger.info(json.dumps(metrics))
     return metrics

@@ -14,6 +14,7 @@ from jaxbin.config import Config
 from jaxbin.epoch import Examples, make_evaluation, make_train_epoch
 from jaxbin.errors import UserError
 from jaxbin.layers import Conv, forward_order
+from jaxbin.parallel import Layout
 
 PyTree = Any
 
@@ -23,16 +24,20 @@ class Trainer:
     """Everything a run computes with, built once.
 
     Attributes:
-      network: the network, averaging over devices.
+      layout: how runs share the devices.
+      network: the network, averaging over the layout's axis.
+      init: the network's first variables, from a key.
       optimizer: without a learning rate.
       train_epoch: from `jaxbin.epoch.make_train_epoch`.
       evaluations: an evaluation by the name of its split.
-      splits: `Examples` by the name of their split, replicated.
+      splits: `Examples` by the name of their split, on all devices.
       steps: training steps in an epoch.
       traces: one entry for every time the training step was traced.
     """
 
+    layout: Layout
     network: nn.Module
+    init: Callable[[jax.Array], PyTree]
     optimizer: optax.GradientTransformation
     train_epoch: Callable[..., Any]
     evaluations: dict[str, Callable[..., Any]]
@@ -41,9 +46,9 @@ class Trainer:
     traces: list[None]
 
 
-def check_devices(config: Config) -> None:
+def check_devices(config: Config, layout: Layout) -> None:
     """Raise a UserError if the devices of this machine cannot run the configuration."""
-    problem = parallel.check_batch_size(config.batch_size, jax.device_count())
+    problem = parallel.check_batch_size(config.batch_size, layout.shards)
     if problem:
         raise UserError(f"batch_size={config.batch_size}: {problem}")
     if config.precision == "tf32" and jax.default_backend() != "gpu":
@@ -66,11 +71,11 @@ def evaluated_split(config: Config) -> str:
     return {"validation": "validation", "full": "test"}[config.stage]
 
 
-def build_trainer(config: Config, dataset: data.Dataset) -> Trainer:
+def build_trainer(config: Config, dataset: data.Dataset, layout: Layout) -> Trainer:
     """Build, but not yet compile, what a run computes with; its data go to the devices."""
     dtype = jnp.bfloat16 if config.precision == "bfloat16" else None
     classes = dataset.spec.classes
-    network = models.build(config.network, classes, config.depth, parallel.AXIS, dtype)
+    network = models.build(config.network, classes, config.depth, layout.axis_name, dtype)
     optimizer = step.make_optimizer(config.optimizer, config.momentum, config.weight_decay)
     splits = {"train": dataset.train, evaluated_split(config): dataset.evaluation}
     steps = schedule.steps_per_epoch(
@@ -82,16 +87,19 @@ def build_trainer(config: Config, dataset: data.Dataset) -> Trainer:
             "training examples"
         )
     traces: list[None] = []
+    images = jnp.zeros((1, *dataset.spec.image_shape))
     return Trainer(
+        layout=layout,
         network=network,
+        init=jax.jit(lambda key: network.init(key, images, train=False)),
         optimizer=optimizer,
-        train_epoch=_train_epoch(config, dataset.spec, network, optimizer, steps, traces),
+        train_epoch=_train_epoch(config, dataset.spec, layout, network, optimizer, steps, traces),
         evaluations={
-            name: _evaluation(config, dataset.spec, network, len(split.labels))
+            name: _evaluation(config, dataset.spec, layout, network, len(split.labels))
             for name, split in splits.items()
         },
         splits={
-            name: parallel.replicate(Examples(split.images, split.labels))
+            name: layout.share_out(Examples(split.images, split.labels))
             for name, split in splits.items()
         },
         steps=steps,
@@ -102,13 +110,14 @@ def build_trainer(config: Config, dataset: data.Dataset) -> Trainer:
 def _train_epoch(
     config: Config,
     spec: data.DatasetSpec,
+    layout: Layout,
     network: nn.Module,
     optimizer: optax.GradientTransformation,
     steps: int,
     traces: list[None],
 ) -> Callable[..., Any]:
     train_step = step.make_train_step(
-        network, optimizer, config.layer_names, parallel.AXIS, config.latent_reset
+        network, optimizer, config.layer_names, layout.axis_name, config.latent_reset
     )
 
     def traced_train_step(*arguments: Any) -> Any:
@@ -124,12 +133,13 @@ def _train_epoch(
         steps=steps,
         augment=config.augment,
         latent_reset=config.latent_reset,
+        layout=layout,
         scan=_one_dispatch(config, network),
     )
 
 
 def _evaluation(
-    config: Config, spec: data.DatasetSpec, network: nn.Module, examples: int
+    config: Config, spec: data.DatasetSpec, layout: Layout, network: nn.Module, examples: int
 ) -> Callable[..., Any]:
     return make_evaluation(
         step.make_eval_step(network),
@@ -137,7 +147,7 @@ def _evaluation(
         spec.std,
         examples=examples,
         batch_size=config.eval_batch_size,
-        devices=jax.device_count(),
+        layout=layout,
         scan=_one_dispatch(config, network),
     )
 
@@ -156,9 +166,7 @@ def random_keys(seed: int) -> tuple[jax.Array, jax.Array]:
 
 def initial_state(config: Config, trainer: Trainer) -> step.TrainState:
     """The state before the first epoch, from the seed, on one device."""
-    images = jnp.zeros((1, *config.dataset_spec.image_shape))
-    init = jax.jit(lambda key: trainer.network.init(key, images, train=False))
-    variables = init(random_keys(config.seed)[0])
+    variables = trainer.init(random_keys(config.seed)[0])
     return step.create_state(
         trainer.optimizer, config.layer_names, dict(variables), config.latent_reset
     )

@@ -18,6 +18,7 @@ from jaxbin import checkpoint, config, epoch, parallel, step, train, trainer
 from jaxbin.errors import UserError
 
 directory, results = Path(sys.argv[1]), {"devices": jax.device_count()}
+layout = parallel.Layout()
 dense = dict(epochs=3, epochs_per_layer=1, max_steps_per_epoch=3, evaluate_train=True,
              eval_batch_size=333, optimizer="sgd", learning_rate=0.05)
 conv = dict(network="resnet", depth=8, dataset="synthetic", synthetic_shape=(8, 8, 3),
@@ -32,7 +33,7 @@ for name, fields in (("dense", dense), ("conv", conv), ("adam", adam)):
     lines = (directory / name / "metrics.jsonl").read_text().splitlines()
     results[name] = [json.loads(line) for line in lines]
     built = trainer.build_trainer(parsed, train.data.load(
-        parsed.dataset_spec, stage=parsed.stage, data_dir="", seed=parsed.seed))
+        parsed.dataset_spec, stage=parsed.stage, data_dir="", seed=parsed.seed), layout)
     template = trainer.initial_state(parsed, built)
     with checkpoint.open_checkpoints(directory / name / "checkpoints", True) as manager:
         state = checkpoint.restore(manager, parsed.epochs - 1, template)
@@ -51,11 +52,11 @@ def note(state, images, labels, rate):
     return state.replace(params={"seen": {"kernel": kernel}}), metrics, None
 
 loop = epoch.make_train_epoch(note, ("seen",), (0.5,) * 3, (0.2,) * 3, batch_size=12, steps=3,
-                              augment=True, latent_reset=False, scan=True)
+                              augment=True, latent_reset=False, layout=layout, scan=True)
 empty = step.TrainState({"seen": {"kernel": np.zeros((40, 5, 5, 3), np.float32)}}, {}, {}, ())
 inputs = epoch.EpochInputs(trainer.random_keys(1)[1], np.int32(2), np.float32(0.1))
-state, _, _ = loop(parallel.replicate(empty), parallel.replicate(examples), inputs)
-np.save(directory / "seen.npy", parallel.unreplicate(state).params["seen"]["kernel"])
+state, _, _ = loop(layout.place([empty]), layout.place([inputs]), layout.share_out(examples))
+np.save(directory / "seen.npy", layout.fetch(state).params["seen"]["kernel"])
 
 try:
     train.run(config.parse(dense | {"batch_size": 102}), directory / "refused")

@@ -15,6 +15,7 @@ import pytest
 
 from jaxbin import checkpoint, config, trainer
 from jaxbin.data import load
+from jaxbin.parallel import Layout
 
 FIELDS = {
     "epochs": 20,
@@ -100,7 +101,7 @@ def test_metrics_are_bit_identical(runs: tuple[Path, Path]):
 def test_checkpoints_are_bit_identical(runs: tuple[Path, Path]):
     parsed = config.parse(FIELDS | {"dataset": "mnist_5k", "network": "mlp300"})
     dataset = load(parsed.dataset_spec, stage="validation", data_dir="")
-    template = trainer.initial_state(parsed, trainer.build_trainer(parsed, dataset))
+    template = trainer.initial_state(parsed, trainer.build_trainer(parsed, dataset, Layout()))
     states = []
     for run in runs:
         with checkpoint.open_checkpoints(run / "checkpoints", read_only=True) as manager:

@@ -11,13 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxbin import checkpoint, config, data, epoch, parallel, records, step, train, trainer
+from jaxbin import checkpoint, config, data, epoch, records, runs, step, train, trainer
 from jaxbin.errors import UserError
 from jaxbin.layers import latent_weights, write_mask
+from jaxbin.parallel import Layout
 
 SHORT = {"epochs_per_layer": 1, "max_steps_per_epoch": 3, "learning_rate": 0.003}
 # Every epoch has another mask or another learning rate.
 ITERATIVE = SHORT | {"epochs": 5, "order": "231", "milestones": (2, 4), "evaluate_train": True}
+LAYOUT = Layout()
 TIMES = ("images_per_second", "duration_seconds")
 
 
@@ -38,6 +40,7 @@ def built(**fields: Any) -> tuple[config.Config, trainer.Trainer]:
     return parsed, trainer.build_trainer(
         parsed,
         data.load(parsed.dataset_spec, stage=parsed.stage, data_dir="", seed=parsed.seed),
+        LAYOUT,
     )
 
 
@@ -251,7 +254,7 @@ def one_epoch(tmp_path_factory: pytest.TempPathFactory):
     workdir = tmp_path_factory.mktemp("flips") / "run"
     # not a run of any method: two layers in the first epoch
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "schedule_mask", lambda *_: (False, True, True))
+        patch.setattr(runs, "mask_in", lambda *_: (False, True, True))
         run(workdir, **fields)
     parsed, made = built(**fields)
     before = latent_weights(trainer.initial_state(parsed, made).params, parsed.layer_names)
@@ -287,7 +290,7 @@ def test_evaluation_leaves_the_state_bit_identical(dispatch: str):
     parsed, made = built(**SHORT, dispatch=dispatch, evaluate_train=True)
     state = trainer.initial_state(parsed, made)
     masks = write_mask(parsed.layer_names, (True, False, True))
-    state = parallel.replicate(dataclasses.replace(state, binarization=masks))
+    state = LAYOUT.place([dataclasses.replace(state, binarization=masks)])
     before = jax.tree.map(np.array, state)
     for name in ("validation", "train"):
         first = made.evaluations[name](state, made.splits[name])
@@ -319,8 +322,8 @@ def test_evaluation_counts_every_example_once(by_hand, eval_batch_size: int):
     parsed, made = built(**SHORT, eval_batch_size=eval_batch_size)
     masks = write_mask(parsed.layer_names, (True, False, True))
     state = dataclasses.replace(trainer.initial_state(parsed, made), binarization=masks)
-    metrics = made.evaluations["validation"](parallel.replicate(state), made.splits["validation"])
-    computed = parallel.unreplicate(metrics).compute()
+    metrics = made.evaluations["validation"](LAYOUT.place([state]), made.splits["validation"])
+    computed = LAYOUT.fetch(metrics).compute()
     assert float(computed["accuracy"]) == pytest.approx(by_hand[1], rel=1e-6)
     assert float(computed["loss"]) == pytest.approx(by_hand[0], rel=1e-4)
 
@@ -351,6 +354,7 @@ def fed():
         steps=STEPS,
         augment=False,
         latent_reset=False,
+        layout=LAYOUT,
         scan=True,
     )
     images = np.arange(EXAMPLES, dtype=np.uint8).reshape(-1, 1, 1, 1)
@@ -361,10 +365,10 @@ def fed():
             "seen": {"kernel": np.zeros((EXAMPLES, 3), np.float32)},
             "step": {"kernel": np.zeros((), np.float32)},
         }
-        state = parallel.replicate(step.TrainState(params, {}, {}, ()))
+        state = LAYOUT.place([step.TrainState(params, {}, {}, ())])
         inputs = epoch.EpochInputs(trainer.random_keys(seed)[1], np.int32(number), np.float32(0.1))
-        state, _, _ = loop(state, parallel.replicate(examples), inputs)
-        return parallel.unreplicate(state).params["seen"]["kernel"]
+        state, _, _ = loop(state, LAYOUT.place([inputs]), LAYOUT.share_out(examples))
+        return LAYOUT.fetch(state).params["seen"]["kernel"]
 
     return feed
 
@@ -426,7 +430,7 @@ def test_patience_does_not_run_before_the_last_layer(
     accuracies = iter(np.linspace(0.9, 0.1, 12))  # worse in every epoch
 
     def evaluate(*_):
-        return {"validation_loss": 1.0, "validation_accuracy": float(next(accuracies))}
+        return [{"validation_loss": 1.0, "validation_accuracy": float(next(accuracies))}]
 
     monkeypatch.setattr(train, "_evaluate", evaluate)
     summary = run(tmp_path / "run", **SHORT | {"epochs_per_layer": 3}, epochs=12, patience=2)

@@ -1,0 +1,220 @@
+"""Members of a population leave what they would leave if they had run alone."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from jaxbin import checkpoint, config, train
+from jaxbin.errors import UserError
+from jaxbin.parallel import Layout
+
+DENSE = {
+    "epochs": 3,
+    "epochs_per_layer": 1,
+    "max_steps_per_epoch": 3,
+    "optimizer": "sgd",
+    "learning_rate": 0.01,
+    "evaluate_train": True,
+}
+CONVOLUTIONS = {
+    "network": "resnet",
+    "depth": 8,
+    "dataset": "synthetic",
+    "synthetic_shape": (8, 8, 3),
+    "synthetic_examples": 48,
+    "batch_size": 16,
+    "epochs": 2,
+    "epochs_per_layer": 1,
+    "optimizer": "sgd",
+    "learning_rate": 0.01,
+    "augment": True,
+    "eval_batch_size": 100,
+}
+# Each differs from the others in something that a member may have for itself.
+OWN = [
+    {"order": "231", "seed": 1},
+    {"method": "binary", "learning_rate": 0.03},
+    {"method": "float", "seed": 2, "milestones": (1,)},
+]
+OWN_CONVOLUTIONS = [{"order": "reverse"}, {"method": "float", "learning_rate": 0.03}]
+
+SCRIPT = """
+import json, sys
+from pathlib import Path
+from jaxbin import config, train
+members = [(config.parse(fields), Path(path)) for fields, path in json.loads(sys.argv[1])]
+outcomes = train.run_population(members)
+assert all(isinstance(outcome, dict) for outcome in outcomes), outcomes
+"""
+
+
+def lines_of(workdir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def members(directory: Path, common: dict, own: list[dict]) -> list[tuple[config.Config, Path]]:
+    return [
+        (config.parse(common | fields), directory / str(number))
+        for number, fields in enumerate(own)
+    ]
+
+
+def assert_same_runs(alone: Path, together: Path, number: int) -> None:
+    """Equal files, equal metrics and equal last checkpoints, to rounding."""
+    for name in ("config.json",):
+        assert (alone / name).read_text() == (together / name).read_text()
+    assert {path.name for path in alone.iterdir()} == {path.name for path in together.iterdir()}
+    mine, theirs = lines_of(together), lines_of(alone)
+    assert len(mine) == len(theirs)
+    for one, other in zip(mine, theirs, strict=True):
+        assert list(one) == list(other)
+        assert one["binary_layers"] == other["binary_layers"]
+        for name in one:
+            if name not in ("images_per_second", "duration_seconds", "binary_layers"):
+                expected = other[name]
+                tolerance = 2e-3 if "flip" in name else 1e-4
+                assert one[name] == (
+                    None if expected is None else pytest.approx(expected, rel=1e-4, abs=tolerance)
+                ), (number, one["epoch"], name)
+    states = []
+    for directory in (alone, together):
+        with checkpoint.open_checkpoints(directory / "checkpoints", read_only=True) as manager:
+            latest = manager.latest_step()
+            states.append((latest, manager.restore(latest)["state"]))
+    assert states[0][0] == states[1][0]
+    assert states[0][1].keys() == states[1][1].keys()
+    for name, array in states[0][1].items():
+        np.testing.assert_allclose(states[1][1][name], array, rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("alone")
+    for parsed, workdir in members(directory, DENSE, OWN):
+        train.run(parsed, workdir)
+    return directory
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_member_equals_its_run_alone(alone: Path, tmp_path: Path, devices: int):
+    """Three members on one device, and on two, where one place is left over."""
+    described = [(DENSE | fields, str(tmp_path / str(n))) for n, fields in enumerate(OWN)]
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    subprocess.run(
+        [sys.executable, "-c", SCRIPT, json.dumps(described)],
+        env=os.environ | {"XLA_FLAGS": flags},
+        check=True,
+        timeout=300,
+    )
+    for number in range(len(OWN)):
+        assert_same_runs(alone / str(number), tmp_path / str(number), number)
+    for number in range(len(OWN)):
+        first, last = lines_of(tmp_path / str(number))[::2]
+        assert first["train_loss"] != last["train_loss"]
+
+
+def test_a_population_of_one(alone: Path, tmp_path: Path):
+    train.run_population(members(tmp_path, DENSE, OWN[:1]))
+    assert_same_runs(alone / "0", tmp_path / "0", 0)
+
+
+def test_convolutions(tmp_path: Path):
+    for parsed, workdir in members(tmp_path / "alone", CONVOLUTIONS, OWN_CONVOLUTIONS):
+        train.run(parsed, workdir)
+    train.run_population(members(tmp_path / "together", CONVOLUTIONS, OWN_CONVOLUTIONS))
+    for number in range(len(OWN_CONVOLUTIONS)):
+        assert_same_runs(tmp_path / "alone" / str(number), tmp_path / "together" / str(number), 0)
+
+
+def test_one_trace_for_the_whole_population(tmp_path: Path):
+    outcomes = train.run_population(members(tmp_path, DENSE, OWN))
+    assert [outcome["train_step_traces"] for outcome in outcomes] == [1, 1, 1]
+
+
+def test_a_population_that_was_interrupted_goes_on(
+    alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Stopped between the second member's save and the third's, one having ended before."""
+    group = members(tmp_path, DENSE, OWN)
+    shutil.copytree(alone / "1", tmp_path / "1")
+    ended = (tmp_path / "1" / "summary.json").read_bytes()
+    saves = []
+
+    def save(manager: Any, epoch: int, *arguments: Any) -> None:
+        if len(saves) == 3:  # after each one's first epoch, and the first one's second
+            raise KeyboardInterrupt
+        saves.append(epoch)
+        original(manager, epoch, *arguments)
+
+    original = checkpoint.save
+    monkeypatch.setattr(checkpoint, "save", save)
+    with pytest.raises(KeyboardInterrupt):
+        train.run_population(group)
+    monkeypatch.undo()
+    assert saves == [0, 0, 1]
+    assert [checkpoint.latest(tmp_path / n / "checkpoints") for n in ("0", "2")] == [1, 0]
+    train.run_population(group)
+    for number in range(len(OWN)):
+        assert_same_runs(alone / str(number), tmp_path / str(number), number)
+    assert (tmp_path / "1" / "summary.json").read_bytes() == ended
+
+
+def test_a_member_that_fails_does_not_harm_the_others(alone: Path, tmp_path: Path):
+    group = members(tmp_path, DENSE, [OWN[0], {"method": "float", "learning_rate": 1e38}])
+    outcomes = train.run_population(group)
+    assert isinstance(outcomes[1], UserError)
+    assert "the loss is not finite" in str(outcomes[1])
+    assert not (tmp_path / "1" / "summary.json").exists()
+    assert_same_runs(alone / "0", tmp_path / "0", 0)
+
+
+def test_a_member_without_patience_ends_alone(tmp_path: Path):
+    fields = DENSE | {"method": "float", "epochs": 6}
+    own = [{"seed": 1}, {"seed": 1, "patience": 1, "learning_rate": 1e-9}]
+    outcomes = train.run_population(members(tmp_path, fields, own))
+    assert outcomes[0]["epochs"] == 6
+    assert outcomes[1]["stopped_early"]
+    stopped = outcomes[1]["epochs"]
+    assert checkpoint.latest(tmp_path / "1" / "checkpoints") == stopped - 1
+    train.run(config.parse(fields | own[1]), tmp_path / "alone")
+    assert lines_of(tmp_path / "alone")[-1]["epoch"] == stopped - 1
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        ({"batch_size": 50}, "does not fit into the population"),
+        ({"latent_reset": True}, "does not fit into the population"),
+        ({"network": "mlp784"}, "does not fit into the population"),
+        ({"evaluate_only": True}, "evaluate_only=True is not accepted"),
+    ],
+)
+def test_what_does_not_fit_is_refused(tmp_path: Path, own: dict, message: str):
+    with pytest.raises(UserError, match=message):
+        train.run_population(members(tmp_path / "runs", DENSE, [{}, own]))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_seed_of_synthetic_images_is_common():
+    keys = {train.population_key(config.parse(CONVOLUTIONS | {"seed": seed})) for seed in (1, 2)}
+    assert len(keys) == 2
+    assert len({train.population_key(config.parse(DENSE | {"seed": seed})) for seed in (1, 2)}) == 1
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_place_and_fetch(count: int):
+    layout = Layout(count)
+    trees = [{"a": np.full((2, 3), n), "b": np.float32(n)} for n in range(count)]
+    placed = layout.place(trees)
+    for number, tree in enumerate(trees):
+        fetched = layout.fetch(placed, number)
+        assert fetched["b"].shape == ()
+        jax.tree.map(np.testing.assert_array_equal, fetched, tree)
