@@ -1,0 +1,185 @@
+"""Carrying out planned runs: one process each, or several as a population."""
+
+import json
+import os
+import queue
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from experiments.declarations import ROOT, Run
+from jaxbin import records, train
+from jaxbin.errors import UserError
+
+POPULATIONS = ("auto", "vmap", "sequential")
+_MEASURED = ROOT / "experiments" / "results" / "populations.json"
+
+
+def epochs_done(directory: Path) -> int:
+    """How many epochs of a run are recorded."""
+    path = directory / "metrics.jsonl"
+    return len(path.read_text(encoding="utf-8").splitlines()) if path.exists() else 0
+
+
+def has_ended(directory: Path) -> bool:
+    """Whether a run has nothing left to do."""
+    return (directory / "summary.json").exists()
+
+
+def command(network: str, run: Run, directory: Path) -> list[str]:
+    """The arguments of Python that train a run, started in the repository."""
+    fields = [f"--config.{name}={value}" for name, value in run.overrides.items()]
+    return [
+        "-m",
+        "jaxbin.main",
+        f"--config=configs/{network}.py",
+        *fields,
+        f"--workdir={directory}",
+    ]
+
+
+def shell_line(network: str, run: Run, directory: Path) -> str:
+    """The command of a run for a shell or a cluster's scheduler."""
+    return shlex.join(["python", *command(network, run, directory)])
+
+
+def execute(
+    network: str,
+    runs: Sequence[tuple[Run, Path]],
+    *,
+    population: str,
+    members: int,
+    jobs: int,
+    report: Callable[[str], None],
+) -> dict[Path, str]:
+    """Train runs, or go on training them; a failure is noted and the others go on.
+
+    Args:
+      network: the name of their file under `configs/`.
+      runs: with their directories.
+      population: one of `POPULATIONS`.
+      members: most members of a population.
+      jobs: how many processes at a time.
+      report: is told of every run that ends.
+
+    Returns:
+      Why each run that failed did, by its directory.
+    """
+    for run, directory in runs:
+        records.check_workdir(directory, run.config)
+    left = [(run, directory) for run, directory in runs if not has_ended(directory)]
+    vmapped = left and _mode(population, network) == "vmap"
+    groups = list(_groups(left, members)) if vmapped else [[one] for one in left]
+    slots: queue.Queue[set[int]] = queue.Queue()
+    for cores in _shares_of_cores(jobs):
+        slots.put(cores)
+
+    def start(group: list[tuple[Run, Path]]) -> tuple[list[Path], str]:
+        cores = slots.get()
+        try:
+            problem = _population(group, cores) if vmapped else _alone(network, *group[0], cores)
+        finally:
+            slots.put(cores)
+        for _, directory in group:
+            report(f"{directory.name}: {'ended' if has_ended(directory) else problem}")
+        return [directory for _, directory in group if not has_ended(directory)], problem
+
+    with ThreadPoolExecutor(jobs) as pool:
+        outcomes = list(pool.map(start, groups))
+    return {directory: problem for failed, problem in outcomes for directory in failed}
+
+
+def _mode(population: str, network: str) -> str:
+    """ "vmap" or "sequential"; "auto" takes what was measured to be faster on such a device."""
+    if population != "auto":
+        return population
+    platform = _run(["-c", "import jax; print(jax.default_backend())"], None).stdout.strip()
+    measured = records.read_json(_MEASURED)["results"]
+    ratios = [
+        row["sequential_over_vmap"]
+        for row in measured
+        if (row["platform"], row["network"]) == (platform, network)
+    ]
+    return "vmap" if ratios and max(ratios) > 1 else "sequential"
+
+
+def _groups(runs: Sequence[tuple[Run, Path]], members: int) -> Iterator[list[tuple[Run, Path]]]:
+    """Runs that fit into one population, as many as may be."""
+    by_key: dict[str, list[tuple[Run, Path]]] = {}
+    for run, directory in runs:
+        by_key.setdefault(train.population_key(run.config), []).append((run, directory))
+    for fitting in by_key.values():
+        for first in range(0, len(fitting), members):
+            yield fitting[first : first + members]
+
+
+def _shares_of_cores(jobs: int) -> list[set[int]]:
+    """The processor cores of each of several processes: threads of all would hinder each other."""
+    if not hasattr(os, "sched_getaffinity"):
+        return [set()] * jobs
+    cores = sorted(os.sched_getaffinity(0))
+    return [set(cores[job::jobs]) or set(cores) for job in range(jobs)]
+
+
+def _alone(network: str, run: Run, directory: Path, cores: set[int]) -> str:
+    result = _run(command(network, run, directory.absolute()), cores)
+    return _problem(result)
+
+
+def _population(group: list[tuple[Run, Path]], cores: set[int]) -> str:
+    described = [
+        {"fields": _fields(run), "workdir": str(directory.absolute())} for run, directory in group
+    ]
+    return _problem(_run(["-m", "experiments.population"], cores, json.dumps(described)))
+
+
+def _fields(run: Run) -> dict[str, Any]:
+    from jaxbin.config import FIELDS
+
+    return {name: getattr(run.config, name) for name in FIELDS}
+
+
+def _run(
+    arguments: Sequence[str], cores: set[int] | None, text: str = ""
+) -> subprocess.CompletedProcess[str]:
+    """Run Python in the repository, on `cores` if any are given."""
+    started = subprocess.Popen(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    if cores:
+        os.sched_setaffinity(started.pid, cores)  # before it has made threads of its own
+    output, errors = started.communicate(text)
+    return subprocess.CompletedProcess(started.args, started.returncode, output, errors)
+
+
+def _problem(result: subprocess.CompletedProcess[str]) -> str:
+    """Why a process failed, in one line."""
+    if result.returncode == 0:
+        return ""
+    lines = [line for line in result.stderr.splitlines() if line.strip()]
+    return lines[-1] if lines else f"exit status {result.returncode}"
+
+
+def measure(run: Path, output: Path, names: Sequence[str]) -> None:
+    """Measure the sensitivity of every layer of a trained network.
+
+    Raises:
+      UserError: it did not succeed.
+    """
+    arguments = [
+        str(run.absolute()),
+        f"--output={output.absolute()}",
+        f"--measures={','.join(names)}",
+    ]
+    problem = _problem(_run(["-m", "experiments.measure", *arguments], None))
+    if problem:
+        raise UserError(problem.removeprefix("error: "))

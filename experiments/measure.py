@@ -1,0 +1,50 @@
+"""Measure the sensitivity of every layer of a trained network, without training.
+
+    python -m experiments.measure RUN --output=DIR [--measures=zero_shot,hessian]
+
+RUN is a finished run of method "float", stage "validation". DIR/MEASURE.json gets the scores of
+layers 1..L, the order from the least to the most sensitive, and the seconds that it took.
+"""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from jaxbin import command_line, records, sensitivity
+from jaxbin.errors import UserError
+
+
+def main(argv: Sequence[str]) -> None:
+    """Write a file for each measure."""
+    parser = command_line.make_parser("python -m experiments.measure", __doc__ or "")
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--measures", default=",".join(sensitivity.MEASURES))
+    parser.add_argument("--samples", type=int, default=100, help="random vectors of the Hessian")
+    arguments = parser.parse_args(argv)
+    names = arguments.measures.split(",")
+    for name in names:
+        if name not in sensitivity.MEASURES:
+            accepted = ", ".join(sensitivity.MEASURES)
+            raise UserError(f"--measures={name!r} is unknown; accepted: {accepted}")
+    if arguments.samples < 2:
+        raise UserError(f"--samples={arguments.samples} is not accepted; accepted: 2 or more")
+    trained = sensitivity.load_trained(arguments.run)
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        started = time.perf_counter()
+        scores = sensitivity.measure(trained, name, samples=arguments.samples)
+        result = {
+            "measure": name,
+            "scores": scores,
+            "ascending": sensitivity.ascending(scores),
+            "seconds": time.perf_counter() - started,
+            "samples": arguments.samples if name == "hessian" else None,
+            "environment": records.environment(),
+        }
+        records.write_json(arguments.output / f"{name}.json", result)
+        print(f"{name}: {' '.join(map(str, result['ascending']))}")
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -1,0 +1,39 @@
+"""Train several runs as one program; `experiments.run` starts this where it is faster.
+
+    python -m experiments.population < MEMBERS
+
+MEMBERS is a JSON list of objects with "fields", of a configuration, and "workdir". For each there
+is a line on standard output: its failure, or nothing. See `jaxbin.train.run_population`.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from jaxbin import command_line, config, terminal, train
+from jaxbin.errors import UserError
+
+
+def main(_: object) -> None:
+    """Run the population."""
+    described = json.load(sys.stdin)
+    members = [
+        (
+            config.parse(
+                {
+                    name: tuple(value) if isinstance(value, list) else value
+                    for name, value in member["fields"].items()
+                }
+            ),
+            Path(member["workdir"]),
+        )
+        for member in described
+    ]
+    terminal.log_to_terminal()
+    for (_, workdir), outcome in zip(members, train.run_population(members), strict=True):
+        if isinstance(outcome, UserError):
+            raise UserError(f"{workdir}: {outcome}")
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -1,0 +1,292 @@
+"""Experiments: what is planned, what is run, what finished runs decide."""
+
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments import declarations, execution, measure, run, selection
+from experiments.declarations import Choices
+from jaxbin import config
+from jaxbin.errors import UserError
+
+# Two epochs of two steps on the embedded digits.
+TINY = [
+    "--scale=0.005",
+    "--config.dataset=mnist_5k",
+    "--config.max_steps_per_epoch=2",
+    "--config.checkpoint_every=1",
+]
+OVERRIDES = {"dataset": "mnist_5k", "max_steps_per_epoch": 2, "checkpoint_every": 1}
+
+
+def names(runs: list[declarations.Run]) -> list[str]:
+    return [one.name for one in runs]
+
+
+def start(output: Path, network: str, *flags: str) -> None:
+    run.main([network, f"--output={output}", *TINY, *flags])
+
+
+def test_published_schedules_scaled():
+    resnet = declarations.published("resnet20")
+    assert declarations.scaled_schedule(resnet, 1) == {}
+    assert declarations.scaled_schedule(resnet, 0.01) == {
+        "epochs": 12,
+        "epochs_per_layer": 1,
+        "sensitivity_epochs": 3,
+        "milestones": (10, 11),
+        "sensitivity_milestones": (2, 3),
+    }
+    assert declarations.scaled_schedule(resnet, 0.001)["milestones"] == (1,)
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("nan")])
+def test_scale_is_positive(scale: float):
+    with pytest.raises(UserError, match=r"scale=.* is not accepted"):
+        declarations.scaled_schedule({"epochs": 1}, scale)
+
+
+def test_search_of_vgg5():
+    runs = declarations.search_runs("vgg5", Choices())
+    assert len(runs) == 7 * 3
+    assert {one.config.stage for one in runs} == {"validation"}
+    assert {one.config.seed for one in runs} == {316}
+    assert {one.config.epochs for one in runs} == {750}
+    orders = {one.variant: one.config.order_layers for one in runs}
+    assert orders["iterative-ascend"] == (5, 4, 1, 3, 2)
+    assert orders["iterative-descend"] == (2, 3, 1, 4, 5)
+
+
+def test_full_runs_of_mnist_300():
+    rates = {"float": 0.1, "binary": 0.2, "iterative-forward": 0.3} | {
+        f"iterative-{order}": 0.3 for order in ("reverse", "132", "213", "231", "312")
+    }
+    runs = declarations.full_runs("mnist_300", Choices(seeds=(1, 2)), rates)
+    assert len(runs) == 2 * (8 + 3)
+    assert len(set(names(runs))) == len(runs)
+    assert {one.config.stage for one in runs} == {"full"}
+    reset = [one for one in runs if one.config.latent_reset]
+    assert [one.variant for one in reset[:3]] == [
+        "float-reset",
+        "binary-reset",
+        "iterative-forward-reset",
+    ]
+    assert [one.config.learning_rate for one in reset[:3]] == [0.1, 0.2, 0.3]
+
+
+def test_sensitivity_runs_are_one_per_layer():
+    runs = declarations.sensitivity_runs("resnet20", Choices(), 0.1)
+    assert [one.config.sensitivity_layer for one in runs] == list(range(1, 21))
+    assert {one.config.run_epochs for one in runs} == {300}
+    assert {one.config.run_milestones for one in runs} == {(200, 250)}
+
+
+def test_variant_of_undoes_make_run():
+    for variant in ("float", "binary-reset", "iterative-231", "layer-2", "iterative-forward-reset"):
+        made = declarations.make_run("mnist_300", "full", variant, Choices())
+        assert declarations.variant_of(config.to_json(made.config)) == variant
+
+
+def test_overrides_are_what_differs():
+    choices = Choices(0.1, overrides={"augment": False, "batch_size": 50})
+    made = declarations.make_run("mnist_300", "full", "binary", choices, seed=316)
+    assert made.overrides == {
+        "stage": "full",
+        "method": "binary",
+        "epochs": 45,
+        "epochs_per_layer": 15,
+        "sensitivity_epochs": 15,
+        "batch_size": 50,
+    }
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished search over two variants and two rates, one of them far too small to learn."""
+    output = tmp_path_factory.mktemp("experiments")
+    flags = ("--stage=search", "--only=float,iterative-forward", "--learning_rates=0.003,1e-9")
+    start(output, "mnist_300", *flags, "--jobs=2")
+    return output
+
+
+def test_search_selects_by_validation(searched: Path):
+    directory = searched / "mnist_300"
+    assert len(list(directory.glob("search/*/summary.json"))) == 4
+    assert selection.searched_rates(directory) == {"float": 0.003, "iterative-forward": 0.003}
+    rates = selection.rates("mnist_300", directory, Choices())
+    assert rates["iterative-231"] == 0.003
+    with pytest.raises(UserError, match="no learning rate was searched for binary; run --stage"):
+        rates["binary"]
+    given = selection.rates("mnist_300", directory, Choices(learning_rates=(0.5,)))
+    assert given["binary"] == given["iterative-312"] == 0.5
+
+
+def test_finished_runs_are_skipped_and_interrupted_ones_go_on(
+    searched: Path, capsys: pytest.CaptureFixture[str]
+):
+    flags = ("--stage=search", "--only=float", "--learning_rates=0.003,1e-9")
+    first, second = sorted((searched / "mnist_300" / "search").glob("float-*"))
+    (first / "summary.json").unlink()
+    before = [(first / "metrics.jsonl").read_bytes(), (second / "summary.json").stat().st_mtime_ns]
+    start(searched, "mnist_300", *flags, "--dry_run")
+    table = capsys.readouterr().out.splitlines()
+    assert table[2].split()[:3] == ["begun", first.name, "0"] or "ended" in table[2]
+    start(searched, "mnist_300", *flags)
+    assert (first / "summary.json").exists()
+    after = [(first / "metrics.jsonl").read_bytes(), (second / "summary.json").stat().st_mtime_ns]
+    assert after == before
+
+
+def test_a_failure_is_listed_and_the_others_run(tmp_path: Path):
+    flags = ("--stage=full", "--only=float", "--learning_rates=1e38", "--seeds=1,2")
+    (tmp_path / "mnist_300" / "full").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"^2 runs failed: float-.*loss is not finite"):
+        start(tmp_path, "mnist_300", *flags)
+    directories = sorted((tmp_path / "mnist_300" / "full").iterdir())
+    assert ["seed1" in directories[0].name, "seed2" in directories[1].name] == [True, True]
+
+
+def test_a_population_leaves_the_same_directories(searched: Path, tmp_path: Path):
+    flags = ("--stage=search", "--only=float,iterative-forward", "--learning_rates=0.003,1e-9")
+    start(tmp_path, "mnist_300", *flags, "--population=vmap")
+    alone = sorted((searched / "mnist_300" / "search").iterdir())
+    together = sorted((tmp_path / "mnist_300" / "search").iterdir())
+    assert [path.name for path in alone] == [path.name for path in together]
+    for one, other in zip(alone, together, strict=True):
+        first, second = (
+            json.loads((path / "summary.json").read_text())["last"] for path in (one, other)
+        )
+        assert first["validation_loss"] == pytest.approx(second["validation_loss"], rel=1e-3)
+        assert (one / "config.json").read_text() == (other / "config.json").read_text()
+
+
+def test_guided_order_in_one_command(searched: Path):
+    flags = ("--stage=guided", "--measure=weight_error", "--seeds=7", "--population=vmap")
+    start(searched, "mnist_300", *flags)
+    directory = searched / "mnist_300"
+    scores = json.loads((directory / "measures" / "weight_error.json").read_text())["scores"]
+    ascending = sorted((1, 2, 3), key=lambda layer: scores[layer - 1])
+    written = json.loads((directory / "orders" / "ascend-weight_error.json").read_text())
+    assert written == ascending
+    runs = {path.name: path for path in (directory / "guided").iterdir()}
+    assert [name.split("-lr")[0] for name in sorted(runs)] == [
+        "iterative-ascend-weight_error",
+        "iterative-descend-weight_error",
+    ]
+    line = (runs[min(runs)] / "metrics.jsonl").read_text().splitlines()[0]
+    assert json.loads(line)["binary_layers"] == [ascending[0]]
+
+
+def test_training_measures_every_layer(tmp_path: Path):
+    flags = ("--stage=sensitivity", "--learning_rates=0.003", "--population=vmap")
+    start(tmp_path, "mnist_300", *flags)
+    directory = tmp_path / "mnist_300"
+    scores = selection.scores(directory, "training")
+    assert scores is not None
+    for layer, score in enumerate(scores, start=1):
+        (path,) = directory.glob(f"sensitivity/layer-{layer}-*")
+        lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+        assert score == pytest.approx(1 - max(line["validation_accuracy"] for line in lines))
+        assert {tuple(line["binary_layers"]) for line in lines} == {(layer,)}
+    order = json.loads((directory / "orders" / "descend-training.json").read_text())
+    assert [scores[layer - 1] for layer in order] == sorted(scores, reverse=True)
+
+
+def test_printed_commands_can_be_run_elsewhere(
+    searched: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    flags = ("--stage=full", "--only=iterative-231", "--seeds=5", "--print_commands")
+    start(tmp_path, "mnist_300", *flags, "--learning_rates=0.003")
+    (line,) = capsys.readouterr().out.splitlines()
+    words = shlex.split(line)
+    assert words[:4] == ["python", "-m", "jaxbin.main", "--config=configs/mnist_300.py"]
+    subprocess.run([sys.executable, *words[1:]], check=True, cwd=declarations.ROOT, timeout=300)
+    (directory,) = (tmp_path / "mnist_300" / "full").iterdir()
+    made = declarations.make_run(
+        "mnist_300",
+        "full",
+        "iterative-231",
+        Choices(0.005, overrides=OVERRIDES),
+        seed=5,
+        learning_rate=0.003,
+    )
+    stored = json.loads((directory / "config.json").read_text())
+    assert stored == json.loads(json.dumps(config.to_json(made.config)))
+    assert directory.name == made.name
+
+
+def test_dry_run_costs(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(run, "_step_milliseconds", lambda _: {"cpu": 2.0})
+    run.main(["mnist_300", "--stage=full", "--only=float", "--learning_rates=0.1", "--dry_run"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "mnist_300 full"
+    # 450 epochs of 550 steps of 2 ms
+    assert lines[2].split() == ["new", "float-lr0.1-seed316-450epochs", "450", "0.14"]
+    assert lines[-1].split() == ["total", "1350", "0.41"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["lenet"], "network='lenet' has no experiment; accepted: mnist_300, "),
+        (["vgg5", "--stage=fulll"], "invalid choice: 'fulll'"),
+        (["vgg5", "--stage=full"], "no learning rate was searched for float; run --stage=search"),
+        (["vgg5", "--stage=search", "--only=iterativ"], "--only=iterativ matches no run"),
+        (["vgg5", "--stage=search", "--scale=0"], "scale=0 is not accepted"),
+        (["vgg5", "--stage=search", "--config.epoch=3"], "config.epoch is unknown; did you mean"),
+        (["vgg5", "--stage=search", "--config.epochs=-3"], "epochs=-3 is not accepted"),
+        (["vgg5", "--stage=search", "--confg.epochs=3"], "'--confg.epochs=3' is not accepted"),
+        (["vgg5", "--stage=search", "--jobs=0"], "argument --jobs: invalid _positive value: '0'"),
+        (["vgg5", "--stage=search", "--seeds=1,x"], "argument --seeds"),
+        (["vgg5", "--stage=guided", "--learning_rates=0.1", "--dry_run"], "is not measured yet"),
+    ],
+)
+def test_bad_flags_are_refused(tmp_path: Path, flags: list[str], message: str):
+    with pytest.raises(UserError) as caught:
+        run.main([*flags, f"--output={tmp_path / 'runs'}"])
+    assert message in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_another_configuration_in_the_directory_is_refused(searched: Path):
+    flags = ("--stage=search", "--only=float", "--learning_rates=0.003", "--config.batch_size=50")
+    with pytest.raises(UserError, match="batch_size"):
+        start(searched, "mnist_300", *flags)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--measures=zero_shoot"], "--measures='zero_shoot' is unknown; accepted: zero_shot"),
+        (["--samples=1"], "--samples=1 is not accepted; accepted: 2 or more"),
+    ],
+)
+def test_measure_refuses(tmp_path: Path, flags: list[str], message: str):
+    with pytest.raises(UserError, match=message):
+        measure.main([str(tmp_path), f"--output={tmp_path / 'out'}", *flags])
+    assert not (tmp_path / "out").exists()
+
+
+def test_auto_follows_the_measurement(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    rows = [
+        {"platform": "cpu", "network": "mnist_300", "sequential_over_vmap": 0.8},
+        {"platform": "gpu", "network": "mnist_300", "sequential_over_vmap": 5.0},
+    ]
+    (tmp_path / "populations.json").write_text(json.dumps({"results": rows}))
+    monkeypatch.setattr(execution, "_MEASURED", tmp_path / "populations.json")
+
+    def mode(platform: str, network: str) -> Any:
+        answer = subprocess.CompletedProcess([], 0, f"{platform}\n", "")
+        monkeypatch.setattr(execution, "_run", lambda *_: answer)
+        return execution._mode("auto", network)
+
+    assert mode("cpu", "mnist_300") == "sequential"
+    assert mode("gpu", "mnist_300") == "vmap"
+    assert mode("gpu", "vgg5") == "sequential"  # not measured
+    assert execution._mode("vmap", "vgg5") == "vmap"

@@ -1,0 +1,132 @@
+"""Measures of sensitivity against values worked out by hand and against exact Hessians."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxbin import config, data, models, sensitivity, train
+from jaxbin.errors import UserError
+from jaxbin.layers import BINARIZATION, forward_order, write_mask
+from jaxbin.sensitivity import Trained
+from jaxbin.step import cross_entropy
+
+SHAPE = (3, 3, 1)
+
+
+@pytest.fixture(scope="module")
+def small() -> Trained:
+    """A dense network of 3 layers on 40 random images of 9 pixels."""
+    spec = data.spec("synthetic", synthetic_shape=SHAPE, synthetic_classes=3, synthetic_examples=40)
+    dataset = data.load(spec, stage="validation", data_dir="", seed=1)
+    network = models.MLP((4, 5), classes=3)
+    variables = network.init(jax.random.key(0), jnp.ones((1, *SHAPE)), train=False)
+    kept = {name: variables[name] for name in ("params", "batch_stats")}
+    return Trained(network, kept, forward_order(network, SHAPE), dataset)
+
+
+def test_weight_errors_by_hand():
+    latents = (jnp.array([[0.5, -0.5], [2.0, 0.0]]), jnp.array([1.0, -1.0]))
+    # squared distances 0.25, 0.25, 1 and 1, since sign(0) = +1; squared norm 4.5
+    assert sensitivity.weight_errors(latents) == [2.5, 0.0]
+    assert sensitivity.weight_errors(latents, relative=True) == pytest.approx([2.5 / 4.5, 0.0])
+
+
+def test_hessian_traces_against_the_exact_hessian(small: Trained):
+    traces, errors = sensitivity.hessian_traces(small, jax.random.key(3), 600)
+    images = (
+        jnp.asarray(small.dataset.train.images) / 255 - jnp.array(small.dataset.spec.mean)
+    ) / (jnp.array(small.dataset.spec.std))
+    labels = jnp.asarray(small.dataset.train.labels)
+    masks = write_mask(small.layer_names, [False] * 3)
+
+    for number, name in enumerate(small.layer_names):
+        latent = small.latents[number]
+
+        def loss(flat, name=name, latent=latent):
+            params = dict(small.variables["params"])
+            params[name] = {**params[name], "kernel": flat.reshape(latent.shape)}
+            variables = {**small.variables, "params": params, BINARIZATION: masks}
+            return cross_entropy(small.network.apply(variables, images, train=False), labels).mean()
+
+        # Reverse over reverse, row by row: the exact block.
+        exact = jnp.trace(jax.jacrev(jax.grad(loss))(latent.ravel()))
+        assert errors[number] > 0
+        assert abs(traces[number] - exact) < 4 * errors[number] + 1e-6
+        assert errors[number] < 0.25 * abs(exact)
+
+
+def test_zero_shot_by_hand(small: Trained):
+    """Batch norm sees the batches in turn; with batches as large as the data, the same one."""
+    split, spec = small.dataset.evaluation, small.dataset.spec
+    measured = sensitivity.zero_shot_errors(small)
+    for number in range(3):
+        mask = write_mask(small.layer_names, [other == number for other in range(3)])
+        x = small.dataset.train.images.reshape(40, -1).astype(np.float64)
+        test = split.images.reshape(len(split.labels), -1).astype(np.float64)
+        mean, std = np.tile(spec.mean, 9), np.tile(spec.std, 9)
+        x, test = ((part / 255 - mean) / std for part in (x, test))
+        for layer, name in enumerate(small.layer_names):
+            kernel = np.asarray(small.latents[layer], np.float64)
+            kernel = np.where(kernel < 0, -1, 1) if layer == number else kernel
+            bias = np.asarray(small.variables["params"][name]["bias"])
+            x, test = x @ kernel + bias, test @ kernel + bias
+            # the running average has forgotten its start to 0.9 ** 50
+            mean, var = x.mean(0), x.var(0)
+            old = 0.9**50
+            running_mean, running_var = (1 - old) * mean, (1 - old) * var + old
+            x = (x - mean) / np.sqrt(var + 1e-5)
+            test = (test - running_mean) / np.sqrt(running_var + 1e-5)
+            if layer < 2:
+                x, test = np.maximum(x, 0), np.maximum(test, 0)
+        expected = (test.argmax(1) != split.labels).mean()
+        assert measured[number] == pytest.approx(expected), mask
+
+
+def test_ascending_and_ranks():
+    assert sensitivity.ascending([0.3, 0.1, 0.2, 0.1]) == (2, 4, 3, 1)
+    assert sensitivity.ranks_of((2, 4, 3, 1)) == [3, 0, 2, 1]
+
+
+def test_rank_correlation():
+    assert sensitivity.rank_correlation([1, 2, 3], [10, 20, 15]) == pytest.approx(0.5)
+    assert sensitivity.rank_correlation([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
+    assert sensitivity.rank_correlation([1, 2, 3], [1, 1, 1]) is None
+
+
+SHORT = {"epochs": 1, "max_steps_per_epoch": 3, "learning_rate": 0.01}
+
+
+def test_every_measure_of_a_run(tmp_path: Path):
+    train.run(config.parse(SHORT | {"method": "float"}), tmp_path)
+    trained = sensitivity.load_trained(tmp_path)
+    for name in sensitivity.MEASURES:
+        scores = sensitivity.measure(trained, name, samples=3)
+        assert len(scores) == 3
+        assert len(set(scores)) == 3
+        assert np.isfinite(scores).all()
+    assert sensitivity.measure(trained, "hessian", 1, 3) == sensitivity.measure(
+        trained, "hessian", 1, 3
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"method": "binary"}, "accepted: method='float', stage='validation'"),
+        ({"method": "float", "stage": "full"}, "accepted: method='float', stage='validation'"),
+    ],
+)
+def test_other_runs_are_refused(tmp_path: Path, fields: dict, message: str):
+    train.run(config.parse(SHORT | fields), tmp_path)
+    with pytest.raises(UserError, match=message):
+        sensitivity.load_trained(tmp_path)
+
+
+def test_no_run_and_no_measure(tmp_path: Path, small: Trained):
+    with pytest.raises(UserError, match="holds no run"):
+        sensitivity.load_trained(tmp_path)
+    with pytest.raises(UserError, match="measure='hesian' is unknown; accepted: training, zero_"):
+        sensitivity.measure(small, "hesian")
