@@ -1,16 +1,20 @@
 """Collect finished run directories into one small JSON file that can be committed.
 
-    python experiments/collect.py --output=experiments/results/NAME.json RUN...
+    python -m experiments.collect --output=experiments/results/NAME.json RUN...
 
-A run contributes what identifies it, and the metrics of its best and last epoch.
+A run contributes what identifies it, the metrics of its best and last epoch, and a curve.
 """
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxbin import config, records
+from jaxbin import config, orders, records
+
+_CURVE_EPOCHS = 90
+_PLACES = ("data_dir", "split_file", "initialize_from")
 
 
 def collect(directory: Path) -> dict[str, Any]:
@@ -21,6 +25,7 @@ def collect(directory: Path) -> dict[str, Any]:
     """
     configuration = records.read_json(directory / "config.json")
     environment = records.read_json(directory / "environment.json")
+    summary = records.read_json(directory / "summary.json")
     return {
         # Where the data and the run lie is nobody else's business.
         "command": [
@@ -33,22 +38,39 @@ def collect(directory: Path) -> dict[str, Any]:
         "devices": environment["devices"],
         "cpu_count": environment["cpu_count"],
         "fields": {
-            name: configuration[name]
+            name: orders.label(configuration[name]) if name == "order" else configuration[name]
             for name, field in config.FIELDS.items()
-            if configuration[name] != json.loads(json.dumps(field.default)) and name != "data_dir"
+            if configuration[name] != json.loads(json.dumps(field.default)) and name not in _PLACES
         },
-        "summary": records.read_json(directory / "summary.json"),
+        "order_layers": configuration["order_layers"],
+        "summary": summary,
+        "curve": _curve(directory, summary["metric"]),
     }
 
 
-def main() -> None:
+def _curve(directory: Path, metric: str) -> dict[str, list[Any]]:
+    """Some epochs of a run, the last among them, and what they measured, rounded."""
+    text = (directory / "metrics.jsonl").read_text(encoding="utf-8")
+    lines = [json.loads(line) for line in text.splitlines()]
+    step = -(-len(lines) // _CURVE_EPOCHS)
+    kept = lines[::-step][::-1]
+    return {
+        "epoch": [line["epoch"] for line in kept],
+        "accuracy": [round(line[metric], 4) for line in kept],
+        "layer_flip_ratios": [
+            [float(f"{ratio:.2g}") for ratio in line["layer_flip_ratios"]] for line in kept
+        ],
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> None:
     """Write the collection."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("--output", type=Path, required=True)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     records.write_json(arguments.output, [collect(run) for run in arguments.runs])
 
 

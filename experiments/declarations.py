@@ -84,12 +84,14 @@ class Choices:
       scale: factor on every duration in epochs.
       seeds: of the full and guided stages; the others use the first.
       learning_rates: instead of those that an experiment declares.
+      only: variants that are wanted, as "iterative-*"; none given: all.
       overrides: fields of every run.
     """
 
     scale: float = 1.0
     seeds: tuple[int, ...] = SEEDS
     learning_rates: tuple[float, ...] = ()
+    only: tuple[str, ...] = ()
     overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -176,17 +178,17 @@ def scaled_schedule(fields: Mapping[str, Any], scale: float) -> dict[str, Any]:
 
 def sensitivity_runs(network: str, choices: Choices, learning_rate: float) -> list[Run]:
     """One run for each layer, that layer alone binary."""
-    one = make_run(network, "sensitivity", "float", choices)
+    layers = len(config.parse(published(network)).layer_names)
     return [
         make_run(
             network,
             "sensitivity",
-            f"layer-{layer}",
+            variant,
             choices,
             seed=choices.seeds[0],
             learning_rate=learning_rate,
         )
-        for layer in range(1, len(one.config.layer_names) + 1)
+        for variant in _wanted([f"layer-{layer}" for layer in range(1, layers + 1)], choices)
     ]
 
 
@@ -194,33 +196,23 @@ def search_runs(network: str, choices: Choices) -> list[Run]:
     """Float, binary and every order, each with every learning rate, evaluated on validation."""
     experiment = EXPERIMENTS[network]
     rates = choices.learning_rates or experiment.learning_rates
+    variants = _wanted(_variants(experiment.orders), choices)
     return [
         make_run(network, "search", variant, choices, seed=choices.seeds[0], learning_rate=rate)
-        for variant, rate in itertools.product(_variants(experiment.orders), rates)
+        for variant, rate in itertools.product(variants, rates)
     ]
 
 
-def matches(variant: str, only: Sequence[str]) -> bool:
-    """Whether a variant is one of those wanted; patterns as "iterative-*"; none: all are."""
-    return not only or any(fnmatch.fnmatchcase(variant, pattern) for pattern in only)
-
-
-def full_runs(
-    network: str, choices: Choices, rates: Mapping[str, float], only: Sequence[str] = ()
-) -> list[Run]:
+def full_runs(network: str, choices: Choices, rates: Mapping[str, float]) -> list[Run]:
     """Float, binary and every order, and what is compared with the latent reset; every seed.
 
     Args:
       network, choices: what to run.
       rates: learning rate of each variant; see `experiments.selection`.
-      only: see `matches`; no rate is needed of what does not.
     """
     experiment = EXPERIMENTS[network]
-    variants = [
-        *_variants(experiment.orders),
-        *[f"{variant}-reset" for variant in experiment.resets],
-    ]
-    variants = [variant for variant in variants if matches(variant, only)]
+    resets = [f"{variant}-reset" for variant in experiment.resets]
+    variants = _wanted([*_variants(experiment.orders), *resets], choices)
     return [
         make_run(
             network,
@@ -238,19 +230,28 @@ def guided_runs(
     network: str, choices: Choices, rates: Mapping[str, float], order_files: Sequence[Path]
 ) -> list[Run]:
     """Iterative runs in the orders of `order_files`, every seed."""
+    files = {f"iterative-{orders.label(str(path))}": path for path in order_files}
     return [
         make_run(
             network,
             "guided",
-            f"iterative-{orders.label(str(path))}",
+            variant,
             choices,
             seed=seed,
             learning_rate=rates["iterative-forward"],
-            order=str(path),
+            order=str(files[variant].absolute()),  # the run starts in another directory
         )
-        for seed, path in itertools.product(choices.seeds, order_files)
+        for seed, variant in itertools.product(choices.seeds, _wanted(list(files), choices))
     ]
 
 
 def _variants(names: Sequence[str]) -> list[str]:
     return ["float", "binary", *[f"iterative-{name}" for name in names]]
+
+
+def _wanted(variants: Sequence[str], choices: Choices) -> list[str]:
+    return [
+        variant
+        for variant in variants
+        if not choices.only or any(fnmatch.fnmatchcase(variant, only) for only in choices.only)
+    ]

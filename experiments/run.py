@@ -12,6 +12,7 @@ stages on the test set; what they need of the search is read from its finished r
 
 import argparse
 import ast
+import dataclasses
 import functools
 import json
 from collections.abc import Mapping, Sequence
@@ -33,7 +34,9 @@ def main(argv: Sequence[str]) -> None:
     """Plan and carry out what the flags ask for."""
     jax.config.update("jax_platforms", "cpu")  # the processes started from here take the GPU
     arguments, overrides = _parse(argv)
-    choices = Choices(arguments.scale, arguments.seeds, arguments.learning_rates, overrides)
+    choices = Choices(
+        arguments.scale, arguments.seeds, arguments.learning_rates, arguments.only, overrides
+    )
     directory = arguments.output / arguments.network
     declarations.published(arguments.network)  # an unknown network is refused first
     stages = _ALL if arguments.stage == "all" else (arguments.stage,)
@@ -54,8 +57,11 @@ def main(argv: Sequence[str]) -> None:
             f"--only={','.join(arguments.only)} matches no run of --stage={arguments.stage}"
         )
     if failures:
-        listed = "; ".join(f"{path.name}: {problem}" for path, problem in failures.items())
-        raise UserError(f"{len(failures)} runs failed: {listed}")
+        raise UserError(f"{len(failures)} runs failed: {_listed(failures)}")
+
+
+def _listed(failures: Mapping[Path, str]) -> str:
+    return "; ".join(f"{path.name}: {problem}" for path, problem in failures.items())
 
 
 def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
@@ -131,14 +137,10 @@ def _planned(
     plan = {
         "search": functools.partial(declarations.search_runs, network, choices),
         "sensitivity": functools.partial(_sensitivity_runs, arguments, choices, directory),
-        "full": functools.partial(declarations.full_runs, network, choices, rates, arguments.only),
+        "full": functools.partial(declarations.full_runs, network, choices, rates),
         "guided": functools.partial(_guided_runs, arguments, choices, directory, rates),
     }[stage]
-    return [
-        (run, directory / stage / run.name)
-        for run in plan()
-        if declarations.matches(run.variant, arguments.only)
-    ]
+    return [(run, directory / stage / run.name) for run in plan()]
 
 
 def _sensitivity_runs(
@@ -179,16 +181,12 @@ def _guided_runs(
             f"{arguments.measure} first"
         )
     if missing:
-        _carry_out(
-            "sensitivity",
-            arguments,
-            choices,
-            directory,
-            [
-                (run, directory / "sensitivity" / run.name)
-                for run in _sensitivity_runs(arguments, choices, directory)
-            ],
-        )
+        every_layer = dataclasses.replace(choices, only=())
+        runs = _sensitivity_runs(arguments, every_layer, directory)
+        placed = [(run, directory / "sensitivity" / run.name) for run in runs]
+        failures = _carry_out("sensitivity", arguments, every_layer, directory, placed)
+        if failures:
+            raise UserError(f"{missing[0]} is not measured: {_listed(failures)}")
     return declarations.guided_runs(arguments.network, choices, rates, files)
 
 

@@ -1,0 +1,191 @@
+"""Plots of results, readable in grey and at the width of a README."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import matplotlib as mpl
+import numpy as np
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+
+if TYPE_CHECKING:
+    from experiments.report import Result
+
+_WIDTH, _DOTS_PER_INCH = 7.2, 120
+_STYLES = ("-", "--", ":", "-.", (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (1, 3)), (0, (8, 3)))
+_MARKERS = "osD^vPX*"
+_HATCHES = ("", "///", "...", "xxx", "\\\\\\")
+
+
+def _colors(count: int) -> list[Any]:
+    """Colors that differ in lightness, too."""
+    return [plt.get_cmap("viridis")(value) for value in np.linspace(0, 0.85, count)]
+
+
+def _save(figure: Any, path: Path) -> None:
+    # Nothing that changes from run to run: no date, no version.
+    figure.savefig(path, dpi=_DOTS_PER_INCH, bbox_inches="tight", metadata={"Software": None})
+    plt.close(figure)
+
+
+def _by_variant(runs: "Sequence[Result]") -> "dict[str, list[Result]]":
+    """Runs by variant, those of the learning rate that most variants share."""
+    variants: dict[str, list[Result]] = {}
+    for run in runs:
+        variants.setdefault(run.variant, []).append(run)
+    return variants
+
+
+def _label(variant: str, runs: "Sequence[Result]", several_rates: bool) -> str:
+    rates = sorted({run.fields["learning_rate"] for run in runs})
+    return f"{variant}, {rates[0]:g}" if several_rates and len(rates) == 1 else variant
+
+
+def accuracies(runs: "Sequence[Result]", path: Path) -> bool:
+    """Variants side by side: mean and standard deviation of the last epoch and the best one."""
+    groups = {
+        (variant, rate): [run for run in of_variant if run.fields["learning_rate"] == rate]
+        for variant, of_variant in _by_variant(runs).items()
+        for rate in sorted({run.fields["learning_rate"] for run in of_variant})
+    }
+    several = len({rate for _, rate in groups}) > 1
+    figure, axes = plt.subplots(figsize=(_WIDTH, 0.9 + 0.32 * len(groups)))
+    for row, of_variant in enumerate(groups.values()):
+        for which, marker, face, offset in (
+            ("last", "o", "black", 0.12),
+            ("best", "s", "white", -0.12),
+        ):
+            values = [100 * run.accuracy(which) for run in of_variant]
+            deviation = np.std(values, ddof=1) if len(values) > 1 else 0
+            axes.errorbar(
+                np.mean(values),
+                row - offset,
+                xerr=deviation or None,
+                fmt=marker,
+                color="black",
+                markerfacecolor=face,
+                capsize=3,
+                label=f"{which} epoch" if not row else None,
+            )
+    labels = [f"{variant}, lr {rate:g}" if several else variant for variant, rate in groups]
+    labels = [f"{label} (n={len(g)})" for label, g in zip(labels, groups.values(), strict=True)]
+    axes.set_yticks(range(len(groups)), labels)
+    axes.invert_yaxis()
+    axes.grid(axis="x", alpha=0.3)
+    split = runs[0].summary["metric"].replace("_", " ")
+    axes.set_xlabel(f"{split}, %, mean and standard deviation over seeds")
+    axes.legend(loc="best", frameon=True)
+    _save(figure, path)
+    return True
+
+
+def curves(runs: "Sequence[Result]", path: Path) -> bool:
+    """Accuracy per epoch, a line for each variant, the moments of binarization marked."""
+    drawn = {
+        variant: [run for run in of_variant if run.curve]
+        for variant, of_variant in _by_variant(runs).items()
+    }
+    drawn = {variant: of_variant for variant, of_variant in drawn.items() if of_variant}
+    if not drawn:
+        return False
+    figure, axes = plt.subplots(figsize=(_WIDTH, 4.2))
+    several = len({run.fields["learning_rate"] for run in runs}) > 1
+    moments: set[int] = set()
+    lows = []
+    for color, style, (variant, of_variant) in zip(
+        _colors(len(drawn)), _cycled(_STYLES, len(drawn)), drawn.items(), strict=True
+    ):
+        epochs = of_variant[0].curve["epoch"]
+        values = 100 * np.array([run.curve["accuracy"] for run in of_variant])
+        mean = values.mean(axis=0)
+        lows.append(np.percentile(mean, 5))
+        label = _label(variant, of_variant, several)
+        axes.plot(epochs, mean, color=color, linestyle=style, label=label, linewidth=1.3)
+        if variant.startswith("iterative"):
+            per_layer = of_variant[0].fields["epochs_per_layer"]
+            layers = len(of_variant[0].summary["last"]["layer_flip_ratios"])
+            moments |= {k * per_layer for k in range(1, layers) if k * per_layer <= epochs[-1]}
+    for moment in sorted(moments):
+        axes.axvline(moment, color="grey", linewidth=0.8, zorder=0)
+    if moments:
+        axes.annotate(
+            " one layer more of an\n iterative run binary",
+            (min(moments), 1),
+            xycoords=("data", "axes fraction"),
+            va="top",
+            fontsize=8,
+            color="0.3",
+        )
+    axes.set_ylim(bottom=min(lows) - 0.3)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(f"{runs[0].summary['metric'].replace('_', ' ')}, %")
+    axes.grid(alpha=0.3)
+    axes.legend(ncols=2, fontsize=8, loc="lower right")
+    _save(figure, path)
+    return True
+
+
+def flips(runs: "Sequence[Result]", path: Path) -> bool:
+    """Share of each layer's weights whose sign an epoch changes, over time.
+
+    Of the forward order, or of the first iterative variant there is.
+    """
+    variants = {
+        variant: [run for run in of_variant if run.curve]
+        for variant, of_variant in _by_variant(runs).items()
+        if variant.startswith("iterative")
+    }
+    chosen = variants.get("iterative-forward") or next(iter(variants.values()), [])
+    if not chosen:
+        return False
+    figure, axes = plt.subplots(figsize=(_WIDTH, 3.4))
+    epochs = chosen[0].curve["epoch"]
+    ratios = 100 * np.mean([run.curve["layer_flip_ratios"] for run in chosen], axis=0)
+    layers = ratios.shape[1]
+    for layer, color, style in zip(
+        range(layers), _colors(layers), _cycled(_STYLES, layers), strict=True
+    ):
+        shown = np.maximum(ratios[:, layer], 1e-3)
+        axes.plot(epochs, shown, color=color, linestyle=style, label=f"layer {layer + 1}")
+    per_layer = chosen[0].fields["epochs_per_layer"]
+    for k in range(1, layers):
+        if k * per_layer <= epochs[-1]:
+            axes.axvline(k * per_layer, color="grey", linewidth=0.8, zorder=0)
+    axes.set_yscale("log")
+    axes.set_xlabel(f"epoch ({chosen[0].variant}; a line where one layer more becomes binary)")
+    axes.set_ylabel("weights that change sign\nin an epoch, %")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, ncols=max(1, layers // 5))
+    _save(figure, path)
+    return True
+
+
+def sensitivities(measured: Mapping[str, Mapping[str, Any]], path: Path) -> None:
+    """Every layer's score by every measure, each as a share of the measure's largest."""
+    layers = len(next(iter(measured.values()))["scores"])
+    figure, axes = plt.subplots(figsize=(_WIDTH, 3.2))
+    width = 0.8 / len(measured)
+    for index, (name, result) in enumerate(measured.items()):
+        scores = np.array(result["scores"])
+        places = np.arange(1, layers + 1) - 0.4 + width * (index + 0.5)
+        axes.bar(
+            places,
+            scores / np.abs(scores).max(),
+            width,
+            label=name,
+            color=_colors(len(measured))[index],
+            hatch=_HATCHES[index % len(_HATCHES)],
+            edgecolor="white",
+        )
+    axes.set_xticks(range(1, layers + 1))
+    axes.set_xlabel("layer")
+    axes.set_ylabel("sensitivity, share of\nthe measure's largest")
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.legend(fontsize=8, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    _save(figure, path)
+
+
+def _cycled(values: Sequence[Any], count: int) -> list[Any]:
+    return [values[index % len(values)] for index in range(count)]

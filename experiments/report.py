@@ -1,0 +1,203 @@
+"""Tables and plots of finished runs.
+
+    python -m experiments.report logs/experiments/mnist_300 --output=REPORT
+    python -m experiments.report experiments/results/mnist_300.json --output=REPORT
+
+Every PATH is a directory in which run directories lie at any depth, or a file written by
+experiments/collect.py. REPORT/report.md has the tables, with mean and standard deviation over the
+seeds; the plots lie beside it. Runs of the validation stage are for choosing, those of the full
+stage for results; the best epoch of a full run was chosen on the very test set it is measured on,
+so the last epoch is the one to quote.
+"""
+
+import dataclasses
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments import plots, selection
+from experiments.collect import collect
+from experiments.declarations import variant_of
+from jaxbin import command_line, config, models, orders, records, sensitivity
+from jaxbin.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """A finished run.
+
+    Attributes:
+      network: its label, as "mlp300".
+      stage: "validation" or "full".
+      variant: see `experiments.declarations.variant_of`.
+      fields: of the configuration.
+      summary: the content of `summary.json`.
+      curve: metrics by epoch; see `experiments.collect`.
+    """
+
+    network: str
+    stage: str
+    variant: str
+    fields: Mapping[str, Any]
+    summary: Mapping[str, Any]
+    curve: Mapping[str, Any]
+
+    @property
+    def schedule(self) -> tuple[int, int]:
+        """Epochs, and epochs from layer to layer."""
+        return self.summary["epochs"], self.fields["epochs_per_layer"]
+
+    def accuracy(self, which: str) -> float:
+        """Of the "best" or the "last" epoch."""
+        return self.summary[which][self.summary["metric"]]
+
+
+def load(paths: Iterable[Path]) -> list[Result]:
+    """The finished runs in directories and files.
+
+    Raises:
+      UserError: a path is neither, or there is no run.
+    """
+    found: list[Result] = []
+    for path in paths:
+        if path.is_dir():
+            runs = [collect(summary.parent) for summary in sorted(path.rglob("summary.json"))]
+        elif path.suffix == ".json" and path.exists():
+            runs = records.read_json(path)
+        else:
+            raise UserError(f"{path} is no directory and no JSON file of results")
+        found += [_result(run) for run in runs]
+    if not found:
+        raise UserError(f"no finished run in {', '.join(map(str, paths))}")
+    return found
+
+
+def _result(run: Mapping[str, Any]) -> Result:
+    defaults = {name: field.default for name, field in config.FIELDS.items()}
+    fields = defaults | run["fields"]
+    network = models.label(fields["network"], fields["depth"])
+    return Result(
+        network, fields["stage"], variant_of(fields), fields, run["summary"], run.get("curve", {})
+    )
+
+
+def grouped(results: Iterable[Result], key: Callable[[Result], Any]) -> dict[Any, list[Result]]:
+    """Results by key, in the order in which they come."""
+    groups: dict[Any, list[Result]] = {}
+    for result in results:
+        groups.setdefault(key(result), []).append(result)
+    return groups
+
+
+def mean_and_deviation(values: Sequence[float]) -> str:
+    """ "98.12 % ± 0.05" of accuracies; one value has no deviation."""
+    mean = f"{100 * statistics.fmean(values):.2f}"
+    return f"{mean} ± {100 * statistics.stdev(values):.2f}" if len(values) > 1 else mean
+
+
+def accuracy_table(results: Sequence[Result]) -> str:
+    """Variants and learning rates of one network, stage and schedule."""
+    split = results[0].summary["metric"].removesuffix("_accuracy")
+    lines = [
+        f"| variant | learning rate | n | {split} accuracy, last epoch, % | best epoch, % |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    by_variant = grouped(results, lambda result: (result.variant, result.fields["learning_rate"]))
+    for (variant, rate), runs in by_variant.items():
+        last, best = ([run.accuracy(which) for run in runs] for which in ("last", "best"))
+        lines.append(
+            f"| {variant} | {rate:g} | {len(runs)} | {mean_and_deviation(last)} "
+            f"| {mean_and_deviation(best)} |"
+        )
+    return "\n".join(lines)
+
+
+def sensitivity_table(network: str, measured: Mapping[str, Mapping[str, Any]]) -> str:
+    """Scores of every layer by every measure, with cost and rank correlations.
+
+    Args:
+      network: its label.
+      measured: the content of `measures/*.json`, by measure.
+    """
+    layers = len(next(iter(measured.values()))["scores"])
+    published = orders.PUBLISHED.get(network, {}).get("ascend")
+    training = measured.get(selection.TRAINING, {}).get("scores")
+    names = [str(layer) for layer in range(1, layers + 1)]
+    lines = [
+        f"| measure | {' | '.join(f'layer {name}' for name in names)} | ascending | seconds "
+        "| rank correlation with training | with the published order |",
+        "| --- " * (layers + 5) + "|",
+    ]
+    for name, result in measured.items():
+        scores = result["scores"]
+        with_training = sensitivity.rank_correlation(scores, training) if training else None
+        with_published = (
+            sensitivity.rank_correlation(scores, sensitivity.ranks_of(published))
+            if published
+            else None
+        )
+        lines.append(
+            f"| {name} | {' | '.join(f'{score:.4g}' for score in scores)} "
+            f"| {' '.join(map(str, result['ascending']))} | {result['seconds']:.1f} "
+            f"| {_correlation(with_training)} | {_correlation(with_published)} |"
+        )
+    return "\n".join(lines)
+
+
+def _correlation(value: float | None) -> str:
+    return "-" if value is None else f"{value:+.2f}"
+
+
+def measures_in(paths: Iterable[Path]) -> dict[str, dict[str, Any]]:
+    """The content of the files `measures/*.json` in directories, by measure, the paper's first."""
+    found = {}
+    for path in paths:
+        for file in path.rglob("measures/*.json") if path.is_dir() else ():
+            found[file.stem] = records.read_json(file)
+    return {name: found[name] for name in selection.MEASURES if name in found}
+
+
+def write(
+    results: Sequence[Result], measured: Mapping[str, Mapping[str, Any]], output: Path
+) -> Path:
+    """Write the report into a directory; the path of its text."""
+    output.mkdir(parents=True, exist_ok=True)
+    parts = ["# Report\n"]
+    for (network, stage), of_network in grouped(results, lambda r: (r.network, r.stage)).items():
+        trained = [r for r in of_network if r.fields["method"] != "sensitivity"]
+        for (epochs, per_layer), runs in grouped(trained, lambda r: r.schedule).items():
+            title = f"{network}, {stage}, {epochs} epochs, {per_layer} per layer"
+            parts.append(f"## {title}\n\n{accuracy_table(runs)}\n")
+            stem = f"{network}-{stage}-{epochs}"
+            for name, draw in (
+                ("accuracies", plots.accuracies),
+                ("curves", plots.curves),
+                ("flips", plots.flips),
+            ):
+                path = output / f"{stem}-{name}.png"
+                if draw(runs, path):
+                    parts.append(f"![{name} of {title}]({path.name})\n")
+    if measured:
+        network = results[0].network
+        path = output / f"{network}-sensitivity.png"
+        plots.sensitivities(measured, path)
+        table = sensitivity_table(network, measured)
+        parts.append(f"## Sensitivity of {network}\n\n{table}\n\n![sensitivity]({path.name})\n")
+    text = output / "report.md"
+    text.write_text("\n".join(parts), encoding="utf-8")
+    return text
+
+
+def main(argv: Sequence[str]) -> None:
+    """Read, and write the report."""
+    parser = command_line.make_parser("python -m experiments.report", __doc__ or "")
+    parser.add_argument("paths", type=Path, nargs="+")
+    parser.add_argument("--output", type=Path, required=True)
+    arguments = parser.parse_args(argv)
+    results = load(arguments.paths)
+    print(write(results, measures_in(arguments.paths), arguments.output))
+
+
+if __name__ == "__main__":
+    command_line.run(main)

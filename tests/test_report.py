@@ -1,0 +1,143 @@
+"""Reports: statistics worked out by hand, plots that show what they should."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments import collect, report
+from jaxbin import config, train
+from jaxbin.errors import UserError
+
+FIELDS = {"epochs": 3, "epochs_per_layer": 1, "max_steps_per_epoch": 2, "learning_rate": 0.003}
+
+
+def result(variant: str, last: float, best: float, **fields: Any) -> report.Result:
+    method, _, order = variant.removesuffix("-reset").partition("-")
+    stored = {
+        "method": method,
+        "latent_reset": variant.endswith("-reset"),
+        "order": order,
+        "epochs_per_layer": 150,
+        "learning_rate": 0.01,
+    } | fields
+    summary = {
+        "metric": "test_accuracy",
+        "epochs": 450,
+        "last": {"test_accuracy": last},
+        "best": {"test_accuracy": best},
+    }
+    return report.Result("mlp300", "full", variant, stored, summary, {})
+
+
+def test_accuracy_table_by_hand():
+    results = [
+        result("float", 0.98, 0.99),
+        result("binary", 0.97, 0.975),
+        result("float", 0.981, 0.99),
+        result("float", 0.985, 0.99),
+        result("float", 0.5, 0.6, learning_rate=0.1),
+    ]
+    # of 98, 98.1 and 98.5: mean 98.2, squared deviations 0.04 + 0.01 + 0.09, over n - 1
+    assert report.accuracy_table(results).splitlines()[2:] == [
+        "| float | 0.01 | 3 | 98.20 ± 0.26 | 99.00 ± 0.00 |",
+        "| binary | 0.01 | 1 | 97.00 | 97.50 |",
+        "| float | 0.1 | 1 | 50.00 | 60.00 |",
+    ]
+
+
+def test_sensitivity_table_by_hand():
+    measured = {
+        "training": {"scores": [0.03, 0.01, 0.02], "ascending": [2, 3, 1], "seconds": 100.0},
+        "weight_error": {"scores": [1.0, 2.0, 3.0], "ascending": [1, 2, 3], "seconds": 0.25},
+    }
+    lines = report.sensitivity_table("mlp300", measured).splitlines()
+    assert lines[2] == "| training | 0.03 | 0.01 | 0.02 | 2 3 1 | 100.0 | +1.00 | - |"
+    assert lines[3] == "| weight_error | 1 | 2 | 3 | 1 2 3 | 0.2 | -0.50 | - |"
+
+
+def test_rank_correlation_with_the_published_order():
+    scores = [3.0, 5.0, 4.0, 2.0, 1.0]  # VGG-5's published order is 5 4 1 3 2
+    measured = {"training": {"scores": scores, "ascending": [5, 4, 1, 3, 2], "seconds": 1.0}}
+    assert report.sensitivity_table("vgg5", measured).splitlines()[2].endswith("| +1.00 | +1.00 |")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("runs")
+    for seed in (1, 2):
+        train.run(config.parse(FIELDS | {"seed": seed}), directory / f"iterative-{seed}")
+    train.run(config.parse(FIELDS | {"method": "float"}), directory / "float")
+    measures = directory / "measures"
+    measures.mkdir()
+    content = {"scores": [0.1, 0.3, -0.2], "ascending": [3, 1, 2], "seconds": 1.0}
+    (measures / "zero_shot.json").write_text(json.dumps(content))
+    return directory
+
+
+def test_report_of_directories_and_of_a_collection(runs: Path, tmp_path: Path):
+    report.main([str(runs), f"--output={tmp_path / 'one'}"])
+    text = (tmp_path / "one" / "report.md").read_text()
+    assert "## mlp300, validation, 3 epochs, 1 per layer" in text
+    assert "| iterative-forward | 0.003 | 2 | " in text
+    assert "| zero_shot | 0.1 | 0.3 | -0.2 | 3 1 2 | 1.0 | - | - |" in text
+    plots = sorted((tmp_path / "one").glob("*.png"))
+    assert [path.stem.rsplit("-", 1)[1] for path in plots] == [
+        "sensitivity",
+        "accuracies",
+        "curves",
+        "flips",
+    ]
+    for path in plots:
+        assert f"]({path.name})" in text
+        with Image.open(path) as image:
+            assert 600 < image.width < 1100
+            # not empty: there is more than one lightness
+            assert len(np.unique(np.asarray(image.convert("L")))) > 20
+
+    collected = tmp_path / "runs.json"
+    collect.main(
+        [*(str(path.parent) for path in runs.rglob("summary.json")), "--output", str(collected)]
+    )
+    (tmp_path / "measures").mkdir()
+    report.main([str(collected), f"--output={tmp_path / 'two'}"])
+    table = text.split("## Sensitivity")[0]
+    again = (tmp_path / "two" / "report.md").read_text()
+    assert sorted(again.splitlines()) == sorted(table.splitlines()[: len(again.splitlines())])
+
+
+def test_a_collection_names_no_place(runs: Path, tmp_path: Path):
+    order = tmp_path / "mine.json"
+    order.write_text("[2, 3, 1]")
+    workdir = tmp_path / "run"
+    train.run(config.parse(FIELDS | {"order": str(order), "data_dir": str(tmp_path)}), workdir)
+    kept = collect.collect(workdir)
+    assert kept["fields"]["order"] == "mine"
+    assert kept["order_layers"] == [2, 3, 1]
+    assert str(tmp_path) not in json.dumps({**kept, "command": []})
+    assert kept["curve"]["epoch"] == [0, 1, 2]
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert kept["curve"]["accuracy"] == [round(line["validation_accuracy"], 4) for line in lines]
+
+
+def test_a_long_curve_is_thinned_and_keeps_the_last_epoch(tmp_path: Path):
+    line = {"test_accuracy": 0.5, "layer_flip_ratios": [0.12345]}
+    text = "".join(json.dumps({"epoch": epoch, **line}) + "\n" for epoch in range(450))
+    (tmp_path / "metrics.jsonl").write_text(text)
+    curve = collect._curve(tmp_path, "test_accuracy")
+    assert curve["epoch"] == list(range(4, 450, 5))
+    assert curve["layer_flip_ratios"][0] == [0.12]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("empty", "no finished run in"), ("none.json", "is no directory and no JSON file")],
+)
+def test_nothing_to_report(tmp_path: Path, name: str, message: str):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=message):
+        report.main([str(tmp_path / name), f"--output={tmp_path / 'out'}"])
+    assert not (tmp_path / "out").exists()
