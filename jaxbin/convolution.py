@@ -4,6 +4,10 @@ What they compute is `lax.conv_general_dilated` and 2x2 max-pooling, nothing els
 convolution is used is decided here, by the backend. docs/performance.md has the measurements.
 """
 
+import contextlib
+import contextvars
+from collections.abc import Iterator
+
 import jax
 import jax.numpy as jnp
 
@@ -13,6 +17,21 @@ _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 # cache. More blocks than these gain nothing more and cost time to compile.
 _BLOCK_BYTES = 1_500_000
 _MOST_BLOCKS = 20
+
+_portable = contextvars.ContextVar("portable", default=False)
+
+
+@contextlib.contextmanager
+def portable() -> Iterator[None]:
+    """Within it convolutions are traced as one operation each, whatever the backend.
+
+    For programs that other compilers are given: they know nothing of XLA's CPU backend.
+    """
+    token = _portable.set(True)
+    try:
+        yield
+    finally:
+        _portable.reset(token)
 
 
 def convolve(inputs: jax.Array, kernel: jax.Array, strides: int = 1) -> jax.Array:
@@ -24,7 +43,8 @@ def convolve(inputs: jax.Array, kernel: jax.Array, strides: int = 1) -> jax.Arra
       strides: step in both directions.
     """
     odd = all(size % 2 == 1 for size in kernel.shape[:2])
-    if jax.default_backend() == "cpu" and strides == 1 and odd:
+    on_cpu = jax.default_backend() == "cpu" and not _portable.get()
+    if on_cpu and strides == 1 and odd:
         return _convolve_on_cpu(inputs, kernel)
     return _convolve(inputs, kernel, _padding(kernel), strides)
 

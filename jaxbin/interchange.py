@@ -13,6 +13,7 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 
+from jaxbin import convolution
 from jaxbin.artifact import Artifact
 from jaxbin.errors import UserError
 from jaxbin.packed import make_forward
@@ -77,6 +78,7 @@ def _with_constants(
     def compute(images: jax.Array) -> jax.Array:
         kernels = {name: jnp.asarray(array) for name, array in artifact.kernels.items()}
         kernels, channels = hold((kernels, jnp.asarray(artifact.channels)))
-        return forward(kernels, channels, images)
+        with convolution.portable():
+            return forward(kernels, channels, images)
 
     return compute

@@ -1,0 +1,49 @@
+"""Exported graphs of convolutional networks: what they hold, and what other runtimes compute."""
+
+import re
+
+import jax
+import jax.export
+import numpy as np
+import pytest
+
+from jaxbin import artifact, data, freeze, inference, interchange, models
+from jaxbin.layers import BINARIZATION, forward_order, write_mask
+
+CIFAR10 = data.spec("cifar10")
+IMAGES = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3)).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def resnet8() -> artifact.Artifact:
+    """An untrained one, every second layer binary."""
+    network = models.build("resnet", 10, 8)
+    variables = dict(network.init(jax.random.key(0), IMAGES / 255.0, train=False))
+    layers = forward_order(network, CIFAR10.image_shape)
+    variables[BINARIZATION] = write_mask(layers, [k % 2 == 0 for k in range(len(layers))])
+    return freeze.freeze_variables(network, variables, CIFAR10, network_name=("resnet", 8))
+
+
+def test_onnx_of_convolutions(resnet8: artifact.Artifact):
+    onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    content = interchange.to_onnx(resnet8)
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    logits = session.run([interchange.OUTPUT], {interchange.INPUT: IMAGES})[0]
+    assert_same(logits, inference.make_model(resnet8).predict(IMAGES).logits)
+    nodes = onnx.load_from_string(content).graph.node
+    pads = [list(a.ints) for node in nodes for a in node.attribute if a.name == "pads"]
+    # As many zeros below as above: no row of the CPU's own form.
+    assert len([node for node in nodes if node.op_type == "Conv"]) == 7
+    assert pads == [[1, 1, 1, 1]] * 7
+
+
+def test_stablehlo_of_convolutions(resnet8: artifact.Artifact):
+    exported = jax.export.deserialize(bytearray(interchange.to_stablehlo(resnet8)))
+    logits = np.asarray(exported.call(IMAGES))
+    assert_same(logits, inference.make_model(resnet8).predict(IMAGES).logits)
+    pads = re.findall(r"pad = (\[\[.*?\]\])", exported.mlir_module())
+    assert set(pads) == {"[[1, 1], [1, 1]]"}
+
+
+def assert_same(logits: np.ndarray, expected: np.ndarray) -> None:
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
