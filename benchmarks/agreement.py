@@ -1,6 +1,6 @@
 """Whether an exported network computes what its run evaluated, on every image of the test set.
 
-    python benchmarks/agreement.py RUN... --data_dir=DIR
+    python benchmarks/agreement.py RUN... --data_dir=DIR --output=experiments/results/agreement.json
 
 For each finished run: the logits of its evaluation step, 1,000 images at a time, against those of
 the exported file, of the same file image by image (`--single` of them), of ONNX in onnxruntime and
@@ -11,7 +11,7 @@ logit, how many images change their class, and accuracies.
 import argparse
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,10 @@ import jax
 import jax.export
 import numpy as np
 import onnxruntime
+import result_file
 
 import jaxbin
-from jaxbin import artifact, augment, data, export, freeze, models, records, step
+from jaxbin import augment, data, export, freeze, models, records, step
 
 
 def evaluation_logits(workdir: Path, which: str, images: np.ndarray) -> np.ndarray:
@@ -54,40 +55,54 @@ def in_batches(compute: Callable[[Any], Any], images: np.ndarray, size: int) -> 
     return np.concatenate([np.asarray(compute(images[k : k + size])) for k in starts])
 
 
-def compare(workdir: Path, which: str, split: data.Split, single: int) -> list[dict[str, Any]]:
-    """A line for every form of a run."""
+def compare(workdir: Path, which: str, split: data.Split, single: int) -> dict[str, Any]:
+    """A run, and how far each form of it is from its evaluation step."""
     frozen = freeze.freeze(workdir, which)
-    with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory) / "model.jaxbin"
-        artifact.write(frozen, path)
-        model = jaxbin.load(path)
-    onnx_model = export.to_bytes(frozen, ".onnx")
-    session = onnxruntime.InferenceSession(onnx_model, providers=["CPUExecutionProvider"])
-    hlo = bytearray(export.to_bytes(frozen, ".stablehlo"))
-    exported = jax.export.deserialize(hlo)
-    call = jax.jit(exported.call)
     images, labels = split.images, split.labels
     expected = evaluation_logits(workdir, which, images)
-    forms = {
-        "jaxbin": in_batches(lambda x: model.predict(x).logits, images, len(images)),
-        "jaxbin, one by one": in_batches(
-            lambda x: model.predict(x).logits, images[: single or len(images)], 1
-        ),
-        "onnx": in_batches(lambda x: session.run(None, {"images": x})[0], images, 1000),
-        "stablehlo": in_batches(call, images, 1000),
-    }
-    sizes = {"onnx": len(onnx_model), "stablehlo": len(hlo)}
+    contents = {suffix: export.to_bytes(frozen, suffix) for suffix in export.SUFFIXES}
+    forms = form_logits(contents, images, images[: single or len(images)])
     summary = records.read_json(workdir / "summary.json")
-    return [
-        {
-            "run": workdir.name,
-            "form": form,
-            "bytes": sizes.get(form, len(artifact.to_bytes(frozen))),
-            **differences(logits, expected[: len(logits)], labels[: len(logits)]),
-            "recorded_accuracy": summary[which][summary["metric"]],
-        }
-        for form, logits in forms.items()
-    ]
+    environment = records.read_json(workdir / "environment.json")
+    return {
+        "command": records.public_command(environment["command"]),
+        "commit": environment["commit"],
+        "dataset": frozen.training["dataset"],
+        "network": frozen.network_label,
+        "method": frozen.training["method"],
+        "layers": len(frozen.layers),
+        "binary_layers": len(summary[which]["binary_layers"]),
+        "recorded_accuracy": summary[which][summary["metric"]],
+        "evaluation_accuracy": float((expected.argmax(1) == labels).mean()),
+        "forms": {
+            form: differences(logits, expected[: len(logits)], labels[: len(logits)])
+            for form, logits in forms.items()
+        },
+    }
+
+
+def form_logits(
+    contents: Mapping[str, bytes], images: np.ndarray, single: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Logits of images by each form: the exported file, read back; one image at a time, and so on.
+
+    Args:
+      contents: of the files, by suffix.
+      images: uint8 (n, height, width, channels).
+      single: those that are computed one by one.
+    """
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "model.jaxbin"
+        path.write_bytes(contents[".jaxbin"])
+        model = jaxbin.load(path)
+    onnx = onnxruntime.InferenceSession(contents[".onnx"], providers=["CPUExecutionProvider"])
+    call = jax.jit(jax.export.deserialize(bytearray(contents[".stablehlo"])).call)
+    return {
+        "jaxbin": model.predict(images).logits,
+        "jaxbin, one by one": in_batches(lambda x: model.predict(x).logits, single, 1),
+        "ONNX": in_batches(lambda x: onnx.run(None, {"images": x})[0], images, 1000),
+        "StableHLO": in_batches(call, images, 1000),
+    }
 
 
 def differences(logits: np.ndarray, expected: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
@@ -98,12 +113,11 @@ def differences(logits: np.ndarray, expected: np.ndarray, labels: np.ndarray) ->
         "largest_difference": float((np.abs(logits - expected) / largest).max()),
         "changed_classes": int((logits.argmax(1) != expected.argmax(1)).sum()),
         "accuracy": float((logits.argmax(1) == labels).mean()),
-        "evaluation_accuracy": float((expected.argmax(1) == labels).mean()),
     }
 
 
 def main() -> None:
-    """Print a table; write JSON if asked to."""
+    """Print a JSON line for every run; write a JSON file if asked to."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -117,19 +131,10 @@ def main() -> None:
     for workdir in arguments.runs:
         spec = freeze.read_configuration(workdir).dataset_spec
         split = data.load(spec, stage="full", data_dir=arguments.data_dir).evaluation
-        for line in compare(workdir, arguments.checkpoint, split, arguments.single):
-            results.append(line)
-            print(
-                f"{line['run']:24s} {line['form']:18s} {line['bytes']:9,d} bytes "
-                f"{line['images']:6d} images  difference {line['largest_difference']:.1e}  "
-                f"changed {line['changed_classes']}  accuracy {line['accuracy']:.4f} "
-                f"evaluation {line['evaluation_accuracy']:.4f} "
-                f"recorded {line['recorded_accuracy']:.4f}",
-                flush=True,
-            )
+        results.append(compare(workdir, arguments.checkpoint, split, arguments.single))
+        print(json.dumps(results[-1]), flush=True)
     if arguments.output:
-        content = {**records.environment(), "results": results}
-        arguments.output.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        result_file.write(arguments.output, results)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
 """Packed weights against the same network in float32: bytes, latency, throughput.
 
-    python benchmarks/inference.py
-    python benchmarks/inference.py --networks mlp300 resnet20 --output=result.json
-    python benchmarks/inference.py --forms
+    python benchmarks/inference.py --output=experiments/results/inference_cpu.json
+    python benchmarks/inference.py --forms --output=experiments/results/inference_forms_cpu.json
+    python benchmarks/inference.py --networks mlp300 resnet20 --repeats=3
 
 Networks are untrained; no figure depends on the values of weights or images. All forms of a network
 are timed in turn, again and again, in one process, so that what else the machine does falls on all
-of them alike; the fastest of `--repeats` timings is reported, and its ratio to float32.
+of them alike; the fastest and the median of `--repeats` timings are reported. experiments/readme.py
+makes tables of both files.
 
 With `--forms`: one image through the dense layers of the MNIST networks in every form that was
 tried (benchmarks/dense_forms.py), with the weights in the caches, and with the caches filled with
@@ -15,7 +16,7 @@ other things before every call.
 
 import argparse
 import json
-import platform
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -24,9 +25,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import result_file
 from dense_forms import FORMS, NETWORKS, make_network
 
-from jaxbin import artifact, data, freeze, inference, models, records
+from jaxbin import artifact, data, freeze, inference, models
 from jaxbin.layers import BINARIZATION, forward_order, write_mask
 from jaxbin.packed import make_forward
 
@@ -96,8 +98,8 @@ def time_in_turn(
     repeats: int,
     calls_in_timing: int,
     before: Callable[[], Any] = lambda: None,
-) -> dict[str, float]:
-    """Seconds of the fastest call of each, after two rounds to warm up."""
+) -> dict[str, dict[str, float]]:
+    """Seconds of a call of each: the fastest and the median timing, after two rounds to warm up."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(repeats + 2):
         for name, (function, arguments) in calls.items():
@@ -106,7 +108,10 @@ def time_in_turn(
             results = [function(*arguments) for _ in range(calls_in_timing)]
             jax.block_until_ready(results)
             seconds[name].append((time.perf_counter() - started) / calls_in_timing)
-    return {name: min(values[2:]) for name, values in seconds.items()}
+    return {
+        name: {"fastest": min(values[2:]), "median": statistics.median(values[2:])}
+        for name, values in seconds.items()
+    }
 
 
 def measure_forms(network: str, repeats: int) -> list[dict[str, Any]]:
@@ -140,45 +145,8 @@ def measure_forms(network: str, repeats: int) -> list[dict[str, Any]]:
     return results
 
 
-def print_networks(results: Sequence[Mapping[str, Any]]) -> None:
-    """A Markdown table."""
-    print(
-        "| network | form | file | resident | temporary, batch 1 | latency, batch 1 | "
-        "| images/s, batch 256 | |"
-    )
-    print("| --- | --- | --: | --: | --: | --: | --: | --: | --: |")
-    reference = {line["network"]: line for line in results if line["form"] == "float32"}
-    for line in results:
-        base = reference[line["network"]]
-        print(
-            f"| {line['network']} | {line['form']} | {line['file_bytes'] / 1000:,.1f} kB "
-            f"| {line['resident_bytes'] / 1000:,.1f} kB "
-            f"| {line['temporary_bytes_1'] / 1000:,.0f} kB "
-            f"| {1e6 * line['seconds_1']:,.0f} us "
-            f"| {line['seconds_1'] / base['seconds_1']:.2f} x "
-            f"| {256 / line['seconds_256']:,.0f} "
-            f"| {base['seconds_256'] / line['seconds_256']:.2f} x |"
-        )
-
-
-def print_forms(results: Sequence[Mapping[str, Any]]) -> None:
-    """A Markdown table."""
-    print("| network | form | resident | temporary | warm | | cold | |")
-    print("| --- | --- | --: | --: | --: | --: | --: | --: |")
-    reference = {line["network"]: line for line in results if line["form"] == "float32"}
-    for line in results:
-        base = reference[line["network"]]
-        print(
-            f"| {line['network']} | {line['form']} | {line['resident_bytes'] / 1000:,.1f} kB "
-            f"| {line['temporary_bytes'] / 1000:,.0f} kB | {1e6 * line['seconds_warm']:,.0f} us "
-            f"| {line['seconds_warm'] / base['seconds_warm']:.2f} x "
-            f"| {1e6 * line['seconds_cold']:,.0f} us "
-            f"| {line['seconds_cold'] / base['seconds_cold']:.2f} x |"
-        )
-
-
 def main() -> None:
-    """Measure and print a table; write JSON if asked to."""
+    """Print a JSON line for every form; write a JSON file if asked to."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -187,16 +155,17 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--output", type=Path, help="JSON file for the results")
     arguments = parser.parse_args()
+    names, measured = arguments.networks, measure
     if arguments.forms:
-        results = [line for name in NETWORKS for line in measure_forms(name, arguments.repeats)]
-        print_forms(results)
-    else:
-        results = [line for name in arguments.networks for line in measure(name, arguments.repeats)]
-        print_networks(results)
+        names, measured = [name for name in names if name in NETWORKS], measure_forms
+    results = []
+    for name in names:
+        lines = measured(name, arguments.repeats)
+        for line in lines:
+            print(json.dumps(line), flush=True)
+        results += [line | {"repeats": arguments.repeats} for line in lines]
     if arguments.output:
-        hardware = {"processor": platform.processor() or platform.machine()}
-        content = {**records.environment(), **hardware, "results": results}
-        arguments.output.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        result_file.write(arguments.output, results)
 
 
 if __name__ == "__main__":

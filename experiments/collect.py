@@ -27,12 +27,7 @@ def collect(directory: Path) -> dict[str, Any]:
     environment = records.read_json(directory / "environment.json")
     summary = records.read_json(directory / "summary.json")
     return {
-        # Where the data and the run lie is nobody else's business.
-        "command": [
-            argument
-            for argument in environment["command"]
-            if not argument.startswith(("--workdir", "--config.data_dir"))
-        ],
+        "command": records.public_command(environment["command"]),
         "commit": environment["commit"],
         "versions": environment["versions"],
         "devices": environment["devices"],

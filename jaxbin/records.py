@@ -35,6 +35,9 @@ _MAY_DIFFER = ("data_dir", "evaluate_only")
 # What an evaluation of a run's weights needs to be as it was in training.
 _DEFINES_WEIGHTS = ("network", "depth", "layer_names")
 
+# Flags whose values are places, in the commands of this project.
+_PLACES = ("workdir", "data_dir")
+
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "clu", "numpy", "jaxbin")
 
 
@@ -127,6 +130,18 @@ def environment() -> dict[str, Any]:
         "devices": [str(device.device_kind) for device in jax.devices()],
         "versions": {name: _version(name) for name in _PACKAGES},
     }
+
+
+def public_command(command: Sequence[str]) -> list[str]:
+    """A command without its flags that name places of this machine, which are nobody's business."""
+    kept, value_follows = [], False
+    for argument in command:
+        name, equals, _ = argument.partition("=")
+        place = name.lstrip("-").removeprefix("config.") in _PLACES and name.startswith("-")
+        if not place and not value_follows:
+            kept.append(argument)
+        value_follows = place and not equals
+    return kept
 
 
 def _version(package: str) -> str | None:
