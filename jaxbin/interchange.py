@@ -62,7 +62,13 @@ def to_stablehlo(artifact: Artifact) -> bytes:
     count = jax.export.symbolic_shape("n")
     images = jax.ShapeDtypeStruct((*count, *artifact.image_shape), jnp.uint8)
     compute = jax.jit(_with_constants(artifact, jax.lax.optimization_barrier))
-    exported = jax.export.export(compute, platforms=("cpu", "cuda"))(images)
+    # Without the lines of Python that every operation comes from: they hold this machine's paths.
+    lines = jax.config.jax_traceback_in_locations_limit  # pyright: ignore
+    jax.config.update("jax_traceback_in_locations_limit", 0)
+    try:
+        exported = jax.export.export(compute, platforms=("cpu", "cuda"))(images)
+    finally:
+        jax.config.update("jax_traceback_in_locations_limit", lines)
     return bytes(exported.serialize())
 
 
