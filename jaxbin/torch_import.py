@@ -85,7 +85,7 @@ def arrays_from_variables(
 
     The inverse of `variables_from_arrays`. PyTorch's `load_state_dict` takes the arrays once each
     is a tensor. Kernels are given as they are in "params": the latent weights of a run, or what
-    binary layers compute with if `variables` hold that (docs/pytorch.md).
+    binary layers compute with if `variables` hold that (docs/export.md).
 
     Args:
       network: a network of `jaxbin.models`.

@@ -1,0 +1,129 @@
+"""The guides in docs/ do what they say: their commands and programs run, in their order."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import jaxbin
+from jaxbin import augment, config, data, train
+from jaxbin.layers import BINARIZATION, forward_order, write_mask
+
+DOCS = Path(__file__).parent.parent / "docs"
+IMAGES = data.load(data.spec("mnist_5k"), stage="full", data_dir="").evaluation.images[:5]
+SPEC = data.spec("mnist_5k")
+
+
+def blocks(document: str) -> list[tuple[str, str]]:
+    """Language and text of a document's blocks of code."""
+    text = (DOCS / document).read_text(encoding="utf-8")
+    found = re.findall(r"^```(\w+)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert found
+    return found
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("run") / "RUN"
+    fields = {"epochs": 1, "max_steps_per_epoch": 2, "method": "binary"}
+    train.run(config.parse(config.base_config(**fields)), directory)
+    return directory
+
+
+@pytest.fixture
+def place(finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with what the documents take for granted."""
+    shutil.copytree(finished_run, tmp_path / "RUN")
+    for name in ("digit.png", "image.png", "folder/a.png", "more/b.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(IMAGES[0, ..., 0]).save(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    # `python` is the one of the tests.
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    return tmp_path
+
+
+def run_bash(text: str) -> str:
+    """What commands print; the first that fails fails the test."""
+    result = subprocess.run(["bash", "-ec", text], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def run_python(text: str) -> dict[str, Any]:
+    """The variables that a program leaves."""
+    namespace: dict[str, Any] = {"images": IMAGES}
+    exec(text, namespace)
+    return namespace
+
+
+def assert_agree(logits: Any, expected: np.ndarray) -> None:
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+
+
+def test_export(place: Path):
+    pytest.importorskip("jax2onnx")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    printed, left = "", []
+    for language, text in blocks("export.md"):
+        if language == "bash":
+            printed += run_bash(text)
+        elif "import torch\n" not in text and "import json, torch\n" not in text:
+            left.append(run_python(text))
+    in_python, onnx, stablehlo, arrays = left
+    assert isinstance(onnx["session"], onnxruntime.InferenceSession)
+    zoo = jaxbin.load("mnist_300").predict(IMAGES)
+    assert in_python["prediction"].logits.shape == (5, 10)
+    assert_agree(onnx["logits"], zoo.logits)
+    assert onnx["names"] == [str(digit) for digit in range(10)]
+    assert_agree(stablehlo["logits"], zoo.logits)
+    assert set(np.unique(arrays["arrays"]["features.0.weight"])) == {-1, 1}
+    assert f"digit.png: {zoo.names[0]} (" in printed
+    # folder/, more/*.png and standard input
+    assert re.findall(r'"image": "(.*?)"', printed) == ["folder/a.png", "more/b.png"]
+    assert "\n-: " in printed
+
+
+def test_export_to_torch(place: Path):
+    torch = pytest.importorskip("torch")
+    first, second = [text for _, text in blocks("export.md") if "arrays_from_variables(" in text]
+    left = run_python(first)
+    # Latent weights: what the run's network computes with no layer binary.
+    names = forward_order(left["network"], SPEC.image_shape)
+    variables = {**left["variables"], BINARIZATION: write_mask(names, [False] * 3)}
+    pixels = np.asarray(augment.normalize(IMAGES, SPEC.mean, SPEC.std))
+    expected = left["network"].apply(variables, pixels, train=False)
+    assert_agree(published_logits(torch, left["state_dict"], pixels), np.asarray(expected))
+    state_dict = {name: torch.tensor(array) for name, array in run_python(second)["arrays"].items()}
+    expected = jaxbin.load("mnist_300").predict(IMAGES).logits
+    assert_agree(published_logits(torch, state_dict, pixels), expected)
+
+
+def published_logits(torch: Any, state_dict: Any, pixels: np.ndarray) -> np.ndarray:
+    """What 300-100-10 as the published code defines it computes with the weights."""
+    nn = torch.nn
+    network = nn.Module()
+    network.features = nn.Sequential(
+        *(nn.Linear(784, 300), nn.BatchNorm1d(300), nn.ReLU()),
+        *(nn.Linear(300, 100), nn.BatchNorm1d(100), nn.ReLU()),
+    )
+    network.classifier = nn.Sequential(nn.Linear(100, 10), nn.BatchNorm1d(10))
+    missing, unexpected = network.load_state_dict(state_dict, strict=False)
+    assert not unexpected
+    assert all(name.endswith(".num_batches_tracked") for name in missing)
+    images = torch.tensor(pixels.transpose(0, 3, 1, 2).reshape(len(pixels), -1))
+    return network.eval().classifier(network.features(images)).detach().numpy()
+
+
+def test_artifact(place: Path):
+    run_bash("python -m jaxbin.export --model=mnist_300 --output=mnist_300.jaxbin")
+    ((_, text),) = blocks("artifact.md")
+    assert_agree(run_python(text)["logits"], jaxbin.load("mnist_300").predict(IMAGES).logits)
