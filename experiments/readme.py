@@ -1,4 +1,4 @@
-"""Write the tables of README.md from the files in experiments/results.
+"""Write the tables of README.md and docs/ from the files in experiments/results.
 
     python experiments/readme.py
 
@@ -60,26 +60,159 @@ def mnist_table(runs: list[dict[str, Any]]) -> str:
     )
 
 
+def inference_table(results: dict[str, Any]) -> str:
+    """The output of `benchmarks/inference.py`: bytes, one image, many images."""
+    lines = results["results"]
+    floats = {line["network"]: line for line in lines if line["form"] == "float32"}
+    rows = []
+    for line in lines:
+        base = floats[line["network"]]
+        one, many = line["seconds_1"], line["seconds_256"]
+        rows.append(
+            f"| {line['network']} | {line['form']} | {line['resident_bytes'] / 1000:,.1f} "
+            f"| {line['temporary_bytes_1'] / 1000:,.0f} "
+            f"| {1e6 * one['fastest']:,.0f} ({1e6 * one['median']:,.0f}) "
+            f"| {one['fastest'] / base['seconds_1']['fastest']:.2f} "
+            f"| {256 / many['fastest']:,.0f} ({256 / many['median']:,.0f}) "
+            f"| {base['seconds_256']['fastest'] / many['fastest']:.2f} |"
+        )
+    return "\n".join(
+        [
+            f"{_measured(results)}, the fastest (median) of {lines[0]['repeats']} timings; kB are "
+            "1,000 bytes, ratios those of the fastest to float32's:",
+            "",
+            "| network | form | resident, kB | temporary, kB | us for one image | ratio "
+            "| images/s, batch 256 | ratio |",
+            "| --- | --- | --: | --: | --: | --: | --: | --: |",
+            *rows,
+        ]
+    )
+
+
+def forms_table(results: dict[str, Any]) -> str:
+    """The output of `benchmarks/inference.py --forms`: latencies as ratios to float32."""
+    lines = results["results"]
+    networks = list(dict.fromkeys(line["network"] for line in lines))
+    ratios: dict[str, list[str]] = {}
+    for network in networks:
+        those = [line for line in lines if line["network"] == network]
+        base = next(line for line in those if line["form"] == "float32")
+        for line in those:
+            ratios.setdefault(line["form"], []).extend(
+                f"{line[caches]['fastest'] / base[caches]['fastest']:.2f}"
+                for caches in ("seconds_warm", "seconds_cold")
+            )
+    columns = [f"{network}, {caches}" for network in networks for caches in ("warm", "cold")]
+    return "\n".join(
+        [
+            f"{_measured(results)}, the fastest of {lines[0]['repeats']} timings:",
+            "",
+            f"| form | {' | '.join(columns)} |",
+            f"| --- |{' --: |' * len(columns)}",
+            *(f"| {form} | {' | '.join(cells)} |" for form, cells in ratios.items()),
+        ]
+    )
+
+
+def agreement_table(results: dict[str, Any]) -> str:
+    """The output of `benchmarks/agreement.py`."""
+    rows = []
+    for run in results["results"]:
+        binary = f"{run['binary_layers']} of {run['layers']}"
+        cells = f"{run['dataset']}, {run['network']}, {run['method']} | {binary}"
+        recorded = f"{run['recorded_accuracy']:.4f}"
+        for form, line in run["forms"].items():
+            rows.append(
+                f"| {cells} | {form} | {line['images']:,} | {line['largest_difference']:.1e} "
+                f"| {line['changed_classes']} | {line['accuracy']:.4f} | {recorded} |"
+            )
+            cells, recorded = " | ", ""
+    return "\n".join(
+        [
+            f"{_measured(results)}:",
+            "",
+            "| run | binary layers | form | images | largest difference | classes changed "
+            "| accuracy | recorded by the run |",
+            "| --- | --- | --- | --: | --: | --: | --: | --: |",
+            *rows,
+        ]
+    )
+
+
+def ratio_table(results: dict[str, Any]) -> str:
+    """The output of `benchmarks/sizes.py`: files against float32 parameters."""
+    rows = [
+        f"| {line['network']} | {line['.jaxbin']:,} | {line['float32']:,} "
+        f"| {line['float32'] / line['.jaxbin']:.1f} "
+        f"| {line['channels'] / line['.jaxbin']:.1%} |"
+        for line in results["results"]
+    ]
+    return "\n".join(
+        [
+            "| network | file | float32 parameters | ratio | `channels` |",
+            "| --- | --: | --: | --: | --: |",
+            *rows,
+        ]
+    )
+
+
+def export_table(results: dict[str, Any]) -> str:
+    """The output of `benchmarks/sizes.py`: bytes of every form."""
+    suffixes = (".jaxbin", ".onnx", ".stablehlo")
+    return "\n".join(
+        [
+            f"| network | {' | '.join(f'`{suffix}`' for suffix in suffixes)} |",
+            "| --- | --: | --: | --: |",
+            *(
+                f"| {line['network']} | {' | '.join(f'{line[suffix]:,}' for suffix in suffixes)} |"
+                for line in results["results"]
+            ),
+        ]
+    )
+
+
 def _command(run: dict[str, Any]) -> str:
     return " ".join(run["command"])
 
 
-_TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
-    "training speed": ("training_speed_cpu.json", speed_table),
-    "mnist 24 epochs": ("mnist_300_24_epochs.json", mnist_table),
+def _measured(results: dict[str, Any]) -> str:
+    """How results were made, for the line above a table."""
+    command = re.sub(r" --output=\S+", "", _command(results))
+    command = re.sub(r"( logs/\S+)+", " RUN...", command)
+    cores = f"{results['cpu_count']} x86-64 cores"
+    device = cores if results["devices"] == ["cpu"] else ", ".join(results["devices"])
+    return (
+        f"`{command}`, {device} (load average {results['load_average']:.1f} before it), "
+        f"Python {results['python']}, jax {results['versions']['jax']}"
+    )
+
+
+# By the table's name: the document, the file of results, what makes the table of it.
+_TABLES: dict[str, tuple[str, str, Callable[[Any], str]]] = {
+    "training speed": ("README.md", "training_speed_cpu.json", speed_table),
+    "mnist 24 epochs": ("README.md", "mnist_300_24_epochs.json", mnist_table),
+    "inference": ("docs/inference.md", "inference_cpu.json", inference_table),
+    "forms of one image": ("docs/inference.md", "inference_forms_cpu.json", forms_table),
+    "agreement": ("docs/inference.md", "agreement.json", agreement_table),
+    "sizes": ("docs/artifact.md", "sizes.json", ratio_table),
+    "sizes of exports": ("docs/export.md", "sizes.json", export_table),
 }
 
+DOCUMENTS = sorted({document for document, _, _ in _TABLES.values()})
 
-def with_tables(text: str) -> str:
-    """`text` with every table written anew.
+
+def with_tables(text: str, document: str) -> str:
+    """`text`, of one of `DOCUMENTS`, with every table written anew.
 
     Raises:
       ValueError: a table's place is missing.
     """
-    for name, (file, table) in _TABLES.items():
+    for name, (place, file, table) in _TABLES.items():
+        if place != document:
+            continue
         begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
         if begin not in text or end not in text:
-            raise ValueError(f"README.md has no place for {name!r}")
+            raise ValueError(f"{document} has no place for {name!r}")
         before, rest = text.split(begin, 1)
         after = rest.split(end, 1)[1]
         content = table(json.loads((_RESULTS / file).read_text(encoding="utf-8")))
@@ -88,9 +221,11 @@ def with_tables(text: str) -> str:
 
 
 def main() -> None:
-    """Rewrite README.md."""
-    path = _ROOT / "README.md"
-    path.write_text(with_tables(path.read_text(encoding="utf-8")), encoding="utf-8")
+    """Rewrite the documents."""
+    for document in DOCUMENTS:
+        path = _ROOT / document
+        text = with_tables(path.read_text(encoding="utf-8"), document)
+        path.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

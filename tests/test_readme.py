@@ -6,20 +6,37 @@ from pathlib import Path
 
 import pytest
 
+from jaxbin import records
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SNIPPETS = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 
 
-def test_tables_are_those_of_the_results():
-    with_tables = runpy.run_path(str(ROOT / "experiments" / "readme.py"))["with_tables"]
-    assert with_tables(README) == README
+TABLES = runpy.run_path(str(ROOT / "experiments" / "readme.py"))
+
+
+@pytest.mark.parametrize("document", TABLES["DOCUMENTS"])
+def test_tables_are_those_of_the_results(document: str):
+    text = (ROOT / document).read_text(encoding="utf-8")
+    assert TABLES["with_tables"](text, document) == text
 
 
 def test_a_missing_place_is_no_silent_success():
-    with_tables = runpy.run_path(str(ROOT / "experiments" / "readme.py"))["with_tables"]
-    with pytest.raises(ValueError, match="no place for 'training speed'"):
-        with_tables(README.replace("<!-- training speed -->", ""))
+    with pytest.raises(ValueError, match=r"README\.md has no place for 'training speed'"):
+        TABLES["with_tables"](README.replace("<!-- training speed -->", ""), "README.md")
+
+
+def test_commands_are_published_without_places():
+    command = ["python", "x.py", "--config.data_dir=/a", "--workdir", "/b", "--data_dir=/c", "RUN"]
+    assert records.public_command([*command, "--seed=1"]) == ["python", "x.py", "RUN", "--seed=1"]
+
+
+@pytest.mark.parametrize(
+    "path", sorted(ROOT.glob("experiments/results/*.json")), ids=lambda p: p.name
+)
+def test_results_name_no_place_of_a_machine(path: Path):
+    assert not re.search(r'["= ]/|~', path.read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("snippet", SNIPPETS, ids=range(len(SNIPPETS)))
