@@ -93,9 +93,10 @@ def assert_agree(logits: np.ndarray, expected: np.ndarray) -> None:
     np.testing.assert_array_equal(logits.argmax(1), expected.argmax(1))
 
 
-def test_one_image_at_a_time_gives_the_same(run_directory):
-    model = jaxbin.inference.make_model(freeze.freeze(run_directory("partly"), "last"))
-    expected, _ = evaluated(run_directory("partly"))
+@pytest.mark.parametrize("name", ["partly", "bfloat16"])
+def test_one_image_at_a_time_gives_the_same(run_directory, name: str):
+    model = jaxbin.inference.make_model(freeze.freeze(run_directory(name), "last"))
+    expected, _ = evaluated(run_directory(name))
     single = np.concatenate([model.predict(image).logits for image in TEST.images[:20]])
     assert_agree(single, expected[:20])
 
@@ -227,6 +228,10 @@ def test_a_killed_export_leaves_no_file(run_directory, tmp_path: Path, monkeypat
     with contextlib.suppress(UserError):
         jaxbin.artifact.write(frozen, tmp_path / "model.jaxbin")
     assert list(tmp_path.iterdir()) == []
+    (tmp_path / "model.jaxbin").write_text("an older export")
+    with contextlib.suppress(UserError):
+        jaxbin.artifact.write(frozen, tmp_path / "model.jaxbin")
+    assert (tmp_path / "model.jaxbin").read_text() == "an older export"
 
 
 def test_only_binary_layers_are_packed(run_directory):

@@ -4,6 +4,7 @@ import io
 import json
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import jax
@@ -13,8 +14,9 @@ import pytest
 from PIL import Image
 
 import jaxbin
-from jaxbin import artifact, data, inference, packed, predict
+from jaxbin import artifact, data, freeze, inference, models, packed, predict
 from jaxbin.errors import UserError
+from jaxbin.layers import BINARIZATION, forward_order, write_mask
 
 DIGITS = data.load(data.spec("mnist_5k"), stage="full", data_dir="").evaluation
 
@@ -173,15 +175,18 @@ def test_files_and_folders(tmp_path: Path, capsys: pytest.CaptureFixture, model)
 def test_json_and_standard_input(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch, model):
     content = Path(_digit(tmp_path, 5, "digit.png")).read_bytes()
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
-    predict.main(["mnist_300", "-", "--json"])
-    line = json.loads(capsys.readouterr().out)
-    expected = model.predict(DIGITS.images[5])
-    assert (line["image"], line["name"]) == ("-", expected.names[0])
-    assert line["class"] == expected.classes[0]
-    assert list(line["probabilities"]) == [str(digit) for digit in range(10)]
-    np.testing.assert_allclose(
-        list(line["probabilities"].values()), expected.probabilities[0], atol=1e-5
-    )
+    other = _digit(tmp_path, 6, "other.png")
+    predict.main(["mnist_300", "-", other, "--json"])
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    expected = model.predict(DIGITS.images[5:7])
+    assert [line["image"] for line in lines] == ["-", other]
+    assert tuple(line["name"] for line in lines) == expected.names
+    assert [line["class"] for line in lines] == list(expected.classes)
+    for line, probabilities in zip(lines, expected.probabilities, strict=True):
+        assert list(line["probabilities"]) == [str(digit) for digit in range(10)]
+        np.testing.assert_allclose(
+            list(line["probabilities"].values()), probabilities, rtol=1e-3, atol=1e-9
+        )
 
 
 def _refused(arguments: list[str], message: str) -> None:
@@ -209,6 +214,16 @@ def test_images_that_cannot_be_classified(tmp_path: Path):
     _refused(["mnist_300", digit, "--jso"], "unrecognized arguments: --jso")
 
 
+def test_sizes_are_width_and_height_and_colours_stay(tmp_path: Path):
+    pixels = np.array([[[255, 0, 9]], [[1, 2, 3]]], np.uint8)  # 1 wide, 2 high
+    path = tmp_path / "PIXELS.PNG"
+    Image.fromarray(pixels).save(path)
+    np.testing.assert_array_equal(predict.read_image(str(path), (2, 1, 3)), pixels)
+    assert list(predict._image_names([str(tmp_path)])) == [str(path)]
+    with pytest.raises(UserError, match=r"is 1x2 pixels .*; the network wants 2x1"):
+        predict.read_image(str(path), (1, 2, 3))
+
+
 def test_channels_no_image_file_has():
     with pytest.raises(UserError, match="1 or 3 channels; the network wants 2"):
         predict.read_image("none.png", (28, 28, 2))
@@ -232,9 +247,49 @@ def test_as_a_person_would(tmp_path: Path):
     assert loaded.stdout.strip() == "set()"
 
 
-def test_both_forms_of_one_image_agree():
-    frozen = artifact.read(inference.locate("mnist_300"))
-    arrays = frozen.kernels, frozen.channels, DIGITS.images[:1]
+# of a dense layer that reads colours, and of one after convolutions, with a bias of its own
+@pytest.mark.parametrize(("name", "depth"), [("mnist_300", 0), ("mlp300", 0), ("resnet", 8)])
+def test_both_forms_of_one_image_agree(name: str, depth: int):
+    if name == "mnist_300":
+        frozen, images = artifact.read(inference.locate(name)), DIGITS.images[:1]
+    else:
+        frozen = untrained(name, depth)
+        images = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3)).astype(np.uint8)
+    arrays = frozen.kernels, frozen.channels, images
     bit_by_bit = jax.jit(packed.make_forward(frozen, bitwise=True))(*arrays)
     unpacked = jax.jit(packed.make_forward(frozen, bitwise=False))(*arrays)
     np.testing.assert_allclose(bit_by_bit, unpacked, rtol=1e-4, atol=1e-4)
+
+
+def untrained(name: str, depth: int) -> artifact.Artifact:
+    """A network for CIFAR-10, all of its layers binary."""
+    spec = data.spec("cifar10")
+    network = models.build(name, 10, depth)
+    variables = dict(network.init(jax.random.key(0), np.zeros((1, 32, 32, 3)), train=False))
+    layers = forward_order(network, spec.image_shape)
+    variables[BINARIZATION] = write_mask(layers, [True] * len(layers))
+    return freeze.freeze_variables(network, variables, spec, network_name=(name, depth))
+
+
+def test_folded_batch_norms_only_scale_and_shift():
+    """Their variance and the epsilon that the network adds to it are 1, to the last bit."""
+    frozen = artifact.read(inference.locate("mnist_300"))
+    variables = packed.variables_from(frozen)(frozen.kernels, frozen.channels)
+    for norm in variables["batch_stats"].values():
+        np.testing.assert_array_equal(norm["var"] + np.float32(models.EPSILON), 1)
+        np.testing.assert_array_equal(norm["mean"], 0)
+
+
+def test_the_package_carries_all_of_its_files():
+    root = Path(__file__).parent.parent
+    settings = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]
+    files = [path.relative_to(root) for path in (root / "jaxbin").rglob("*.*")]
+    folders = {".".join(path.parent.parts) for path in files if path.suffix == ".py"}
+    assert folders == set(settings["packages"])
+    carried = {
+        path.relative_to(root)
+        for package, patterns in settings["package-data"].items()
+        for pattern in patterns
+        for path in root.joinpath(*package.split(".")).glob(pattern)
+    }
+    assert carried == {path for path in files if path.suffix not in (".py", ".pyc")}

@@ -38,11 +38,16 @@ def test_onnx_of_convolutions(resnet8: artifact.Artifact):
 
 
 def test_stablehlo_of_convolutions(resnet8: artifact.Artifact):
+    locations = jax.config.jax_traceback_in_locations_limit
     content = interchange.to_stablehlo(resnet8)
+    assert jax.config.jax_traceback_in_locations_limit == locations
     assert b".py" not in content  # nothing of where it was made
     exported = jax.export.deserialize(bytearray(content))
     logits = np.asarray(exported.call(IMAGES))
     assert_same(logits, inference.make_model(resnet8).predict(IMAGES).logits)
+    assert exported.platforms == ("cpu", "cuda")
+    # It keeps XLA from unpacking the weights when it compiles.
+    assert "stablehlo.optimization_barrier" in exported.mlir_module()
     pads = re.findall(r"pad = (\[\[.*?\]\])", exported.mlir_module())
     assert set(pads) == {"[[1, 1], [1, 1]]"}
 
