@@ -266,6 +266,8 @@ def untrained(name: str, depth: int) -> artifact.Artifact:
     spec = data.spec("cifar10")
     network = models.build(name, 10, depth)
     variables = dict(network.init(jax.random.key(0), np.zeros((1, 32, 32, 3)), train=False))
+    # Variances as if trained: with ones, activations grow until no bias matters.
+    variables["batch_stats"] = jax.tree.map(lambda array: 500 * array, variables["batch_stats"])
     layers = forward_order(network, spec.image_shape)
     variables[BINARIZATION] = write_mask(layers, [True] * len(layers))
     return freeze.freeze_variables(network, variables, spec, network_name=(name, depth))
