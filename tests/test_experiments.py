@@ -1,6 +1,7 @@
 """Experiments: what is planned, what is run, what finished runs decide."""
 
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -103,6 +104,46 @@ def test_overrides_are_what_differs():
         "sensitivity_epochs": 15,
         "batch_size": 50,
     }
+
+
+def published_commands() -> list[list[str]]:
+    """The right column of README's table of published scripts, for every network and order."""
+    text = (declarations.ROOT / "README.md").read_text()
+    rows = re.findall(
+        r"^\| `scripts/NET/.*\| `python -m experiments.run NAME (.*)` \|$", text, re.M
+    )
+    assert len(rows) == 7
+    commands = []
+    for network in ("mnist_300", "mnist_784", "vgg5", "vgg9", "resnet20"):
+        orders = declarations.EXPERIMENTS[network].orders
+        layers = len(declarations.make_run(network, "full", "float", Choices()).config.layer_names)
+        assert len(orders) in (5, 6)
+        for row in rows:
+            if "ORDER" in row:
+                filled = [row.replace("ORDER", order) for order in orders]
+            elif "-K" in row:
+                filled = [row.replace("-K", f"-{layer}") for layer in range(1, layers + 1)]
+            else:
+                filled = [row]
+            commands += [[network, *words.split()] for words in filled]
+    return commands
+
+
+def test_every_published_script_is_one_run_here(capsys: pytest.CaptureFixture[str]):
+    for command in published_commands():
+        run.main([*command, "--print_commands"])
+        (line,) = capsys.readouterr().out.splitlines()
+        fields = dict(word.split("=", 1) for word in shlex.split(line)[3:])
+        stage = "full" if "--stage=full" in command else "validation"
+        assert fields.get("--config.stage", "validation") == stage
+        published = declarations.published(command[0])
+        changed = {name for name in fields if name.startswith("--config.")}
+        # nothing but the stage, the method and what it needs differs from the published schedule
+        assert changed <= {
+            f"--config.{name}" for name in ("stage", "method", "order", "sensitivity_layer")
+        }
+        assert published["learning_rate"] == 0.1
+        assert published["seed"] == 316
 
 
 @pytest.fixture(scope="module")
