@@ -6,7 +6,7 @@
 
 Networks are untrained; no figure depends on the values of weights or images. All forms of a network
 are timed in turn, again and again, in one process, so that what else the machine does falls on all
-of them alike; the fastest and the median of `--repeats` timings are reported. experiments/readme.py
+of them alike; the fastest and the median of `--repeats` timings are reported. experiments.readme
 makes tables of both files.
 
 With `--forms`: one image through the dense layers of the MNIST networks in every form that was

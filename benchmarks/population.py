@@ -16,6 +16,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import result_file
 from training import NETWORKS, prepare
 
 
@@ -68,12 +69,10 @@ def main() -> None:
                 flush=True,
             )
     if arguments.output:
-        from jaxbin import records
-
         path, here = arguments.output, {result["device"] for result in results}
         before = json.loads(path.read_text(encoding="utf-8"))["results"] if path.exists() else []
         kept = [result for result in before if result["device"] not in here]
-        records.write_json(path, {**records.environment(), "results": kept + results})
+        result_file.write(path, kept + results)
 
 
 if __name__ == "__main__":

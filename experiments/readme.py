@@ -1,6 +1,6 @@
 """Write the tables of README.md and docs/ from the files in experiments/results.
 
-    python experiments/readme.py
+    python -m experiments.readme
 
 A table stands between `<!-- NAME -->` and `<!-- end of NAME -->`; whatever was there is replaced.
 """

@@ -4,7 +4,7 @@
     python -m experiments.report experiments/results/mnist_300.json --output=REPORT
 
 Every PATH is a directory in which run directories lie at any depth, or a file written by
-experiments/collect.py. REPORT/report.md has the tables, with mean and standard deviation over the
+experiments.collect. REPORT/report.md has the tables, with mean and standard deviation over the
 seeds; the plots lie beside it. Runs of the validation stage are for choosing, those of the full
 stage for results; the best epoch of a full run was chosen on the very test set it is measured on,
 so the last epoch is the one to quote.

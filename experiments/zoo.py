@@ -1,6 +1,6 @@
 """Put a finished run into the zoo that the package carries.
 
-    python experiments/zoo.py RUN --name=mnist_300 --data_dir=DIR
+    python -m experiments.zoo RUN --name=mnist_300 --data_dir=DIR
 
 The run's best checkpoint is exported to jaxbin/zoo/NAME.jaxbin and classifies the test set once;
 NAME.json beside it says how it did and how it was made. A run of stage "validation" has its best
@@ -10,9 +10,8 @@ epoch chosen on the validation split, so that the test set has chosen nothing.
 import argparse
 from pathlib import Path
 
-from collect import collect
-
 import jaxbin
+from experiments.collect import collect
 from jaxbin import artifact, data, freeze, records
 
 ZOO = Path(__file__).parent.parent / "jaxbin" / "zoo"

@@ -16,6 +16,7 @@ import logging
 import math
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,7 +37,7 @@ _MAY_DIFFER = ("data_dir", "evaluate_only")
 _DEFINES_WEIGHTS = ("network", "depth", "layer_names")
 
 # Flags whose values are places, in the commands of this project.
-_PLACES = ("workdir", "data_dir")
+_PLACES = ("workdir", "data_dir", "split_file")
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "clu", "numpy", "jaxbin")
 
@@ -139,7 +140,8 @@ def public_command(command: Sequence[str]) -> list[str]:
         name, equals, _ = argument.partition("=")
         place = name.lstrip("-").removeprefix("config.") in _PLACES and name.startswith("-")
         if not place and not value_follows:
-            kept.append(argument)
+            # A configuration of this project, wherever the project lies.
+            kept.append(re.sub(r"^(--config=).*/(configs/\w+\.py)$", r"\1\2", argument))
         value_follows = place and not equals
     return kept
 
