@@ -586,3 +586,34 @@ def test_a_damaged_config_json_is_refused(iterative, tmp_path: Path):
     with pytest.raises(UserError, match=r"config.json cannot be read") as caught:
         run(tmp_path / "copy", **ITERATIVE)
     assert len(str(caught.value).splitlines()) == 1
+
+
+CONVOLUTIONS = {
+    "network": "resnet",
+    "depth": 8,
+    "dataset": "synthetic",
+    "synthetic_shape": (8, 8, 3),
+    "synthetic_examples": 48,
+    "batch_size": 16,
+    "epochs_per_layer": 1,
+    "optimizer": "sgd",
+    "learning_rate": 0.01,
+}
+
+
+@pytest.mark.parametrize("fields", [SHORT | {"batch_size": 50}, CONVOLUTIONS])
+def test_bfloat16_computes_in_it_and_keeps_float32(tmp_path: Path, fields: dict[str, Any]):
+    fields = fields | {"epochs": 2}
+    losses = []
+    for precision in ("float32", "bfloat16"):
+        workdir = tmp_path / precision
+        run(workdir, **fields, precision=precision)
+        losses.append([line["train_loss"] for line in lines_of(workdir)])
+        state = stored(workdir, **fields)
+        floats = [a for a in jax.tree.leaves(state) if np.issubdtype(a.dtype, np.floating)]
+        assert {array.dtype for array in floats} == {np.dtype(np.float32)}
+        # latent weights use bits that bfloat16 does not have
+        latents = latent_weights(state.params, config.parse(fields).layer_names)
+        assert all((w != w.astype(jnp.bfloat16).astype(np.float32)).mean() > 0.9 for w in latents)
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=0.03)
