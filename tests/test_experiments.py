@@ -167,20 +167,53 @@ def test_search_selects_by_validation(searched: Path):
     assert given["binary"] == given["iterative-312"] == 0.5
 
 
-def test_finished_runs_are_skipped_and_interrupted_ones_go_on(
-    searched: Path, capsys: pytest.CaptureFixture[str]
-):
-    flags = ("--stage=search", "--only=float", "--learning_rates=0.003,1e-9")
-    first, second = sorted((searched / "mnist_300" / "search").glob("float-*"))
-    (first / "summary.json").unlink()
-    before = [(first / "metrics.jsonl").read_bytes(), (second / "summary.json").stat().st_mtime_ns]
-    start(searched, "mnist_300", *flags, "--dry_run")
-    table = capsys.readouterr().out.splitlines()
-    assert table[2].split()[:3] == ["begun", first.name, "0"] or "ended" in table[2]
-    start(searched, "mnist_300", *flags)
-    assert (first / "summary.json").exists()
-    after = [(first / "metrics.jsonl").read_bytes(), (second / "summary.json").stat().st_mtime_ns]
-    assert after == before
+def test_finished_runs_are_skipped(searched: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(*_: Any) -> None:
+        raise AssertionError("a process was started")
+
+    monkeypatch.setattr(execution, "_run", refuse)
+    start(searched, "mnist_300", "--stage=search", "--only=float", "--learning_rates=0.003")
+
+
+def test_an_interrupted_run_goes_on(searched: Path, capsys: pytest.CaptureFixture[str]):
+    flags = ("--stage=search", "--only=float", "--learning_rates=0.003")
+    (directory,) = (searched / "mnist_300" / "search").glob("float-lr0.003-*")
+    (directory / "summary.json").unlink()
+    before = (directory / "metrics.jsonl").read_bytes()
+    start(searched, "mnist_300", *flags, "--population=sequential")
+    assert (directory / "summary.json").exists()
+    assert (directory / "metrics.jsonl").read_bytes() == before
+    assert "resuming after epoch" in (directory / "log.txt").read_text()
+    assert f"{directory.name}: ended" in capsys.readouterr().out
+
+
+def test_training_scores_by_hand(tmp_path: Path):
+    """The best epoch counts, of the longest run of a layer."""
+    for layer, epochs, best in ((1, 2, 0.9), (2, 2, 0.8), (2, 5, 0.7), (3, 2, 0.95)):
+        directory = tmp_path / "sensitivity" / f"layer-{layer}-{epochs}"
+        directory.mkdir(parents=True)
+        made = declarations.make_run("mnist_300", "sensitivity", f"layer-{layer}", Choices())
+        (directory / "config.json").write_text(json.dumps(config.to_json(made.config)))
+        summary = {
+            "epochs": epochs,
+            "best": {"validation_accuracy": best},
+            "last": {"validation_accuracy": 0.5, "duration_seconds": 10.0},
+        }
+        (directory / "summary.json").write_text(json.dumps(summary))
+    selection.write_training_scores(tmp_path)
+    written = json.loads((tmp_path / "measures" / "training.json").read_text())
+    assert written["scores"] == pytest.approx([0.1, 0.3, 0.05])
+    assert written["ascending"] == [3, 1, 2]
+    assert written["epochs"] == [2, 5, 2]
+    assert written["seconds"] == 20 + 50 + 20
+
+
+def test_no_training_scores_while_a_layer_lacks(tmp_path: Path):
+    test_training_scores_by_hand(tmp_path)
+    (tmp_path / "measures" / "training.json").unlink()
+    (tmp_path / "sensitivity" / "layer-3-2" / "summary.json").unlink()
+    selection.write_training_scores(tmp_path)
+    assert selection.scores(tmp_path, "training") is None
 
 
 def test_a_failure_is_listed_and_the_others_run(tmp_path: Path):
