@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from experiments import report
+
 _ROOT = Path(__file__).parent.parent
 _RESULTS = _ROOT / "experiments" / "results"
 
@@ -56,6 +58,73 @@ def mnist_table(runs: list[dict[str, Any]]) -> str:
             "| method | learning rate | latent weights | test accuracy |",
             "| --- | --- | --- | --- |",
             *sorted(rows),
+        ]
+    )
+
+
+def experiment_tables(runs: list[dict[str, Any]]) -> str:
+    """The runs of an experiment: the full stage's results, and the search that chose the rates."""
+    results = [report.result_of(run) for run in runs]
+    parts = [f"{_conditions(runs[0])}."]
+    for stage, title in (
+        ("full", "Evaluated on the test set; the best epoch was chosen on it, too:"),
+        ("validation", "Search of the learning rate, evaluated on the validation split:"),
+    ):
+        of_stage = [result for result in results if result.stage == stage]
+        for (epochs, per_layer), group in report.grouped(of_stage, lambda r: r.schedule).items():
+            parts.append(f"{title[:-1]}, {epochs} epochs, {per_layer} per layer:")
+            parts.append(report.accuracy_table(group))
+    return "\n\n".join(parts)
+
+
+def short_runs_table(runs: list[dict[str, Any]]) -> str:
+    """Runs of a few epochs, one for each network."""
+    rows = []
+    for run in runs:
+        result = report.result_of(run)
+        last = result.summary["last"]
+        rows.append(
+            f"| {result.network} | {result.variant} | {result.fields['optimizer']}, "
+            f"{last['learning_rate']:g} | {last['train_loss']:.3f} "
+            f"| {result.accuracy('last'):.2%} | {last['duration_seconds']:.0f} |"
+        )
+    epochs = runs[0]["summary"]["epochs"]
+    metric = runs[0]["summary"]["metric"].replace("_", " ")
+    return "\n".join(
+        [
+            f"{_conditions(runs[0])}, one seed, after {epochs} epochs (the machine was busy, so "
+            "seconds are upper bounds):",
+            "",
+            f"| network | method | optimizer | training loss | {metric} | s per epoch |",
+            "| --- | --- | --- | --: | --: | --: |",
+            *rows,
+        ]
+    )
+
+
+def _conditions(run: dict[str, Any]) -> str:
+    """Hardware and versions of a run."""
+    cores = f"{run['cpu_count']} x86-64 cores"
+    device = cores if run["devices"] == ["cpu"] else ", ".join(run["devices"])
+    return f"{device}, jax {run['versions']['jax']}, commit {run['commit'][:12]}"
+
+
+def population_table(results: dict[str, Any]) -> str:
+    """The output of `benchmarks/population.py`."""
+    rows = [
+        f"| {line['device']} | `{line['network']}` | {line['members']} "
+        f"| {line['milliseconds_per_step_alone']:.1f} "
+        f"| {line['milliseconds_per_step_together']:.1f} | {line['sequential_over_vmap']:.2f} |"
+        for line in results["results"]
+    ]
+    return "\n".join(
+        [
+            f"{_measured(results)}:",
+            "",
+            "| device | network | members | ms per step alone | ms per step together "
+            "| sequential over vmap |",
+            "| --- | --- | --: | --: | --: | --: |",
+            *rows,
         ]
     )
 
@@ -191,6 +260,9 @@ def _measured(results: dict[str, Any]) -> str:
 _TABLES: dict[str, tuple[str, str, Callable[[Any], str]]] = {
     "training speed": ("README.md", "training_speed_cpu.json", speed_table),
     "mnist 24 epochs": ("README.md", "mnist_300_24_epochs.json", mnist_table),
+    "cifar10 3 epochs": ("README.md", "cifar10_3_epochs.json", short_runs_table),
+    "mnist 300 experiment": ("experiments/FINDINGS.md", "mnist_300.json", experiment_tables),
+    "populations": ("docs/experiments.md", "populations.json", population_table),
     "inference": ("docs/inference.md", "inference_cpu.json", inference_table),
     "forms of one image": ("docs/inference.md", "inference_forms_cpu.json", forms_table),
     "agreement": ("docs/inference.md", "agreement.json", agreement_table),

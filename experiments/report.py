@@ -67,13 +67,14 @@ def load(paths: Iterable[Path]) -> list[Result]:
             runs = records.read_json(path)
         else:
             raise UserError(f"{path} is no directory and no JSON file of results")
-        found += [_result(run) for run in runs]
+        found += [result_of(run) for run in runs]
     if not found:
         raise UserError(f"no finished run in {', '.join(map(str, paths))}")
     return found
 
 
-def _result(run: Mapping[str, Any]) -> Result:
+def result_of(run: Mapping[str, Any]) -> Result:
+    """A run as `experiments.collect` keeps it."""
     defaults = {name: field.default for name, field in config.FIELDS.items()}
     fields = defaults | run["fields"]
     network = models.label(fields["network"], fields["depth"])

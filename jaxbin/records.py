@@ -28,7 +28,7 @@ import jax
 from tensorboardX import SummaryWriter
 
 from jaxbin import orders
-from jaxbin.config import Config, to_json
+from jaxbin.config import FIELDS, Config, to_json
 from jaxbin.errors import UserError
 
 # Moving the data, or looking at a run's result, makes no other run.
@@ -88,7 +88,9 @@ def _check_weights(field: str, directory: Path, config: Config) -> None:
 def _check_same(
     field: str, directory: Path, config: Config, names: Sequence[str], consequence: str
 ) -> None:
-    there = read_json(directory / "config.json")
+    # A run of a version that did not have a field yet was computed as its default says.
+    defaults = {name: field.default for name, field in FIELDS.items()}
+    there = json.loads(json.dumps(defaults)) | read_json(directory / "config.json")
     here = json.loads(json.dumps(to_json(config)))
     differing = [
         f"{name} ({there.get(name)!r} there, {here[name]!r} here)"

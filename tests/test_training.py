@@ -617,3 +617,14 @@ def test_bfloat16_computes_in_it_and_keeps_float32(tmp_path: Path, fields: dict[
         assert all((w != w.astype(jnp.bfloat16).astype(np.float32)).mean() > 0.9 for w in latents)
     assert losses[0] != losses[1]
     assert losses[0] == pytest.approx(losses[1], rel=0.03)
+
+
+def test_a_run_of_a_version_without_a_field_goes_on_if_it_has_its_default(tmp_path: Path):
+    run(tmp_path / "run", **SHORT, epochs=1)
+    path = tmp_path / "run" / "config.json"
+    older = json.loads(path.read_text())
+    del older["milestone_factor"]
+    path.write_text(json.dumps(older))
+    run(tmp_path / "run", **SHORT, epochs=1)
+    with pytest.raises(UserError, match=r"milestone_factor \(0.1 there, 0.5 here\)"):
+        run(tmp_path / "run", **SHORT, epochs=1, milestone_factor=0.5)
