@@ -66,7 +66,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args(argv)
-    records.write_json(arguments.output, [collect(run) for run in arguments.runs])
+    # A line for each run: small, and a new one is one line in a diff.
+    lines = [json.dumps(collect(run), allow_nan=False) for run in arguments.runs]
+    records.write_text(arguments.output, "[\n" + ",\n".join(lines) + "\n]\n")
 
 
 if __name__ == "__main__":

@@ -52,6 +52,14 @@ class Result:
         """Of the "best" or the "last" epoch."""
         return self.summary[which][self.summary["metric"]]
 
+    @property
+    def late_accuracy(self) -> float | None:
+        """Mean over the epochs of the curve in the last tenth: one epoch is a noisy sample."""
+        start = 0.9 * self.summary["epochs"]
+        pairs = zip(self.curve.get("epoch", ()), self.curve.get("accuracy", ()), strict=True)
+        late = [accuracy for epoch, accuracy in pairs if epoch >= start]
+        return statistics.fmean(late) if late else None
+
 
 def load(paths: Iterable[Path]) -> list[Result]:
     """The finished runs in directories and files.
@@ -101,15 +109,17 @@ def accuracy_table(results: Sequence[Result]) -> str:
     """Variants and learning rates of one network, stage and schedule."""
     split = results[0].summary["metric"].removesuffix("_accuracy")
     lines = [
-        f"| variant | learning rate | n | {split} accuracy, last epoch, % | best epoch, % |",
-        "| --- | --- | --- | --- | --- |",
+        f"| variant | learning rate | n | {split} accuracy, last epoch, % "
+        "| mean of the last tenth of the epochs, % | best epoch, % |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
     by_variant = grouped(results, lambda result: (result.variant, result.fields["learning_rate"]))
     for (variant, rate), runs in by_variant.items():
         last, best = ([run.accuracy(which) for run in runs] for which in ("last", "best"))
+        late = [run.late_accuracy for run in runs if run.late_accuracy is not None]
         lines.append(
             f"| {variant} | {rate:g} | {len(runs)} | {mean_and_deviation(last)} "
-            f"| {mean_and_deviation(best)} |"
+            f"| {mean_and_deviation(late) if late else '-'} | {mean_and_deviation(best)} |"
         )
     return "\n".join(lines)
 

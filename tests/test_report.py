@@ -1,5 +1,6 @@
 """Reports: statistics worked out by hand, plots that show what they should."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -43,10 +44,18 @@ def test_accuracy_table_by_hand():
     ]
     # of 98, 98.1 and 98.5: mean 98.2, squared deviations 0.04 + 0.01 + 0.09, over n - 1
     assert report.accuracy_table(results).splitlines()[2:] == [
-        "| float | 0.01 | 3 | 98.20 ± 0.26 | 99.00 ± 0.00 |",
-        "| binary | 0.01 | 1 | 97.00 | 97.50 |",
-        "| float | 0.1 | 1 | 50.00 | 60.00 |",
+        "| float | 0.01 | 3 | 98.20 ± 0.26 | - | 99.00 ± 0.00 |",
+        "| binary | 0.01 | 1 | 97.00 | - | 97.50 |",
+        "| float | 0.1 | 1 | 50.00 | - | 60.00 |",
     ]
+
+
+def test_late_accuracy_by_hand():
+    """Of 450 epochs the last tenth begins with epoch 405."""
+    curve = {"epoch": [399, 404, 405, 449], "accuracy": [0.1, 0.2, 0.7, 0.8]}
+    late = dataclasses.replace(result("float", 0.8, 0.9), curve=curve)
+    assert late.late_accuracy == pytest.approx(0.75)
+    assert "| 80.00 | 75.00 | 90.00 |" in report.accuracy_table([late])
 
 
 def test_sensitivity_table_by_hand():
