@@ -350,6 +350,8 @@ def test_measure_refuses(tmp_path: Path, flags: list[str], message: str):
 def test_auto_follows_the_measurement(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     rows = [
         {"platform": "cpu", "network": "mnist_300", "sequential_over_vmap": 0.8},
+        {"platform": "cpu", "network": "mnist_300", "sequential_over_vmap": 1.05},
+        {"platform": "cpu", "network": "mnist_300", "sequential_over_vmap": 2.0},
         {"platform": "gpu", "network": "mnist_300", "sequential_over_vmap": 5.0},
     ]
     (tmp_path / "populations.json").write_text(json.dumps({"results": rows}))
