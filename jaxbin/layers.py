@@ -27,6 +27,8 @@ Initializer = Callable[..., jax.Array]
 
 # Uniform in +-1/sqrt(fan_in): variance 1 / (3 fan_in) (docs/method.md section 4).
 uniform_fan_in: Initializer = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+# He et al.'s normal distribution, as torchvision initializes ResNet-21's convolutions.
+he_fan_out: Initializer = nn.initializers.variance_scaling(2, "fan_out", "normal")
 
 
 def uniform_bias(fan_in: int) -> Initializer:

@@ -18,6 +18,9 @@ PUBLISHED: dict[str, dict[str, tuple[int, ...]]] = {
         "ascend": (19, 6, 5, 7, 1, 9, 12, 4, 8, 3, 14, 11, 15, 18, 2, 13, 10, 16, 17, 20),
         "random": (4, 14, 10, 11, 13, 6, 9, 2, 15, 8, 17, 7, 18, 16, 20, 5, 1, 19, 12, 3),
     },
+    "resnet21": {
+        "ascend": (13, 10, 5, 14, 9, 3, 2, 7, 18, 6, 17, 4, 1, 16, 15, 20, 11, 12, 19, 8, 21),
+    },
 }
 """The orders that the paper's authors published, by network; `descend` is `ascend` reversed."""
 

@@ -47,10 +47,25 @@ class TrainState:
     previous_latents: tuple[jax.Array, ...] = ()
 
 
+def in_top5(logits: jax.Array, labels: jax.Array, **others: Any) -> jax.Array:
+    """Whether fewer than five classes beat the label's, (batch,) float32.
+
+    Of equal logits the one of the lower class wins, as in `argmax`. Counting takes one pass where
+    sorting takes many.
+    """
+    del others  # what other metrics are made of
+    own = jnp.take_along_axis(logits, labels[:, None], axis=1)
+    lower_class = jnp.arange(logits.shape[1]) < labels[:, None]
+    beaten_by = ((logits > own) | ((logits == own) & lower_class)).sum(axis=1)
+    return (beaten_by < 5).astype(jnp.float32)
+
+
 Metrics = clu.metrics.Collection.create(
-    loss=clu.metrics.Average.from_output("loss"), accuracy=clu.metrics.Accuracy
+    loss=clu.metrics.Average.from_output("loss"),
+    accuracy=clu.metrics.Accuracy,
+    top5_accuracy=clu.metrics.Average.from_fun(in_top5),
 )
-"""Mean cross-entropy and accuracy, over those examples of a batch that the mask counts."""
+"""Mean cross-entropy and accuracies, over those examples of a batch that the mask counts."""
 
 
 def make_optimizer(name: str, momentum: float, weight_decay: float) -> optax.GradientTransformation:

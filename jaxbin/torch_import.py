@@ -22,7 +22,9 @@ _RANKS = {"conv": 0, "bn": 0, "features": 1, "layer": 1, "classifier": 2, "linea
 _TORCH_NAMES: tuple[tuple[str, Callable[..., str]], ...] = (
     (r"conv1", lambda: "conv1"),
     (r"dense", lambda: "linear"),
+    (r"fc", lambda: "fc"),
     (r"stage(\d+)_block(\d+)/conv(\d)", lambda s, b, k: f"layer{s}.{b - 1}.conv{k}"),
+    (r"stage(\d+)_block(\d+)/downsample", lambda s, b: f"layer{s}.{b - 1}.downsample.0"),
     (r"stage(\d+)_conv(\d)", lambda s, k: f"features.{7 * (s - 1) + 3 * (k - 1)}"),
     (r"classifier/dense(\d+)", lambda k: f"classifier.{3 * (k - 1)}"),
     (r"dense(\d+)", lambda k: f"features.{3 * (k - 1)}"),

@@ -11,7 +11,7 @@ from jaxbin import models
 from jaxbin.errors import UserError
 from jaxbin.layers import BINARIZATION, forward_order, latent_weights, write_mask
 
-MNIST, CIFAR = (28, 28, 1), (32, 32, 3)
+MNIST, CIFAR, IMAGENET = (28, 28, 1), (32, 32, 3), (224, 224, 3)
 
 
 def conv(inputs: int, features: int) -> tuple[int, ...]:
@@ -29,6 +29,12 @@ def resnet_shapes(blocks: int) -> list[tuple[int, ...]]:
         *[conv(64, 64)] * (2 * blocks - 1),
         (64, 10),
     ]
+
+
+def resnet21_stage(inputs: int, features: int) -> list[tuple[int, ...]]:
+    """Kernels of a stage of ResNet-21 that begins with a projection."""
+    first = [conv(inputs, features), conv(features, features), (1, 1, inputs, features)]
+    return [*first, *[conv(features, features)] * 2]
 
 
 VGG_CLASSIFIER = [(256, 256), (256, 10)]
@@ -68,9 +74,24 @@ NETWORKS = [
     ("resnet", 44, CIFAR, resnet_shapes(7), 658_586),
     ("resnet", 56, CIFAR, resnet_shapes(9), 853_018),
     ("resnet", 110, CIFAR, resnet_shapes(18), 1_727_962),
+    # 11,689,512, torchvision's ResNet-18, has 1,000 classes: here 990 * 513 parameters fewer
+    (
+        "resnet21",
+        0,
+        IMAGENET,
+        [
+            (7, 7, 3, 64),
+            *[conv(64, 64)] * 4,
+            *resnet21_stage(64, 128),
+            *resnet21_stage(128, 256),
+            *resnet21_stage(256, 512),
+            (512, 10),
+        ],
+        11_689_512 - 990 * 513,
+    ),
 ]
 IDS = [models.label(name, depth) for name, depth, *_ in NETWORKS]
-LAYERS = [3, 3, 3, 5, 9, 20, 32, 44, 56, 110]
+LAYERS = [3, 3, 3, 5, 9, 20, 32, 44, 56, 110, 21]
 
 
 def abstract(network: nn.Module, shape: tuple[int, ...]):
@@ -99,6 +120,7 @@ RULES = [
     ("vgg5", 0, CIFAR, {1, 2, 3, 4, 5}, 5),
     ("vgg9", 0, CIFAR, set(range(1, 10)), 9),
     ("resnet", 20, CIFAR, {20}, 19),
+    ("resnet21", 0, IMAGENET, {21}, 20),
 ]
 
 
@@ -111,7 +133,7 @@ def test_biases_and_batch_norms(name, depth, shape, biases: set[int], norms: int
     assert len(forward_order(network, shape, nn.BatchNorm)) == norms
 
 
-@pytest.mark.parametrize("name", ["mlp300", "vgg5", "resnet"])
+@pytest.mark.parametrize("name", ["mlp300", "vgg5", "resnet", "resnet21"])
 @pytest.mark.parametrize("classes", [2, 7])
 def test_classes(name: str, classes: int):
     network = models.build(name, classes, 8 if name == "resnet" else 0)
@@ -186,6 +208,29 @@ def test_shortcut_subsamples_and_pads_channels_on_both_sides():
 def test_shortcut_is_the_identity_where_nothing_changes_and_relu_follows():
     inputs = jnp.arange(-8.0, 8).reshape(1, 2, 2, 4)
     np.testing.assert_array_equal(_silent_block(4, 1, inputs), np.maximum(inputs, 0))
+
+
+def test_a_projection_where_shapes_differ_and_only_there():
+    def names(inputs: tuple[int, ...], features: int, strides: int) -> tuple[str, ...]:
+        return forward_order(models.BasicBlock(features, strides, projection=True), inputs)
+
+    assert names((4, 4, 2), 2, 1) == ("conv1", "conv2")
+    assert names((4, 4, 2), 4, 1) == ("conv1", "conv2", "downsample")
+    assert names((4, 4, 2), 2, 2) == ("conv1", "conv2", "downsample")
+
+
+def test_resnet21_starts_he_normal():
+    variables = models.build("resnet21", 10).init(
+        jax.random.key(0), jnp.ones((1, 32, 32, 3)), train=False
+    )
+    params = flax.traverse_util.flatten_dict(variables["params"], sep="/")
+    # fan-out: window times features, 9 * 512 and 1 * 512
+    for name, fan_out in (("conv2", 4608), ("downsample", 512)):
+        kernel = params[f"stage4_block1/{name}/kernel"]
+        assert float(kernel.std()) == pytest.approx(np.sqrt(2 / fan_out), rel=0.01)
+        assert float(jnp.abs(kernel).max()) > 4 * np.sqrt(2 / fan_out)  # not truncated
+    # 512 inputs, uniform
+    assert float(jnp.abs(params["fc/kernel"]).max()) == pytest.approx(1 / np.sqrt(512), rel=0.01)
 
 
 def test_vgg_pools_after_each_pair():

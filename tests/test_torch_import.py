@@ -235,7 +235,12 @@ def _drawn(network: nn.Module, shape: tuple[int, int, int]):
 
 @pytest.mark.parametrize(
     ("name", "depth", "shape"),
-    [("mlp300", 0, (28, 28, 1)), ("vgg5", 0, (8, 8, 3)), ("resnet", 8, (8, 8, 3))],
+    [
+        ("mlp300", 0, (28, 28, 1)),
+        ("vgg5", 0, (8, 8, 3)),
+        ("resnet", 8, (8, 8, 3)),
+        ("resnet21", 0, (32, 32, 3)),
+    ],
 )
 def test_there_and_back(name: str, depth: int, shape: tuple[int, int, int]):
     network = models.build(name, 10, depth)
@@ -254,6 +259,18 @@ def test_names_in_the_published_resnet():
     assert norms == tuple(name.replace("conv", "bn") for name in layers[:-1])
     assert given["layer2.0.conv1.weight"].shape == (32, 16, 3, 3)
     assert "conv1.bias" not in given
+
+
+def test_names_in_torchvisions_resnet():
+    network, shape = models.build("resnet21", 10), (32, 32, 3)
+    given = torch_import.arrays_from_variables(network, shape, _drawn(network, shape))
+    layers, norms = torch_import.module_order(given)
+    assert layers[:2] == ("conv1", "layer1.0.conv1")
+    assert layers[5:8] == ("layer2.0.conv1", "layer2.0.conv2", "layer2.0.downsample.0")
+    assert layers[-2:] == ("layer4.1.conv2", "fc")
+    assert norms[5:8] == ("layer2.0.bn1", "layer2.0.bn2", "layer2.0.downsample.1")
+    assert given["layer3.0.downsample.0.weight"].shape == (256, 128, 1, 1)
+    assert given["layer3.0.downsample.1.running_var"].shape == (256,)
 
 
 def test_a_network_of_ones_own_has_no_published_names():
