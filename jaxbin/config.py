@@ -124,6 +124,10 @@ class Config:
     dispatch: str = _one_of(
         "auto", "an epoch as one dispatch or step by step", ("auto", "epoch", "step")
     )
+    image_size: int = _at_least(224, 1, "dataset='imagenet2012': side of the images, in pixels")
+    input_workers: int = _at_least(
+        -1, -1, "dataset='imagenet2012': processes that decode; -1: one per core, 0: none"
+    )
     synthetic_shape: tuple[int, int, int] = _field(
         (32, 32, 3),
         "dataset='synthetic': shape of an image",
@@ -156,6 +160,7 @@ class Config:
         """What is known of the dataset before it is read."""
         return data.spec(
             self.dataset,
+            image_size=self.image_size,
             synthetic_shape=self.synthetic_shape,
             synthetic_classes=self.synthetic_classes,
             synthetic_examples=self.synthetic_examples,

@@ -179,7 +179,7 @@ class ResNet21(nn.Module):
             name="conv1",
         )
         x = nn.relu(_norm(self, train)(name="norm1")(stem(images)))
-        x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+        x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))  # pyright: ignore[reportArgumentType]
         for stage in (1, 2, 3, 4):
             for block in (1, 2):
                 x = BasicBlock(

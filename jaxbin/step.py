@@ -47,17 +47,19 @@ class TrainState:
     previous_latents: tuple[jax.Array, ...] = ()
 
 
-def in_top5(logits: jax.Array, labels: jax.Array, **others: Any) -> jax.Array:
+def in_top5(**outputs: Any) -> jax.Array:
     """Whether fewer than five classes beat the label's, (batch,) float32.
 
     Of equal logits the one of the lower class wins, as in `argmax`. Counting takes one pass where
     sorting takes many.
+
+    Args:
+      **outputs: `logits` (batch, classes), `labels` (batch,), and what other metrics are made of.
     """
-    del others  # what other metrics are made of
-    own = jnp.take_along_axis(logits, labels[:, None], axis=1)
-    lower_class = jnp.arange(logits.shape[1]) < labels[:, None]
-    beaten_by = ((logits > own) | ((logits == own) & lower_class)).sum(axis=1)
-    return (beaten_by < 5).astype(jnp.float32)
+    logits, labels = jnp.asarray(outputs["logits"]), jnp.asarray(outputs["labels"])[:, None]
+    own = jnp.take_along_axis(logits, labels, axis=1)
+    ahead = (logits == own) & (jnp.arange(logits.shape[1]) < labels)
+    return (((logits > own) | ahead).sum(axis=1) < 5).astype(jnp.float32)
 
 
 Metrics = clu.metrics.Collection.create(

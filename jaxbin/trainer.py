@@ -79,11 +79,11 @@ def build_trainer(config: Config, dataset: data.Dataset, layout: Layout) -> Trai
     optimizer = step.make_optimizer(config.optimizer, config.momentum, config.weight_decay)
     splits = {"train": dataset.train, evaluated_split(config): dataset.evaluation}
     steps = schedule.steps_per_epoch(
-        len(dataset.train.labels), config.batch_size, config.max_steps_per_epoch
+        len(dataset.train), config.batch_size, config.max_steps_per_epoch
     )
     if steps == 0:
         raise UserError(
-            f"batch_size={config.batch_size} is more than the {len(dataset.train.labels)} "
+            f"batch_size={config.batch_size} is more than the {len(dataset.train)} "
             "training examples"
         )
     traces: list[None] = []
@@ -95,7 +95,7 @@ def build_trainer(config: Config, dataset: data.Dataset, layout: Layout) -> Trai
         optimizer=optimizer,
         train_epoch=_train_epoch(config, dataset.spec, layout, network, optimizer, steps, traces),
         evaluations={
-            name: _evaluation(config, dataset.spec, layout, network, len(split.labels))
+            name: _evaluation(config, dataset.spec, layout, network, len(split))
             for name, split in splits.items()
         },
         splits={

@@ -51,7 +51,7 @@ PUBLISHED = {
 
 
 def test_published_orders_of_resnet21():
-    ascend = tuple(map(int, "13 10 5 14 9 3 2 7 18 6 17 4 1 16 15 20 11 12 19 8 21".split()))
+    ascend = (13, 10, 5, 14, 9, 3, 2, 7, 18, 6, 17, 4, 1, 16, 15, 20, 11, 12, 19, 8, 21)
     assert orders.resolve("ascend", 21, "resnet21") == ascend
     assert orders.resolve("descend", 21, "resnet21") == ascend[::-1]
     # none was published, so it is one that jaxbin fixes

@@ -192,7 +192,7 @@ def test_top5_accuracy():
     logits = np.array([[6.0, 5, 4, 3, 2, 1, 0]] * 3 + [[1.0] * 7] * 2, np.float32)
     # ranks 0, 4 and 5; of equal logits the lower class comes first, so ranks 4 and 5
     labels = np.array([0, 4, 5, 4, 5], np.int32)
-    np.testing.assert_array_equal(step.in_top5(logits, labels), [1, 1, 0, 1, 0])
+    np.testing.assert_array_equal(step.in_top5(logits=logits, labels=labels), [1, 1, 0, 1, 0])
     computed = step.Metrics.single_from_model_output(
         loss=np.zeros(5), logits=logits, labels=labels, mask=np.array([True, False] + [True] * 3)
     ).compute()

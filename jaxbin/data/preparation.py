@@ -14,23 +14,32 @@ def ignore_message(message: str) -> None:
     del message
 
 
-def prepare(name: str, data_dir: str, report: Callable[[str], None] = ignore_message) -> Path:
+def prepare(
+    name: str,
+    data_dir: str,
+    report: Callable[[str], None] = ignore_message,
+    source: Path | None = None,
+) -> Path:
     """Prepares "mnist" or "cifar10" in `data_dir`, unless it is there; returns its directory.
+
+    `source` is where the original files lie, or are downloaded to; by default below `data_dir`.
 
     Raises:
       DataError: the dataset needs no preparation, or its originals are missing or damaged.
     """
-    return prepare_spec(spec(name), data_dir, report)
+    return prepare_spec(spec(name), data_dir, report, source)
 
 
-def prepare_spec(spec: DatasetSpec, data_dir: str, report: Callable[[str], None]) -> Path:
+def prepare_spec(
+    spec: DatasetSpec, data_dir: str, report: Callable[[str], None], source: Path | None = None
+) -> Path:
     """Prepares the dataset that `spec` describes; see `prepare`."""
     if spec.name not in ORIGINALS:
         raise DataError(f"{spec.name} needs no preparation")
     directory = find_version(spec.name, data_dir)
     if directory is not None:
         return directory
-    folder = originals_folder(spec.name, data_dir)
+    folder = source or originals_folder(spec.name, data_dir)
     _fetch_missing(spec.name, data_dir, folder, report)
     report(f"reading {folder}")
     originals = read_originals(spec, folder)
@@ -41,12 +50,15 @@ def prepare_spec(spec: DatasetSpec, data_dir: str, report: Callable[[str], None]
     return builders.build(spec, originals, data_dir)
 
 
-def find_version(name: str, data_dir: str) -> Path | None:
-    """Returns the newest `data_dir/name/3.x.y`, or None where there is none."""
+def find_version(name: str, data_dir: str, major: str = "3") -> Path | None:
+    """Returns the newest `data_dir/name/3.x.y`, or None where there is none.
+
+    `major` is the first number of the versions that this package reads.
+    """
     folder = Path(data_dir).expanduser() / name
     # TFDS prepares in 3.x.y.incompleteXXXXXX, which must not count.
-    pattern = re.compile(r"3\.\d+\.\d+")
-    found = [path for path in folder.glob("3.*") if pattern.fullmatch(path.name)]
+    pattern = re.compile(rf"{major}\.\d+\.\d+")
+    found = [path for path in folder.glob(f"{major}.*") if pattern.fullmatch(path.name)]
     return max(found, key=lambda path: [int(part) for part in path.name.split(".")], default=None)
 
 

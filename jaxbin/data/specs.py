@@ -1,12 +1,14 @@
 """What is known of a dataset before anything is read or downloaded."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from jaxbin.data.synsets import synsets
 from jaxbin.errors import UserError
 
-DATASETS: tuple[str, ...] = ("mnist_5k", "mnist", "cifar10", "synthetic")
+DATASETS: tuple[str, ...] = ("mnist_5k", "mnist", "cifar10", "imagenet2012", "synthetic")
 
 _DIGITS = tuple(str(digit) for digit in range(10))
 _CIFAR10_CLASSES = (
@@ -61,28 +63,50 @@ class Split:
     images: np.ndarray
     labels: np.ndarray
 
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A split too large for memory, decoded while it is needed (`jaxbin.data.streaming`).
+
+    `source` reads encoded images with their labels; `side` is that of the square images made of
+    them, in pixels.
+    """
+
+    source: Any
+    side: int
+
+    def __len__(self) -> int:
+        return len(self.source)
+
 
 @dataclass(frozen=True)
 class Dataset:
-    """The training split and the split to evaluate on; `spec` gives the sizes as loaded."""
+    """The training split and the split to evaluate on; `spec` gives the sizes as loaded.
+
+    Each is a `Split`, or a `Stream` if the dataset is imagenet2012.
+    """
 
     spec: DatasetSpec
-    train: Split
-    evaluation: Split
+    train: Any
+    evaluation: Any
 
 
 def spec(
     name: str,
     *,
+    image_size: int = 224,
     synthetic_shape: tuple[int, int, int] = (32, 32, 3),
     synthetic_classes: int = 10,
     synthetic_examples: int = 2048,
 ) -> DatasetSpec:
     """Returns the spec of one of `DATASETS`.
 
-    The `synthetic_*` arguments matter to "synthetic" only: (height, width, channels), the number
-    of classes, and the number of training examples; its validation and test splits have a
-    quarter as many.
+    `image_size` is the side of imagenet2012's square images. The `synthetic_*` arguments matter to
+    "synthetic" only: (height, width, channels), the number of classes, and the number of training
+    examples; its validation and test splits have a quarter as many.
 
     Raises:
       DataError: the name is unknown, or a synthetic size is not positive.
@@ -101,6 +125,8 @@ def spec(
             validation_examples=5_000,
             test_examples=10_000,
         )
+    if name == "imagenet2012":
+        return _imagenet_spec(image_size)
     if name == "synthetic":
         return _synthetic_spec(synthetic_shape, synthetic_classes, synthetic_examples)
     raise DataError(f"unknown dataset {name!r}: known are {', '.join(DATASETS)}")
@@ -118,6 +144,21 @@ def _mnist_spec(name: str) -> DatasetSpec:
         train_examples=train,
         validation_examples=held_out,
         test_examples=test,
+    )
+
+
+def _imagenet_spec(image_size: int) -> DatasetSpec:
+    return DatasetSpec(
+        name="imagenet2012",
+        image_shape=(image_size, image_size, 3),
+        classes=1000,
+        class_names=synsets(),
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
+        train_examples=1_281_167,
+        # The labels of the published test set are secret: both stages evaluate on this one.
+        validation_examples=50_000,
+        test_examples=50_000,
     )
 
 

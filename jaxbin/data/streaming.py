@@ -1,0 +1,151 @@
+"""Batches of a split that stays on disk: read, decoded and cropped by Grain's worker processes.
+
+What a batch holds is a function of the run's seed and of the batch's place in the run. Neither the
+number of workers, nor that of machines, nor where a run was resumed enters.
+"""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+from jaxbin.data import images
+from jaxbin.data.specs import Stream
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """The part of every batch that one process reads: rows `start` to `start + rows`."""
+
+    start: int
+    rows: int
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingBatches:
+    """The batches of all epochs, one after another; element 0 is number `first` of the run.
+
+    Attributes:
+      stream: the training split.
+      seed: of the sequence of examples, of crops and flips.
+      batch_size: examples in a batch, all processes together.
+      share: this process's part.
+      steps: batches in an epoch.
+      first: number of the first batch, counted through all epochs.
+      last: number of the batch after the last.
+    """
+
+    stream: Stream
+    seed: int
+    batch_size: int
+    share: Share
+    steps: int
+    first: int
+    last: int
+
+    def __len__(self) -> int:
+        return self.last - self.first
+
+    def __getitem__(self, index: Any) -> dict[str, np.ndarray]:
+        epoch, step = divmod(self.first + int(index), self.steps)
+        start = step * self.batch_size + self.share.start
+        order = sequence(self.seed, epoch, len(self.stream))
+        chosen = order[start : start + self.share.rows]
+        encoded = self.stream.source.read(chosen.tolist())
+        side, describe = self.stream.side, self.stream.source.describe
+        return _batch(
+            [
+                images.training_image(
+                    image, side, images.draws(self.seed, epoch, int(example)), describe(example)
+                )
+                for example, (image, _) in zip(chosen, encoded, strict=True)
+            ],
+            [label for _, label in encoded],
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationBatches:
+    """A split in its own order; rows beyond its end repeat the last example.
+
+    Attributes:
+      stream: the split.
+      batch_size: examples in a batch, all processes together.
+      share: this process's part.
+    """
+
+    stream: Stream
+    batch_size: int
+    share: Share
+
+    def __len__(self) -> int:
+        return -(-len(self.stream) // self.batch_size)
+
+    def __getitem__(self, index: Any) -> dict[str, np.ndarray]:
+        start = int(index) * self.batch_size + self.share.start
+        # Padding is not counted, but it has to be something.
+        chosen = [
+            min(example, len(self.stream) - 1) for example in range(start, start + self.share.rows)
+        ]
+        distinct = sorted(set(chosen))
+        side, describe = self.stream.side, self.stream.source.describe
+        decoded = {
+            example: (images.evaluation_image(image, side, describe(example)), label)
+            for example, (image, label) in zip(
+                distinct, self.stream.source.read(distinct), strict=True
+            )
+        }
+        return _batch(
+            [decoded[example][0] for example in chosen], [decoded[example][1] for example in chosen]
+        )
+
+
+def _batch(decoded: list[np.ndarray], labels: list[int]) -> dict[str, np.ndarray]:
+    """uint8 (rows, side, side, 3) and int32 (rows,)."""
+    return {"images": np.stack(decoded), "labels": np.array(labels, np.int32)}
+
+
+@functools.lru_cache(maxsize=2)
+def sequence(seed: int, epoch: int, examples: int) -> np.ndarray:
+    """The order of an epoch: a permutation of 0..examples-1, int64."""
+    # RandomState's stream is frozen across NumPy versions, that of default_rng is not.
+    return np.random.RandomState([seed, epoch]).permutation(examples)
+
+
+def available_cores() -> int:
+    """Cores that this process may run on, which a cluster can make fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def open_batches(
+    batches: TrainingBatches | EvaluationBatches, workers: int
+) -> Iterator[Iterator[dict[str, np.ndarray]]]:
+    """An iterator over `batches`, which worker processes make ahead of time.
+
+    Args:
+      batches: what to iterate over.
+      workers: processes; -1 for one on each core, 0 for none but this one.
+    """
+    import grain  # it imports JAX, which reading arrays does not need
+
+    if not flags.FLAGS.is_parsed():  # Grain reads some; benchmarks and tests parse none
+        flags.FLAGS.mark_as_parsed()
+    count = available_cores() if workers < 0 else workers
+    dataset = grain.MapDataset.source(batches).to_iter_dataset(
+        grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+    )
+    if count:
+        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=count))
+    iterator = iter(dataset)
+    try:
+        yield iterator
+    finally:
+        close = getattr(iterator, "close", None)
+        if close is not None:
+            close()
