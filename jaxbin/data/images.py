@@ -58,42 +58,46 @@ def crop_box(width: int, height: int, uniform: np.ndarray) -> tuple[int, int, in
     return (width - crop_width) // 2, (height - crop_height) // 2, crop_width, crop_height
 
 
-def training_image(encoded: bytes, side: int, uniform: np.ndarray, source: str) -> np.ndarray:
+def training_image(
+    encoded: bytes, uniform: np.ndarray, source: str, image: np.ndarray
+) -> np.ndarray:
     """A random resized crop of an encoded image, flipped left-right half of the time.
 
     Args:
       encoded: a JPEG (or PNG) file.
-      side: of the square result, in pixels.
       uniform: from `draws`.
-      source: names the image in messages.
+      source: names the file in messages.
+      image: uint8 (side, side, 3), where the result goes: red, green, blue.
 
     Returns:
-      uint8 (side, side, 3), red, green, blue.
+      `image`.
 
     Raises:
-      DataError: the image cannot be decoded.
+      DataError: the file cannot be decoded.
     """
     cv2 = _opencv()
+    side = image.shape[0]
     width, height = _size(encoded, source)
     left, top, crop_width, crop_height = crop_box(width, height, uniform)
     pixels = _decode(encoded, min(crop_width, crop_height) / side, source)
     # Reduced pixels may be one more than the exact share.
     across, down = pixels.shape[1] / width, pixels.shape[0] / height
-    x, y = int(left * across), int(top * down)
+    x, y = round(left * across), round(top * down)
     right = max(x + 1, round((left + crop_width) * across))
     bottom = max(y + 1, round((top + crop_height) * down))
-    image = cv2.resize(pixels[y:bottom, x:right], (side, side), interpolation=cv2.INTER_LINEAR)
-    if uniform[22] < 0.5:
-        image = cv2.flip(image, 1)
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    crop = pixels[y:bottom, x:right]
+    if uniform[22] >= 0.5:
+        return cv2.resize(crop, (side, side), image, interpolation=cv2.INTER_LINEAR)
+    return cv2.flip(cv2.resize(crop, (side, side), interpolation=cv2.INTER_LINEAR), 1, image)
 
 
-def evaluation_image(encoded: bytes, side: int, source: str) -> np.ndarray:
-    """The centre of an encoded image, its short side resized to 256 where `side` is 224.
+def evaluation_image(encoded: bytes, source: str, image: np.ndarray) -> np.ndarray:
+    """The centre of an encoded image, its short side resized to 256 where that of `image` is 224.
 
     Arguments, result and errors as for `training_image`.
     """
     cv2 = _opencv()
+    side = image.shape[0]
     width, height = _size(encoded, source)
     short = round(side * 256 / 224)
     pixels = _decode(encoded, min(width, height) / short, source)
@@ -101,7 +105,8 @@ def evaluation_image(encoded: bytes, side: int, source: str) -> np.ndarray:
     size = (max(short, int(width * scale)), max(short, int(height * scale)))
     resized = cv2.resize(pixels, size, interpolation=cv2.INTER_LINEAR)
     x, y = round((size[0] - side) / 2), round((size[1] - side) / 2)
-    return cv2.cvtColor(resized[y : y + side, x : x + side], cv2.COLOR_BGR2RGB)
+    image[:] = resized[y : y + side, x : x + side]
+    return image
 
 
 @cache
@@ -123,15 +128,15 @@ def _size(encoded: bytes, source: str) -> tuple[int, int]:
 
 
 def _decode(encoded: bytes, shrink: float, source: str) -> np.ndarray:
-    """uint8 (height, width, 3), blue, green, red, at a half, quarter or eighth if that suffices."""
+    """uint8 (height, width, 3), at a half, a quarter or an eighth where that suffices."""
     cv2 = _opencv()
     reduction = next((factor for factor in _REDUCTIONS if shrink >= factor), 1)
-    kind = cv2.IMREAD_COLOR
-    if reduction > 1:
+    kind = cv2.IMREAD_COLOR_RGB
+    if reduction > 1:  # there is no such kind with red first
         kind = getattr(cv2, f"IMREAD_REDUCED_COLOR_{reduction}")
     # Like torchvision: an image stays as it is stored, whatever its EXIF tag says.
     flags = kind | cv2.IMREAD_IGNORE_ORIENTATION
     pixels = cv2.imdecode(np.frombuffer(encoded, np.uint8), flags)
     if pixels is None:
         raise DataError(f"{source} is damaged: OpenCV cannot decode it")
-    return pixels
+    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB) if reduction > 1 else pixels

@@ -56,17 +56,14 @@ class TrainingBatches:
         start = step * self.batch_size + self.share.start
         order = sequence(self.seed, epoch, len(self.stream))
         chosen = order[start : start + self.share.rows]
-        encoded = self.stream.source.read(chosen.tolist())
-        side, describe = self.stream.side, self.stream.source.describe
-        return _batch(
-            [
-                images.training_image(
-                    image, side, images.draws(self.seed, epoch, int(example)), describe(example)
-                )
-                for example, (image, _) in zip(chosen, encoded, strict=True)
-            ],
-            [label for _, label in encoded],
-        )
+        describe = self.stream.source.describe
+        batch = _empty_batch(self.share.rows, self.stream.side)
+        for row, (encoded, label) in enumerate(self.stream.source.read(chosen.tolist())):
+            example = int(chosen[row])
+            uniform = images.draws(self.seed, epoch, example)
+            images.training_image(encoded, uniform, describe(example), batch["images"][row])
+            batch["labels"][row] = label
+        return batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,26 +85,20 @@ class EvaluationBatches:
 
     def __getitem__(self, index: Any) -> dict[str, np.ndarray]:
         start = int(index) * self.batch_size + self.share.start
+        last = len(self.stream) - 1
         # Padding is not counted, but it has to be something.
-        chosen = [
-            min(example, len(self.stream) - 1) for example in range(start, start + self.share.rows)
-        ]
-        distinct = sorted(set(chosen))
-        side, describe = self.stream.side, self.stream.source.describe
-        decoded = {
-            example: (images.evaluation_image(image, side, describe(example)), label)
-            for example, (image, label) in zip(
-                distinct, self.stream.source.read(distinct), strict=True
-            )
-        }
-        return _batch(
-            [decoded[example][0] for example in chosen], [decoded[example][1] for example in chosen]
-        )
+        chosen = [min(example, last) for example in range(start, start + self.share.rows)]
+        describe = self.stream.source.describe
+        batch = _empty_batch(self.share.rows, self.stream.side)
+        for row, (encoded, label) in enumerate(self.stream.source.read(chosen)):
+            images.evaluation_image(encoded, describe(chosen[row]), batch["images"][row])
+            batch["labels"][row] = label
+        return batch
 
 
-def _batch(decoded: list[np.ndarray], labels: list[int]) -> dict[str, np.ndarray]:
-    """uint8 (rows, side, side, 3) and int32 (rows,)."""
-    return {"images": np.stack(decoded), "labels": np.array(labels, np.int32)}
+def _empty_batch(rows: int, side: int) -> dict[str, np.ndarray]:
+    """Room for uint8 (rows, side, side, 3) and int32 (rows,)."""
+    return {"images": np.empty((rows, side, side, 3), np.uint8), "labels": np.empty(rows, np.int32)}
 
 
 @functools.lru_cache(maxsize=2)
