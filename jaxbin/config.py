@@ -90,6 +90,9 @@ class Config:
         0.1, "factor on the learning rate at a milestone", "0 < x <= 1", lambda x: 0 < x <= 1
     )
     batch_size: int = _at_least(100, 1, "examples in a training step, over all devices")
+    accumulation_steps: int = _at_least(
+        1, 1, "parts that a training batch is taken in, for small memories; batch norm sees a part"
+    )
     eval_batch_size: int = _at_least(1000, 1, "examples in an evaluation step, over all devices")
     optimizer: str = _one_of("adam", "the optimizer", ("adam", "sgd"))
     learning_rate: float = _real(

@@ -113,6 +113,7 @@ def make_train_step(
     layer_names: tuple[str, ...],
     axis_name: str | None,
     latent_reset: bool = False,
+    accumulation_steps: int = 1,
 ) -> Callable[..., tuple[TrainState, Any, jax.Array]]:
     """The training step `(state, images, labels, learning_rate) -> (state, metrics, logits)`.
 
@@ -126,26 +127,14 @@ def make_train_step(
       layer_names: names of layers 1..L.
       axis_name: mapped axis over whose devices gradients are averaged; None for one device.
       latent_reset: keep the latent weights from before the step, for `reset_latents`.
+      accumulation_steps: see `make_gradients`.
     """
+    gradients_of = make_gradients(network, accumulation_steps)
 
     def train_step(
         state: TrainState, images: jax.Array, labels: jax.Array, learning_rate: jax.Array
     ) -> tuple[TrainState, Any, jax.Array]:
-        def loss_of(params: PyTree) -> tuple[jax.Array, tuple[jax.Array, jax.Array, PyTree]]:
-            logits, changed = network.apply(
-                {
-                    "params": params,
-                    "batch_stats": state.batch_stats,
-                    BINARIZATION: state.binarization,
-                },
-                images,
-                train=True,
-                mutable=["batch_stats"],
-            )
-            losses = cross_entropy(logits, labels)
-            return losses.mean(), (losses, logits, changed.get("batch_stats", {}))
-
-        gradients, (losses, logits, batch_stats) = jax.grad(loss_of, has_aux=True)(state.params)
+        gradients, batch_stats, losses, logits = gradients_of(state, images, labels)
         if axis_name is not None:
             gradients = jax.lax.pmean(gradients, axis_name)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
@@ -162,6 +151,63 @@ def make_train_step(
         return state, metrics, logits
 
     return train_step
+
+
+def make_gradients(
+    network: nn.Module, accumulation_steps: int = 1
+) -> Callable[..., tuple[PyTree, PyTree, jax.Array, jax.Array]]:
+    """Gradients of the mean loss: `(state, images, labels) -> (gradients, batch_stats, losses,
+    logits)`, of this device's share of a batch.
+
+    With `accumulation_steps` above 1 the share is taken in that many consecutive parts, one after
+    the other, and needs memory for one of them. The gradient is the same but for rounding, except
+    that batch norm sees a part where it would see the batch: it normalizes by the statistics of
+    the part, and its running averages move once for each part.
+    """
+
+    def gradients_of_part(
+        state: TrainState, batch_stats: PyTree, images: jax.Array, labels: jax.Array
+    ) -> tuple[PyTree, PyTree, jax.Array, jax.Array]:
+        def loss_of(params: PyTree) -> tuple[jax.Array, tuple[PyTree, jax.Array, jax.Array]]:
+            logits, changed = network.apply(
+                {
+                    "params": params,
+                    "batch_stats": batch_stats,
+                    BINARIZATION: state.binarization,
+                },
+                images,
+                train=True,
+                mutable=["batch_stats"],
+            )
+            losses = cross_entropy(logits, labels)
+            return losses.mean(), (changed.get("batch_stats", {}), losses, logits)
+
+        gradients, others = jax.grad(loss_of, has_aux=True)(state.params)
+        return gradients, *others
+
+    def gradients_of(
+        state: TrainState, images: jax.Array, labels: jax.Array
+    ) -> tuple[PyTree, PyTree, jax.Array, jax.Array]:
+        if accumulation_steps == 1:
+            return gradients_of_part(state, state.batch_stats, images, labels)
+
+        def add_part(carry: PyTree, part: PyTree) -> tuple[PyTree, PyTree]:
+            total, batch_stats = carry
+            gradients, batch_stats, *outputs = gradients_of_part(state, batch_stats, *part)
+            return (jax.tree.map(jnp.add, total, gradients), batch_stats), outputs
+
+        parts = jax.tree.map(
+            lambda array: array.reshape(accumulation_steps, -1, *array.shape[1:]), (images, labels)
+        )
+        start = jax.tree.map(jnp.zeros_like, state.params), state.batch_stats
+        # XLA's CPU backend runs convolutions inside a loop without its fast kernels.
+        unroll = jax.default_backend() == "cpu"
+        (total, batch_stats), outputs = jax.lax.scan(add_part, start, parts, unroll=unroll)
+        gradients = jax.tree.map(lambda array: array / accumulation_steps, total)
+        losses, logits = (array.reshape(-1, *array.shape[2:]) for array in outputs)
+        return gradients, batch_stats, losses, logits
+
+    return gradients_of
 
 
 def make_eval_step(network: nn.Module) -> Callable[..., tuple[Any, jax.Array]]:

@@ -90,8 +90,11 @@ WRONG: list[tuple[dict, list[str]]] = [
     # unknown names
     ({"network": "mlp"}, ["network='mlp'", NAMES]),
     ({"network": "resnet20"}, ["network='resnet20'", NAMES]),
-    ({"dataset": "mnits"}, ["dataset='mnits'", "mnist_5k, mnist, cifar10, synthetic"]),
-    ({"dataset": ""}, ["dataset=''", "mnist_5k, mnist, cifar10, synthetic"]),
+    (
+        {"dataset": "mnits"},
+        ["dataset='mnits'", "mnist_5k, mnist, cifar10, imagenet2012, synthetic"],
+    ),
+    ({"dataset": ""}, ["dataset=''", "mnist_5k, mnist, cifar10, imagenet2012, synthetic"]),
     ({"stage": "test"}, ["stage='test'", "validation, full"]),
     ({"method": "Float"}, ["method='Float'", "float, binary, iterative, sensitivity"]),
     ({"optimizer": "adamw"}, ["optimizer='adamw'", "adam, sgd"]),

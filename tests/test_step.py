@@ -231,3 +231,56 @@ def test_a_new_state_has_no_binary_layer():
     assert [bool(mask) for mask in jax.tree.leaves(state.binarization)] == [False]
     np.testing.assert_array_equal(state.previous_latents[0], LATENT)
     assert BINARIZATION == "binarization"
+
+
+class Normed(nn.Module):
+    """A dense layer and a batch norm."""
+
+    @nn.compact
+    def __call__(self, images, train: bool):
+        x = Dense(3, use_bias=False, name="dense")(images)
+        return nn.BatchNorm(use_running_average=not train, momentum=0.9, name="norm")(x)
+
+
+def _stepped(network: nn.Module, optimizer, images, labels, parts: int):
+    variables = network.init(jax.random.key(0), images, train=False)
+    state = step.create_state(optimizer, ("dense",), variables)
+    train_step = step.make_train_step(
+        network, optimizer, ("dense",), None, accumulation_steps=parts
+    )
+    return jax.jit(train_step)(state, images, labels, RATE)
+
+
+@pytest.mark.parametrize("parts", [2, 3, 6])
+def test_accumulated_gradients_are_those_of_the_batch(parts: int):
+    rng = np.random.default_rng(0)
+    images = rng.standard_normal((6, 4)).astype(np.float32)
+    labels = np.array([0, 1, 2, 2, 1, 0], np.int32)
+
+    class Plain(nn.Module):
+        @nn.compact
+        def __call__(self, images, train: bool):
+            return Dense(3, name="dense")(images)
+
+    # One step from zero momentum moves parameters by the gradient itself.
+    optimizer = step.make_optimizer("sgd", 0.9, 1e-4)
+    whole, metrics, logits = _stepped(Plain(), optimizer, images, labels, 1)
+    taken, part_metrics, part_logits = _stepped(Plain(), optimizer, images, labels, parts)
+    for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(taken), strict=True):
+        np.testing.assert_allclose(np.array(other), np.array(one), rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(np.array(part_logits), np.array(logits), rtol=1e-5)
+    assert float(part_metrics.compute()["loss"]) == pytest.approx(
+        float(metrics.compute()["loss"]), rel=1e-6
+    )
+
+
+def test_batch_norm_sees_the_parts_of_an_accumulated_batch():
+    images = np.array([[1.0], [3.0], [10.0], [30.0]], np.float32)
+    labels = np.zeros(4, np.int32)
+    optimizer = step.make_optimizer("sgd", 0.0, 0.0)
+    state, _, logits = _stepped(Normed(), optimizer, images, labels, 2)
+    # each part of two values is normalized to -1 and 1, whatever its mean
+    np.testing.assert_allclose(np.abs(np.array(logits)), 1, rtol=1e-3)
+    kernel = Normed().init(jax.random.key(0), images, train=False)["params"]["dense"]["kernel"]
+    # 0.9 (0.9 * 0 + 0.1 * 2) + 0.1 * 20
+    np.testing.assert_allclose(state.batch_stats["norm"]["mean"], 2.18 * kernel[0], rtol=1e-5)
