@@ -27,7 +27,7 @@ from PIL import Image
 
 from jaxbin import data, records
 from jaxbin.data import images, streaming
-from jaxbin.data.streaming import EvaluationBatches, Share, TrainingBatches
+from jaxbin.data.streaming import EvaluationBatches, TrainingBatches
 
 SIDE = 224
 
@@ -85,9 +85,9 @@ def stages(
 ) -> dict[str, float]:
     """Images per second and core: bare decoding, and what a worker does, reading included."""
     count = len(encoded) // batch_size
-    share = Share(0, batch_size)
-    training = TrainingBatches(stream, 0, batch_size, share, len(stream) // batch_size, 0, count)
-    evaluation = EvaluationBatches(stream, batch_size, share)
+    rows = tuple(range(batch_size))
+    training = TrainingBatches(stream, 0, batch_size, rows, len(stream) // batch_size, 0, count)
+    evaluation = EvaluationBatches(stream, batch_size, rows)
     tasks = {
         "bare decoding": lambda: [opencv(one) for one in encoded[: count * batch_size]],
         "training batches": lambda: [training[index] for index in range(count)],
@@ -118,8 +118,8 @@ def pipeline(stream: data.Stream, workers: int, batches: int, batch_size: int) -
     """Images per second of wall time through Grain, from the second batch of each worker on."""
     steps = len(stream) // batch_size
     warm = max(1, 2 * workers)
-    share = Share(0, batch_size)
-    source = TrainingBatches(stream, 0, batch_size, share, steps, 0, warm + batches)
+    rows = tuple(range(batch_size))
+    source = TrainingBatches(stream, 0, batch_size, rows, steps, 0, warm + batches)
     with streaming.open_batches(source, workers) as iterator:
         for _ in range(warm):
             next(iterator)

@@ -27,4 +27,6 @@ def get_config() -> ConfigDict:
         learning_rate=0.01,
         momentum=0.9,
         weight_decay=1e-4,
+        augment=True,
+        checkpoint_every_steps=1000,
     )

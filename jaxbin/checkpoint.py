@@ -15,6 +15,30 @@ from jaxbin.errors import UserError
 PyTree = Any
 
 
+# One process writes and all others go on: Orbax need not know of them.
+_ALONE = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
+
+
+@contextmanager
+def open_positions(directory: Path) -> Iterator[ocp.CheckpointManager]:
+    """The latest position within an epoch; a checkpoint's step counts through all epochs."""
+    directory.mkdir(exist_ok=True)
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=preservation_policy.LatestN(1),
+        enable_async_checkpointing=False,
+        cleanup_tmp_directories=True,
+        create=False,
+        multiprocessing_options=_ALONE,
+    )
+    with ocp.CheckpointManager(directory.absolute(), options=options) as manager:
+        yield manager
+
+
+def save_position(manager: ocp.CheckpointManager, number: int, carry: PyTree) -> None:
+    """Store what `number` steps of a run, counted through all epochs, have led to."""
+    manager.save(number, args=ocp.args.Composite(state=ocp.args.StandardSave(_flat(carry))))
+
+
 @contextmanager
 def open_checkpoints(directory: Path, read_only: bool = False) -> Iterator[ocp.CheckpointManager]:
     """The checkpoints in `directory`; a checkpoint's step is its epoch.
@@ -34,8 +58,11 @@ def open_checkpoints(directory: Path, read_only: bool = False) -> Iterator[ocp.C
         enable_async_checkpointing=False,
         # Orbax's own read_only warns that it is.
         cleanup_tmp_directories=not read_only,
-        create=not read_only,
+        create=False,  # Orbax refuses to where one process is active
+        multiprocessing_options=_ALONE,
     )
+    if not read_only:
+        directory.mkdir(exist_ok=True)
     with ocp.CheckpointManager(directory.absolute(), options=options) as manager:
         yield manager
 
@@ -67,18 +94,26 @@ def restore(manager: ocp.CheckpointManager, epoch: int, template: PyTree) -> PyT
     Raises:
       UserError: the checkpoint holds something else.
     """
+    return fit(read(manager, epoch), template, f"checkpoint {epoch} in {manager.directory}")
+
+
+def fit(stored: dict[str, np.ndarray], template: PyTree, source: str) -> PyTree:
+    """What is stored by name, in the structure of a template; see `restore`."""
     paths, structure = jax.tree_util.tree_flatten_with_path(template)
     names = [_name(path) for path, _ in paths]
-    arguments = ocp.args.Composite(state=ocp.args.StandardRestore())
-    stored = manager.restore(epoch, args=arguments)["state"]
     for name, (_, leaf) in zip(names, paths, strict=True):
         if name not in stored or stored[name].shape != leaf.shape:
             found = f"shape {stored[name].shape}" if name in stored else "nothing"
             raise UserError(
-                f"checkpoint {epoch} in {manager.directory} holds {found} for {name}; "
-                f"the network wants shape {leaf.shape}"
+                f"{source} holds {found} for {name}; the network wants shape {leaf.shape}"
             )
     return structure.unflatten([np.asarray(stored[name]) for name in names])
+
+
+def read(manager: ocp.CheckpointManager, number: int) -> dict[str, np.ndarray]:
+    """What a checkpoint holds, by name."""
+    arguments = ocp.args.Composite(state=ocp.args.StandardRestore())
+    return manager.restore(number, args=arguments)["state"]
 
 
 def latest(directory: Path) -> int | None:

@@ -123,6 +123,9 @@ class Config:
     evaluate_only: bool = _field(False, "evaluate the run's last checkpoint and stop")
     initialize_from: str = _field("", "run directory whose last weights training starts from")
     checkpoint_every: int = _at_least(1, 1, "epochs between checkpoints")
+    checkpoint_every_steps: int = _at_least(
+        0, 0, "dataset='imagenet2012': save the place in the epoch every so many steps; 0: never"
+    )
     histograms: bool = _field(False, "weight histograms and latent statistics for TensorBoard")
     dispatch: str = _one_of(
         "auto", "an epoch as one dispatch or step by step", ("auto", "epoch", "step")
@@ -152,6 +155,11 @@ class Config:
     def run_milestones(self) -> tuple[int, ...]:
         """Milestones of this run, its method considered."""
         return self.sensitivity_milestones if self.method == "sensitivity" else self.milestones
+
+    @property
+    def streamed(self) -> bool:
+        """Whether the dataset is too large for memory and comes batch by batch."""
+        return self.dataset == "imagenet2012"
 
     @property
     def network_label(self) -> str:
@@ -270,6 +278,14 @@ def _check_together(config: Config, spec: data.DatasetSpec) -> None:
             f"batch_size={config.batch_size} is more than the {spec.train_examples} training "
             f"examples of {config.dataset}"
         )
+    if config.checkpoint_every_steps and not (config.streamed and config.checkpoint_every == 1):
+        raise UserError(
+            f"checkpoint_every_steps={config.checkpoint_every_steps} is for dataset='imagenet2012' "
+            f"with checkpoint_every=1; dataset={config.dataset!r}, "
+            f"checkpoint_every={config.checkpoint_every} take 0"
+        )
+    if config.streamed and config.dispatch == "epoch":
+        raise UserError("dispatch='epoch' is not for dataset='imagenet2012'; accepted: auto, step")
     if config.split_file:
         data.read_split_file(config.split_file, spec)
 

@@ -7,6 +7,7 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxbin.augment import crop_and_flip, normalize
 from jaxbin.layers import latent_weights
@@ -29,6 +30,9 @@ class Examples:
     labels: Any
 
 
+_NOTHING = Examples(None, None)
+
+
 @flax.struct.dataclass
 class EpochInputs:
     """What differs from epoch to epoch, apart from the mask, which lies in the state.
@@ -45,10 +49,19 @@ class EpochInputs:
 
 
 @flax.struct.dataclass
-class _Carry:
+class Carry:
+    """What goes from step to step in an epoch.
+
+    Attributes:
+      state: the state.
+      metrics: those of this device's examples.
+      order: the epoch's sequence of examples; empty if they are streamed.
+      positive: the signs of the latent weights when the epoch began.
+    """
+
     state: TrainState
     metrics: Any
-    order: jax.Array
+    order: Any
     positive: tuple[jax.Array, ...]
 
 
@@ -64,6 +77,8 @@ def make_train_epoch(
     latent_reset: bool,
     layout: Layout,
     scan: bool,
+    accumulation_steps: int = 1,
+    streamed: bool = False,
 ) -> Callable[..., tuple[TrainState, Any, jax.Array]]:
     """An epoch `(state, inputs, examples, progress=None) -> (state, metrics, flips)`.
 
@@ -82,29 +97,33 @@ def make_train_epoch(
       latent_reset: whether to end the epoch with `jaxbin.step.reset_latents`.
       layout: how runs share the devices.
       scan: see `Layout.compile_loop`.
+      accumulation_steps: parts that a batch is taken in, see `jaxbin.step.make_gradients`.
+      streamed: whether examples are batches that come one by one, chosen, cropped and flipped on
+        the host; the epoch is then a loop of `Layout.compile_stream`.
     """
 
-    def begin(state: TrainState, inputs: EpochInputs, examples: Examples) -> _Carry:
-        order_key, _ = _epoch_keys(inputs)
-        order = jax.random.permutation(order_key, len(examples.labels))
-        return _Carry(state, Metrics.empty(), order, _positive(state, layer_names))
+    def begin(state: TrainState, inputs: EpochInputs, examples: Examples) -> Carry:
+        order = ()
+        if not streamed:
+            order_key, _ = _epoch_keys(inputs)
+            order = jax.random.permutation(order_key, len(examples.labels))
+        return Carry(state, Metrics.empty(), order, _positive(state, layer_names))
 
-    def body(carry: _Carry, index: jax.Array, inputs: EpochInputs, examples: Examples) -> _Carry:
-        start, share = layout.share(batch_size)
-        chosen = jax.lax.dynamic_slice(carry.order, (index * batch_size + start,), (share,))
-        images = examples.images[chosen]
-        if augment:
-            images = crop_and_flip(images, _epoch_keys(inputs)[1], chosen)
+    def body(carry: Carry, index: jax.Array, inputs: EpochInputs, examples: Examples) -> Carry:
+        images, labels = examples.images, examples.labels
+        if not streamed:
+            rows = layout.rows(batch_size, accumulation_steps)
+            chosen = carry.order[index * batch_size + rows]
+            images, labels = images[chosen], labels[chosen]
+            if augment:
+                images = crop_and_flip(images, _epoch_keys(inputs)[1], chosen)
         state, metrics, _ = train_step(
-            carry.state,
-            normalize(images, mean, std),
-            examples.labels[chosen],
-            inputs.learning_rate,
+            carry.state, normalize(images, mean, std), labels, inputs.learning_rate
         )
         return dataclasses.replace(carry, state=state, metrics=carry.metrics.merge(metrics))
 
     def finish(
-        carry: _Carry, inputs: EpochInputs, examples: Examples
+        carry: Carry, inputs: EpochInputs, examples: Examples
     ) -> tuple[TrainState, Any, jax.Array]:
         del inputs, examples
         now = _positive(carry.state, layer_names)
@@ -112,7 +131,35 @@ def make_train_epoch(
         state = reset_latents(carry.state, layer_names) if latent_reset else carry.state
         return state, layout.reduce(carry.metrics), jnp.stack(flips)
 
+    if streamed:
+        return layout.compile_stream(
+            lambda state, inputs: begin(state, inputs, _NOTHING),
+            body,
+            lambda carry, inputs: finish(carry, inputs, _NOTHING),
+            steps=steps,
+            pack=lambda carry: dataclasses.replace(carry, metrics=layout.gather(carry.metrics)),
+            unpack=lambda carry: dataclasses.replace(carry, metrics=layout.own(carry.metrics)),
+        )
     return layout.compile_loop(begin, body, finish, steps=steps, scan=scan)
+
+
+def packed_carry_like(state: TrainState, layer_names: tuple[str, ...], devices: int) -> Carry:
+    """Of the shapes that a streamed epoch's carry is saved with, from `devices` devices."""
+    metrics = jax.tree.map(lambda leaf: np.zeros((devices, *np.shape(leaf))), Metrics.empty())
+    return Carry(state, metrics, (), _positive(state, layer_names))
+
+
+def fit_to_devices(carry: Carry, devices: int) -> Carry:
+    """A saved carry for another number of devices: the first has seen all that was seen."""
+
+    def fitted(seen: np.ndarray) -> np.ndarray:
+        rest = np.zeros((devices - 1, *seen.shape[1:]), seen.dtype)
+        return np.concatenate([seen.sum(0, keepdims=True, dtype=seen.dtype), rest])
+
+    leaves = jax.tree.leaves(carry.metrics)
+    if len(leaves[0]) == devices:
+        return carry
+    return dataclasses.replace(carry, metrics=jax.tree.map(fitted, carry.metrics))
 
 
 def make_evaluation(
@@ -124,6 +171,7 @@ def make_evaluation(
     batch_size: int,
     layout: Layout,
     scan: bool,
+    streamed: bool = False,
 ) -> Callable[..., Any]:
     """An evaluation `(state, split) -> metrics` over every example of a split, each counted once.
 
@@ -134,28 +182,44 @@ def make_evaluation(
       batch_size: examples in a step, over all devices; rounded up to a multiple of their number.
       layout: how runs share the devices.
       scan: see `Layout.compile_loop`.
+      streamed: whether the split is batches that come one by one from the host, each of
+        `evaluation_batch_size`.
     """
-    batch_size = -(-min(batch_size, examples) // layout.shards) * layout.shards
+    batch_size = evaluation_batch_size(batch_size, examples, layout)
 
     def begin(nothing: PyTree, state: TrainState, split: Examples) -> Any:
         del nothing, state, split
         return Metrics.empty()
 
     def body(metrics: Any, index: jax.Array, state: TrainState, split: Examples) -> Any:
-        start, share = layout.share(batch_size)
-        chosen = index * batch_size + start + jnp.arange(share)
+        chosen = index * batch_size + layout.rows(batch_size)
         counted = chosen < examples
-        chosen = jnp.minimum(chosen, examples - 1)
-        images = normalize(split.images[chosen], mean, std)
-        return metrics.merge(eval_step(state, images, split.labels[chosen], counted)[0])
+        images, labels = split.images, split.labels
+        if not streamed:
+            chosen = jnp.minimum(chosen, examples - 1)
+            images, labels = images[chosen], labels[chosen]
+        return metrics.merge(eval_step(state, normalize(images, mean, std), labels, counted)[0])
 
     def finish(metrics: Any, state: TrainState, split: Examples) -> Any:
         del state, split
         return layout.reduce(metrics)
 
     steps = -(-examples // batch_size)
+    if streamed:
+        stream = layout.compile_stream(
+            lambda nothing, state: begin(nothing, state, _NOTHING),
+            body,
+            lambda metrics, state: finish(metrics, state, _NOTHING),
+            steps=steps,
+        )
+        return lambda state, batches: stream((), state, batches)
     loop = layout.compile_loop(begin, body, finish, steps=steps, scan=scan)
     return lambda state, split: loop((), state, split)
+
+
+def evaluation_batch_size(wanted: int, examples: int, layout: Layout) -> int:
+    """No more than there are examples, and a multiple of the devices."""
+    return -(-min(wanted, examples) // layout.shards) * layout.shards
 
 
 def _epoch_keys(inputs: EpochInputs) -> tuple[jax.Array, jax.Array]:

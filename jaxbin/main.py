@@ -4,23 +4,42 @@
     python -m jaxbin.main --config=configs/mnist_300.py --config.order=reverse --config.seed=1
 
 The same command again goes on with an interrupted run. Results lie in --workdir.
+
+On several machines, or in several processes, start it once for each with --coordinator,
+--processes and --process, or on a cluster that JAX knows (SLURM, Open MPI) with --distributed.
 """
 
 import re
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from jaxbin import config, records, terminal, train
+from jaxbin import config, distributed, records, terminal, train
 from jaxbin.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The configuration file.")
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Where records and checkpoints go; by default logs/ and the run's name."
+)
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "Several processes; a cluster's environment says which this one is."
+)
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "HOST:PORT of process 0, if there are more."
+)
+_PROCESSES = flags.DEFINE_integer("processes", None, "How many processes there are.")
+_PROCESS = flags.DEFINE_integer("process", None, "The number of this process, from 0.")
+_HEARTBEAT = flags.DEFINE_integer(
+    "heartbeat_seconds",
+    distributed.HEARTBEAT_SECONDS,
+    "After how long without a sign of life a process counts as dead, and all others end.",
+    lower_bound=1,
 )
 flags.mark_flag_as_required("config")
 
@@ -30,15 +49,39 @@ def main(argv: Sequence[str]) -> None:
     try:
         if len(argv) > 1:
             raise UserError(f"argument {argv[1]!r} is not accepted; flags begin with --")
+        _join_others()
         parsed = config.parse(_CONFIG.value)
         workdir = Path(_WORKDIR.value) if _WORKDIR.value else records.default_workdir(parsed)
-        terminal.log_to_terminal()
+        if distributed.is_first():
+            terminal.log_to_terminal()
         train.run(parsed, workdir)
     except UserError as error:
         _exit_with(error)
+    except jax.errors.JaxRuntimeError as error:
+        if not jax.distributed.is_initialized():
+            raise
+        print(f"error: {distributed.describe_failure(error)}", file=sys.stderr)
+        distributed.leave(1)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        sys.exit(130)
+        _leave(130)
+    except Exception:
+        if jax.distributed.is_initialized():
+            traceback.print_exc()
+            distributed.leave(1)
+        raise
+
+
+def _join_others() -> None:
+    """Become one of several processes, if the flags say so."""
+    given = (_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    if any(value is None for value in given) and any(value is not None for value in given):
+        raise UserError(
+            f"coordinator={given[0]!r}, processes={given[1]}, process={given[2]}: "
+            "accepted: all three, or --distributed instead"
+        )
+    if _DISTRIBUTED.value or given[0] is not None:
+        distributed.start(*given, _HEARTBEAT.value)
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
@@ -60,7 +103,13 @@ def _parse_flags(argv: list[str]) -> list[str]:
 
 def _exit_with(error: Exception) -> NoReturn:
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-    sys.exit(2)
+    _leave(2)
+
+
+def _leave(status: int) -> NoReturn:
+    if jax.distributed.is_initialized():
+        distributed.leave(status)
+    sys.exit(status)
 
 
 if __name__ == "__main__":

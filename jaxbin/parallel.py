@@ -5,7 +5,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -53,20 +53,39 @@ class Layout:
             return jax.local_device_count()
         return -(-self.members // self._members_per_device)
 
-    def share(self, size: int) -> tuple[jax.Array | int, int]:
-        """Where this device's share of `size` consecutive things begins, and how many it is.
+    def rows(self, size: int, parts: int = 1) -> jax.Array:
+        """Which rows of a batch of `size` this device computes, (share,).
 
-        Only inside a function that `compile_loop` maps. If one run is spread over the devices,
-        `size` must be a multiple of them.
+        Only inside a function that `compile_loop` or `compile_stream` maps. Every device has its
+        share of each of the `parts` that the batch is taken in, so that what a part holds does not
+        depend on the number of devices.
         """
-        if self.members is not None:
-            return 0, size
-        share = size // self.shards
-        return jax.lax.axis_index(AXIS) * share, share
+        device = jax.lax.axis_index(AXIS) if self.members is None else 0
+        return jnp.asarray(_rows(size, parts, self.shards)) + device * (
+            size // parts // self.shards
+        )
+
+    def process_rows(self, size: int, parts: int = 1) -> np.ndarray:
+        """The rows of all of this process's devices, (devices, share); of one run alone."""
+        mine = [
+            place
+            for place, device in enumerate(jax.devices())
+            if device.process_index == jax.process_index()
+        ]
+        offsets = np.array(mine)[:, None] * (size // parts // self.shards)
+        return offsets + _rows(size, parts, self.shards)
 
     def reduce(self, metrics: Any) -> Any:
         """A `clu.metrics.Collection` over all examples of a run; only inside a mapped function."""
         return metrics if self.members is not None else jax.lax.all_gather(metrics, AXIS).reduce()
+
+    def gather(self, metrics: Any) -> Any:
+        """Every device's `metrics`, with a leading device axis; only inside a mapped function."""
+        return jax.lax.all_gather(metrics, AXIS)
+
+    def own(self, gathered: Any) -> Any:
+        """This device's part of what `gather` returned; only inside a mapped function."""
+        return jax.tree.map(lambda array: array[jax.lax.axis_index(AXIS)], gathered)
 
     def place(self, trees: Sequence[PyTree]) -> PyTree:
         """One tree for each member, or the one of a run alone, on the devices that compute it."""
@@ -153,6 +172,66 @@ class Layout:
 
         return in_one if scan else in_steps
 
+    def compile_stream(
+        self,
+        begin: Callable[[PyTree, PyTree], PyTree],
+        body: Callable[[PyTree, jax.Array, PyTree, PyTree], PyTree],
+        finish: Callable[[PyTree, PyTree], PyTree],
+        *,
+        steps: int,
+        pack: Callable[[PyTree], PyTree] = lambda carry: carry,
+        unpack: Callable[[PyTree], PyTree] = lambda carry: carry,
+    ) -> Callable[..., PyTree]:
+        """A loop over batches that come from the host, for one run alone; a dispatch each.
+
+        Args:
+          begin, finish: as for `compile_loop`, without what is shared.
+          body: likewise; what is shared is this device's part of the step's batch.
+          steps: how many times `body` runs.
+          pack: turns a carry into what all devices agree on, to be saved.
+          unpack: the inverse.
+
+        Returns:
+          `loop(donated, inputs, batches, progress=None, first=0, every=0, save=None) -> result`.
+          `batches` yields trees of arrays on the host, (this process's devices, share, ...).
+          `save(index, fetch)` is called after every `every` steps but the last; `fetch()` is the
+          packed carry on the host. With `first` above 0 the loop goes on before that step, and
+          `donated` is a packed carry from `share_out`.
+        """
+        assert self.members is None
+        mapped_begin = self._mapped(lambda d, i, _, __: begin(d, i), donate=True)
+        mapped_body = self._mapped(lambda c, i, s, index: body(c, index, i, s), donate=True)
+        mapped_finish = self._mapped(lambda c, i, _, __: finish(c, i), donate=False)
+        mapped_pack = self._mapped(lambda c, *_: pack(c), donate=False)
+        mapped_unpack = self._mapped(lambda c, *_: unpack(c), donate=True)
+        put = jax.pmap(lambda arrays: arrays, axis_name=AXIS)
+        rest = (), np.int32(0)
+
+        def loop(
+            donated: PyTree,
+            inputs: PyTree,
+            batches: Iterator[PyTree],
+            progress: Any = None,
+            first: int = 0,
+            every: int = 0,
+            save: Any = None,
+        ) -> PyTree:
+            carry = (mapped_unpack if first else mapped_begin)(donated, inputs, *rest)
+            batch = put(next(batches))
+            for index in range(first, steps):
+                carry = mapped_body(carry, inputs, batch, np.int32(index))
+                if index + 1 < steps:
+                    batch = put(next(batches))  # while the devices compute
+                jax.block_until_ready(carry)
+                if progress is not None:
+                    progress(1)
+                if every and (index + 1) % every == 0 and index + 1 < steps:
+                    packed = mapped_pack(carry, inputs, *rest)
+                    save(index + 1, functools.partial(self.fetch, packed))
+            return jax.block_until_ready(mapped_finish(carry, inputs, *rest))
+
+        return loop
+
     def _mapped(
         self, function: Callable[[PyTree, PyTree, PyTree, Any], PyTree], donate: bool
     ) -> Callable[..., PyTree]:
@@ -177,13 +256,21 @@ def _alone(function: Callable[..., PyTree], mine: PyTree, inputs: PyTree, *rest:
     return jax.tree.map(lambda array: array[None], function(mine, inputs, *rest))
 
 
-def check_batch_size(batch_size: int, devices: int) -> str | None:
-    """None if `devices` can share a batch evenly, else the sizes near it that would do."""
-    if batch_size % devices == 0:
+def _rows(size: int, parts: int, shards: int) -> np.ndarray:
+    """The first device's rows of a batch: the beginning of each of its parts."""
+    part = size // parts
+    return (np.arange(parts)[:, None] * part + np.arange(part // shards)).ravel()
+
+
+def check_batch_size(batch_size: int, devices: int, parts: int = 1) -> str | None:
+    """None if `devices` can share each part of a batch evenly, else the sizes near it that do."""
+    unit = devices * parts
+    if batch_size % unit == 0:
         return None
-    below = batch_size // devices * devices
-    sizes = [str(size) for size in (below, below + devices) if size]
-    return f"{devices} devices cannot share it evenly; accepted: {' or '.join(sizes)}"
+    below = batch_size // unit * unit
+    sizes = " or ".join(str(size) for size in (below, below + unit) if size)
+    what = "it" if parts == 1 else f"each of its accumulation_steps={parts} parts"
+    return f"{devices} devices cannot share {what} evenly; accepted: {sizes}"
 
 
 def one_dispatch(platform: str, convolutions: bool) -> bool:

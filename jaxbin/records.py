@@ -31,8 +31,8 @@ from jaxbin import orders
 from jaxbin.config import FIELDS, Config, to_json
 from jaxbin.errors import UserError
 
-# Moving the data, or looking at a run's result, makes no other run.
-_MAY_DIFFER = ("data_dir", "evaluate_only")
+# Moving the data, or looking at a run's result, makes no other run; nor does who reads it.
+_MAY_DIFFER = ("data_dir", "evaluate_only", "input_workers", "checkpoint_every_steps")
 # What an evaluation of a run's weights needs to be as it was in training.
 _DEFINES_WEIGHTS = ("network", "depth", "layer_names")
 
@@ -130,6 +130,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu_count": os.cpu_count(),
+        "processes": jax.process_count(),
         "devices": [str(device.device_kind) for device in jax.devices()],
         "versions": {name: _version(name) for name in _PACKAGES},
     }
@@ -207,15 +208,20 @@ def score(line: Mapping[str, Any], metric: str) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Records:
-    """The growing records of a run: `lines` are those of `metrics.jsonl`."""
+    """The growing records of a run: `lines` are those of `metrics.jsonl`.
+
+    Without a `writer` nothing is written: another process does.
+    """
 
     workdir: Path
     lines: list[dict[str, Any]]
-    writer: SummaryWriter
+    writer: SummaryWriter | None
 
     def add(self, line: dict[str, Any]) -> None:
         """Record an epoch: in `metrics.jsonl` before this returns, in TensorBoard in time."""
         self.lines.append(line)
+        if self.writer is None:
+            return
         with (self.workdir / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, allow_nan=False) + "\n")
             file.flush()
@@ -227,6 +233,8 @@ class Records:
 
     def add_latents(self, epoch: int, names: tuple[str, ...], latents: tuple[Any, ...]) -> None:
         """Histograms and statistics of the latent weights of layers 1..L, for TensorBoard."""
+        if self.writer is None:
+            return
         for number, (name, latent) in enumerate(zip(names, latents, strict=True), start=1):
             tag = f"latent/{number}_{name.replace('/', '_')}"
             self.writer.add_histogram(tag, latent, epoch)

@@ -7,13 +7,33 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orbax.checkpoint as ocp
 
-from jaxbin import checkpoint, records, schedule, terminal
+from jaxbin import checkpoint, distributed, records, schedule, terminal
 from jaxbin.config import Config
+from jaxbin.epoch import Carry, fit_to_devices, packed_carry_like
 from jaxbin.errors import UserError
 from jaxbin.step import TrainState
 from jaxbin.trainer import evaluated_split
+
+
+@dataclasses.dataclass(frozen=True)
+class Position:
+    """A place within an epoch: how many of its steps are done, and what is stored of them."""
+
+    step: int
+    stored: dict[str, np.ndarray]
+
+    def carry(self, state: TrainState, config: Config, devices: int) -> Carry:
+        """What the steps have led to, for that many devices; `state` is any of the run's.
+
+        Raises:
+          UserError: what is stored does not fit.
+        """
+        devices_then = len(self.stored["metrics.loss.count"])
+        template = packed_carry_like(state, config.layer_names, devices_then)
+        return fit_to_devices(checkpoint.fit(self.stored, template, "the position"), devices)
 
 
 @dataclasses.dataclass
@@ -25,8 +45,10 @@ class OpenRun:
       workdir: where its records and checkpoints go.
       logger: writes to its `log.txt` and, if it runs alone, to the terminal.
       start: the state to go on from, on the host.
-      checkpoints: what is saved.
+      checkpoints: what is saved; None in a process that only computes.
       records: what is recorded; one line for each epoch that has ended.
+      position: where in its next epoch the run goes on, if not at the beginning.
+      positions: where such positions are saved, if they are.
       unsaved_best: the best epoch and its state, unless a checkpoint holds it.
       failure: why it cannot go on.
     """
@@ -35,8 +57,10 @@ class OpenRun:
     workdir: Path
     logger: logging.Logger
     start: TrainState
-    checkpoints: ocp.CheckpointManager
+    checkpoints: ocp.CheckpointManager | None
     records: records.Records
+    position: Position | None = None
+    positions: ocp.CheckpointManager | None = None
     unsaved_best: tuple[int, TrainState] | None = None
     failure: UserError | None = None
 
@@ -92,20 +116,27 @@ class OpenRun:
         layers = len(self.config.layer_names)
         split = evaluated_split(self.config)
         self.logger.info(terminal.epoch_line(line, self.config.run_epochs, layers, split))
+        if self.checkpoints is None:
+            return
         if records.best_epoch(self.lines, self.metric)["epoch"] == epoch:
             self.unsaved_best = epoch, fetch_state()
         if (epoch + 1) % self.config.checkpoint_every == 0 or not self.goes_on:
-            self._save(epoch, fetch_state())
+            self._save(self.checkpoints, epoch, fetch_state())
 
-    def _save(self, epoch: int, state: TrainState) -> None:
+    def _save(self, checkpoints: ocp.CheckpointManager, epoch: int, state: TrainState) -> None:
         """Save the state after an epoch and, before it, a better one that is not saved yet."""
         saved = [(epoch, state)]
         if self.unsaved_best is not None and self.unsaved_best[0] != epoch:
             saved.insert(0, self.unsaved_best)
         for which, its_state in saved:
             score = records.score(self.lines[which], self.metric)
-            checkpoint.save(self.checkpoints, which, its_state, score)
+            checkpoint.save(checkpoints, which, its_state, score)
         self.unsaved_best = None
+
+    def save_position(self, number: int, fetch_carry: Callable[[], Carry]) -> None:
+        """Save what `number` steps, counted through all epochs, have led to."""
+        if self.positions is not None:
+            checkpoint.save_position(self.positions, number, fetch_carry())
 
     def end(self, traces: int) -> dict[str, Any] | UserError:
         """Write the summary and return it, or return the failure.
@@ -123,14 +154,18 @@ class OpenRun:
             "stopped_early": len(self.lines) < self.config.run_epochs,
             "train_step_traces": traces,
         }
-        records.write_json(self.workdir / "summary.json", summary)
+        if self.checkpoints is not None:
+            records.write_json(self.workdir / "summary.json", summary)
+        if self.positions is not None:
+            for number in self.positions.all_steps():
+                self.positions.delete(number)
         self.logger.info(terminal.summary_lines(summary))
         return summary
 
 
 @contextlib.contextmanager
 def open_run(
-    config: Config, workdir: Path, first_state: TrainState, alone: bool
+    config: Config, workdir: Path, first_state: TrainState, alone: bool, steps: int
 ) -> Iterator[OpenRun]:
     """Open the run in `workdir`, or begin it.
 
@@ -139,6 +174,7 @@ def open_run(
       workdir: its directory; `records.check_workdir` has accepted it.
       first_state: the state before the first epoch, on one device.
       alone: whether what it logs goes to the terminal too.
+      steps: in an epoch.
 
     Raises:
       UserError: what is there cannot be read, or the directory not be written to.
@@ -156,9 +192,50 @@ def open_run(
             start = checkpoint.restore(checkpoints, latest, first_state)
         elif config.initialize_from:
             start = with_weights_of(Path(config.initialize_from), first_state, logger)
-        run_records = records.open_records(workdir, 0 if latest is None else latest + 1)
-        stack.enter_context(contextlib.closing(run_records.writer))
-        yield OpenRun(config, workdir, logger, start, checkpoints, run_records)
+        epochs = 0 if latest is None else latest + 1
+        run_records = records.open_records(workdir, epochs)
+        if run_records.writer is not None:
+            stack.enter_context(contextlib.closing(run_records.writer))
+        run = OpenRun(config, workdir, logger, start, checkpoints, run_records)
+        if config.checkpoint_every_steps:
+            run.positions = stack.enter_context(checkpoint.open_positions(workdir / "positions"))
+            run.position = _latest_position(run.positions, epochs * steps)
+        if run.position is not None:
+            logger.info("going on in epoch %d after step %d", epochs, run.position.step)
+        yield run
+
+
+def _latest_position(positions: ocp.CheckpointManager, done: int) -> Position | None:
+    """The position saved last, unless the run has come further: `done` steps by whole epochs."""
+    number = positions.latest_step()
+    if number is None or number <= done:
+        return None
+    return Position(number - done, checkpoint.read(positions, number))
+
+
+@contextlib.contextmanager
+def open_shared_run(
+    config: Config, workdir: Path, first_state: TrainState, alone: bool, steps: int
+) -> Iterator[OpenRun]:
+    """`open_run` in the first of several processes; the others learn from it where it starts.
+
+    They compute what it computes and decide what it decides, but write nothing.
+    """
+    opened: list[OpenRun] = []
+    with contextlib.ExitStack() as stack:
+
+        def begin() -> tuple[list[dict[str, Any]], TrainState, Position | None]:
+            run = open_run(config, workdir, first_state, alone, steps)
+            opened.append(stack.enter_context(run))
+            return opened[0].lines, opened[0].start, opened[0].position
+
+        lines, start, position = distributed.from_first(begin)
+        if not opened:
+            silent = logging.getLogger("jaxbin.silent")
+            silent.propagate = False
+            memory = records.Records(workdir, lines, None)
+            opened.append(OpenRun(config, workdir, silent, start, None, memory, position))
+        yield opened[0]
 
 
 def with_weights_of(

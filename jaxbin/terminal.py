@@ -8,6 +8,8 @@ from typing import Any
 import flax.traverse_util
 import tqdm
 
+from jaxbin import distributed
+
 logger = logging.getLogger("jaxbin")
 
 
@@ -33,7 +35,7 @@ def progress_bar(total_steps: int, done_steps: int) -> tqdm.tqdm:
         total=total_steps,
         initial=done_steps,
         unit="step",
-        disable=not sys.stderr.isatty(),
+        disable=not (sys.stderr.isatty() and distributed.is_first()),
         dynamic_ncols=True,
         leave=False,
     )

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxbin import checkpoint, data, records, runs, schedule, terminal
+from jaxbin import checkpoint, data, distributed, records, runs, schedule, terminal
 from jaxbin.config import Config, to_json
 from jaxbin.epoch import EpochInputs
 from jaxbin.errors import UserError
@@ -66,8 +66,7 @@ def run(config: Config, workdir: Path) -> dict[str, Any]:
       UserError: something that the user can mend.
     """
     check_devices(config, Layout())
-    records.check_workdir(workdir, config)
-    ended = _ended(config, workdir)
+    ended = distributed.from_first(lambda: _checked(config, workdir))
     if ended:
         logger.info("%s has already ended", workdir)
         logger.info(terminal.summary_lines(ended))
@@ -105,6 +104,10 @@ def run_population(
             raise UserError("evaluate_only=True is not accepted in a population")
         if population_key(config) != population_key(members[0][0]):
             raise UserError(f"{workdir}: its configuration does not fit into the population")
+        if config.streamed:
+            raise UserError(f"dataset={config.dataset!r} is not accepted in a population")
+        if jax.process_count() > 1:
+            raise UserError("a population takes one process; several are for one run")
         check_devices(config, Layout(len(members)))
         records.check_workdir(workdir, config)
     outcomes: dict[Path, Any] = {workdir: _ended(config, workdir) for config, workdir in members}
@@ -130,6 +133,12 @@ def population_key(config: Config) -> str:
     return json.dumps([fixed, config.run_epochs])
 
 
+def _checked(config: Config, workdir: Path) -> dict[str, Any] | None:
+    """`_ended`, once the run's directory has been accepted."""
+    records.check_workdir(workdir, config)
+    return _ended(config, workdir)
+
+
 def _ended(config: Config, workdir: Path) -> dict[str, Any] | None:
     """The summary of a run that has nothing left to do."""
     path = workdir / "summary.json"
@@ -142,6 +151,13 @@ def _epochs_done(member: tuple[Config, Path]) -> int:
 
 
 def _load(config: Config) -> data.Dataset:
+    """The dataset; of several processes the first prepares what is missing."""
+    if jax.process_count() > 1:
+        distributed.from_first(lambda: _load_here(config) and None)
+    return _load_here(config)
+
+
+def _load_here(config: Config) -> data.Dataset:
     return data.load(
         config.dataset_spec,
         stage=config.stage,
@@ -161,10 +177,14 @@ def _train(
     with contextlib.ExitStack() as stack:
         opened = [
             stack.enter_context(
-                runs.open_run(config, workdir, initial_state(config, trainer), alone)
+                runs.open_shared_run(
+                    config, workdir, initial_state(config, trainer), alone, trainer.steps
+                )
             )
             for config, workdir in members
         ]
+        if trainer.feed is not None:
+            stack.callback(trainer.feed.close)
         state = layout.place([member.start for member in opened])
         progress = stack.enter_context(_progress(opened, trainer))
         for epoch in itertools.count(len(opened[0].lines)):
@@ -201,8 +221,8 @@ def _one_epoch(
         EpochInputs(random_keys(config.seed)[1], np.int32(epoch), np.float32(rate))
         for config, rate in zip(configs, rates, strict=True)
     ]
-    state, metrics, flips = trainer.train_epoch(
-        state, layout.place(inputs), trainer.splits["train"], progress
+    first, state, metrics, flips = _train_epoch(
+        members, trainer, state, layout.place(inputs), epoch, progress
     )
     trained_seconds = time.perf_counter() - started
     evaluated = _evaluate(configs[0], trainer, state, len(configs))
@@ -213,15 +233,44 @@ def _one_epoch(
             "epoch": epoch,
             "binary_layers": runs.binary_layers(mask),
             "learning_rate": rate,
-            **_named(layout.fetch(metrics, index), "train"),
+            **_named(configs[index], layout.fetch(metrics, index), "train"),
             **evaluated[index],
             **_flip_ratios(layout.fetch(flips, index), sizes, mask),
-            "images_per_second": trainer.steps * configs[0].batch_size / trained_seconds,
+            "images_per_second": (trainer.steps - first) * configs[0].batch_size / trained_seconds,
             "duration_seconds": duration_seconds,
         }
         for index, (mask, rate) in enumerate(zip(masks, rates, strict=True))
     ]
     return state, lines
+
+
+def _train_epoch(
+    members: Sequence[runs.OpenRun],
+    trainer: Trainer,
+    state: TrainState,
+    inputs: Any,
+    epoch: int,
+    progress: Callable[[int], Any],
+) -> tuple[int, TrainState, Any, Any]:
+    """The epoch's first step, which a resumed one does not have at 0, and what the epoch gives."""
+    if trainer.feed is None:
+        return 0, *trainer.train_epoch(state, inputs, trainer.splits["train"], progress)
+    run, steps, layout = members[0], trainer.steps, trainer.layout
+    first, begin = 0, state
+    if run.position is not None:
+        first = run.position.step
+        carry = run.position.carry(run.start, run.config, layout.shards)
+        begin = layout.share_out(carry)
+        run.position = None
+    return first, *trainer.train_epoch(
+        begin,
+        inputs,
+        trainer.feed.epoch(epoch, first),
+        progress,
+        first=first,
+        every=run.config.checkpoint_every_steps,
+        save=lambda step, fetch: run.save_position(epoch * steps + step, fetch),
+    )
 
 
 def _learning_rate(config: Config, epoch: int) -> float:
@@ -250,14 +299,18 @@ def _evaluate(
         {
             name: value
             for prefix, its_metrics in metrics.items()
-            for name, value in _named(fetch(its_metrics, member), prefix).items()
+            for name, value in _named(config, fetch(its_metrics, member), prefix).items()
         }
         for member in range(members)
     ]
 
 
-def _named(metrics: Any, prefix: str) -> dict[str, float]:
-    return {f"{prefix}_{name}": float(value) for name, value in metrics.compute().items()}
+def _named(config: Config, metrics: Any, prefix: str) -> dict[str, float]:
+    """Metrics by the names they are recorded under."""
+    computed = metrics.compute()
+    if config.dataset_spec.classes <= 10:
+        del computed["top5_accuracy"]  # which says nothing of so few classes
+    return {f"{prefix}_{name}": float(value) for name, value in computed.items()}
 
 
 def _flip_ratios(
@@ -288,7 +341,9 @@ def _evaluate_run(config: Config, workdir: Path, dataset: data.Dataset) -> dict[
     """Metrics of a run's last checkpoint; nothing is written."""
     trainer = build_trainer(config, dataset, Layout())
     weights = ("params", "batch_stats", "binarization")
-    state = runs.with_weights_of(workdir, initial_state(config, trainer), logger, weights)
+    state = distributed.from_first(
+        lambda: runs.with_weights_of(workdir, initial_state(config, trainer), logger, weights)
+    )
     (metrics,) = _evaluate(config, trainer, trainer.layout.place([state]), 1)
     logger.info(json.dumps(metrics))
     return metrics

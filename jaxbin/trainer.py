@@ -13,6 +13,7 @@ from jaxbin import data, models, parallel, schedule, step
 from jaxbin.config import Config
 from jaxbin.epoch import Examples, make_evaluation, make_train_epoch
 from jaxbin.errors import UserError
+from jaxbin.feed import TrainingFeed, feed_evaluation, open_feed
 from jaxbin.layers import Conv, forward_order
 from jaxbin.parallel import Layout
 
@@ -30,7 +31,8 @@ class Trainer:
       optimizer: without a learning rate.
       train_epoch: from `jaxbin.epoch.make_train_epoch`.
       evaluations: an evaluation by the name of its split.
-      splits: `Examples` by the name of their split, on all devices.
+      splits: by their names `Examples` on all devices, or streams.
+      feed: of the training split, if that is a stream.
       steps: training steps in an epoch.
       traces: one entry for every time the training step was traced.
     """
@@ -42,13 +44,14 @@ class Trainer:
     train_epoch: Callable[..., Any]
     evaluations: dict[str, Callable[..., Any]]
     splits: dict[str, PyTree]
+    feed: TrainingFeed | None
     steps: int
     traces: list[None]
 
 
 def check_devices(config: Config, layout: Layout) -> None:
     """Raise a UserError if the devices of this machine cannot run the configuration."""
-    problem = parallel.check_batch_size(config.batch_size, layout.shards)
+    problem = parallel.check_batch_size(config.batch_size, layout.shards, config.accumulation_steps)
     if problem:
         raise UserError(f"batch_size={config.batch_size}: {problem}")
     if config.precision == "tf32" and jax.default_backend() != "gpu":
@@ -99,9 +102,12 @@ def build_trainer(config: Config, dataset: data.Dataset, layout: Layout) -> Trai
             for name, split in splits.items()
         },
         splits={
-            name: layout.share_out(Examples(split.images, split.labels))
+            name: split
+            if config.streamed
+            else layout.share_out(Examples(split.images, split.labels))
             for name, split in splits.items()
         },
+        feed=open_feed(config, dataset.train, layout, steps) if config.streamed else None,
         steps=steps,
         traces=traces,
     )
@@ -117,7 +123,12 @@ def _train_epoch(
     traces: list[None],
 ) -> Callable[..., Any]:
     train_step = step.make_train_step(
-        network, optimizer, config.layer_names, layout.axis_name, config.latent_reset
+        network,
+        optimizer,
+        config.layer_names,
+        layout.axis_name,
+        config.latent_reset,
+        config.accumulation_steps,
     )
 
     def traced_train_step(*arguments: Any) -> Any:
@@ -135,13 +146,15 @@ def _train_epoch(
         latent_reset=config.latent_reset,
         layout=layout,
         scan=_one_dispatch(config, network),
+        accumulation_steps=config.accumulation_steps,
+        streamed=config.streamed,
     )
 
 
 def _evaluation(
     config: Config, spec: data.DatasetSpec, layout: Layout, network: nn.Module, examples: int
 ) -> Callable[..., Any]:
-    return make_evaluation(
+    evaluation = make_evaluation(
         step.make_eval_step(network),
         spec.mean,
         spec.std,
@@ -149,7 +162,9 @@ def _evaluation(
         batch_size=config.eval_batch_size,
         layout=layout,
         scan=_one_dispatch(config, network),
+        streamed=config.streamed,
     )
+    return feed_evaluation(evaluation, config, layout) if config.streamed else evaluation
 
 
 def _one_dispatch(config: Config, network: nn.Module) -> bool:

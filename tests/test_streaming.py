@@ -11,12 +11,12 @@ from PIL import Image
 
 from jaxbin import data
 from jaxbin.data import images, streaming
-from jaxbin.data.streaming import EvaluationBatches, Share, TrainingBatches
+from jaxbin.data.streaming import EvaluationBatches, TrainingBatches
 from jaxbin.errors import UserError
 
 TRAIN, VALIDATION = train_images(3, 4), validation_images(5)
 SPEC = data.spec("imagenet2012", image_size=16)
-ALL = Share(0, 4)
+ALL = (0, 1, 2, 3)
 
 
 def trained(encoded: bytes, side: int, uniform: np.ndarray, source: str = "x") -> np.ndarray:
@@ -40,7 +40,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> data.Dataset:
 
 def training(dataset: data.Dataset, **changed) -> TrainingBatches:
     # 12 images in batches of 4, two epochs of three batches
-    values = {"batch_size": 4, "share": ALL, "steps": 3, "first": 0, "last": 6, "seed": 7}
+    values = {"batch_size": 4, "rows": ALL, "steps": 3, "first": 0, "last": 6, "seed": 7}
     return TrainingBatches(dataset.train, **values | changed)
 
 
@@ -184,7 +184,7 @@ def test_a_resumed_run_gets_the_very_next_batch(dataset: data.Dataset):
 
 def test_processes_share_a_batch(dataset: data.Dataset):
     whole = training(dataset)[4]
-    shares = [training(dataset, share=Share(start, 2))[4] for start in (0, 2)]
+    shares = [training(dataset, rows=(start, start + 1))[4] for start in (0, 2)]
     joined = {name: np.concatenate([share[name] for share in shares]) for name in whole}
     assert_same([joined], [whole])
 
@@ -198,7 +198,7 @@ def test_evaluation_shows_every_example_in_order_and_pads(dataset: data.Dataset)
     encoded, _ = dataset.evaluation.source.read([4])[0]
     image = evaluated(encoded, 16)
     np.testing.assert_array_equal(batches[1]["images"], np.stack([image] * 4))
-    beyond = EvaluationBatches(dataset.evaluation, 4, Share(2, 2))[1]
+    beyond = EvaluationBatches(dataset.evaluation, 4, (2, 3))[1]
     np.testing.assert_array_equal(beyond["images"], np.stack([image] * 2))
 
 
@@ -218,7 +218,7 @@ def test_a_damaged_image_is_named_by_a_worker(tmp_path: Path):
     (path,) = tmp_path.glob("val/*/ILSVRC2012_val_00000001.JPEG")
     path.write_bytes(b"no image")
     loaded = data.load(SPEC, stage="validation", data_dir=str(tmp_path))
-    batches = EvaluationBatches(loaded.evaluation, 5, Share(0, 5))
+    batches = EvaluationBatches(loaded.evaluation, 5, (0, 1, 2, 3, 4))
     with (
         streaming.open_batches(batches, 1) as iterator,
         pytest.raises(UserError, match=r"ILSVRC2012_val_00000001\.JPEG is damaged"),

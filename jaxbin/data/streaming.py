@@ -6,7 +6,9 @@ number of workers, nor that of machines, nor where a run was resumed enters.
 
 import dataclasses
 import functools
+import multiprocessing
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,14 +21,6 @@ from jaxbin.data.specs import Stream
 
 
 @dataclasses.dataclass(frozen=True)
-class Share:
-    """The part of every batch that one process reads: rows `start` to `start + rows`."""
-
-    start: int
-    rows: int
-
-
-@dataclasses.dataclass(frozen=True)
 class TrainingBatches:
     """The batches of all epochs, one after another; element 0 is number `first` of the run.
 
@@ -34,34 +28,39 @@ class TrainingBatches:
       stream: the training split.
       seed: of the sequence of examples, of crops and flips.
       batch_size: examples in a batch, all processes together.
-      share: this process's part.
+      rows: those of a batch that this process reads.
       steps: batches in an epoch.
       first: number of the first batch, counted through all epochs.
       last: number of the batch after the last.
+      augment: whether to crop and flip at random, or to show what evaluation shows.
     """
 
     stream: Stream
     seed: int
     batch_size: int
-    share: Share
+    rows: tuple[int, ...]
     steps: int
     first: int
     last: int
+    augment: bool = True
 
     def __len__(self) -> int:
         return self.last - self.first
 
     def __getitem__(self, index: Any) -> dict[str, np.ndarray]:
         epoch, step = divmod(self.first + int(index), self.steps)
-        start = step * self.batch_size + self.share.start
         order = sequence(self.seed, epoch, len(self.stream))
-        chosen = order[start : start + self.share.rows]
+        chosen = order[step * self.batch_size + np.array(self.rows)]
         describe = self.stream.source.describe
-        batch = _empty_batch(self.share.rows, self.stream.side)
+        batch = _empty_batch(len(self.rows), self.stream.side)
         for row, (encoded, label) in enumerate(self.stream.source.read(chosen.tolist())):
             example = int(chosen[row])
-            uniform = images.draws(self.seed, epoch, example)
-            images.training_image(encoded, uniform, describe(example), batch["images"][row])
+            image = batch["images"][row]
+            if self.augment:
+                uniform = images.draws(self.seed, epoch, example)
+                images.training_image(encoded, uniform, describe(example), image)
+            else:
+                images.evaluation_image(encoded, describe(example), image)
             batch["labels"][row] = label
         return batch
 
@@ -73,23 +72,22 @@ class EvaluationBatches:
     Attributes:
       stream: the split.
       batch_size: examples in a batch, all processes together.
-      share: this process's part.
+      rows: those of a batch that this process reads.
     """
 
     stream: Stream
     batch_size: int
-    share: Share
+    rows: tuple[int, ...]
 
     def __len__(self) -> int:
         return -(-len(self.stream) // self.batch_size)
 
     def __getitem__(self, index: Any) -> dict[str, np.ndarray]:
-        start = int(index) * self.batch_size + self.share.start
-        last = len(self.stream) - 1
+        start, last = int(index) * self.batch_size, len(self.stream) - 1
         # Padding is not counted, but it has to be something.
-        chosen = [min(example, last) for example in range(start, start + self.share.rows)]
+        chosen = [min(start + row, last) for row in self.rows]
         describe = self.stream.source.describe
-        batch = _empty_batch(self.share.rows, self.stream.side)
+        batch = _empty_batch(len(self.rows), self.stream.side)
         for row, (encoded, label) in enumerate(self.stream.source.read(chosen)):
             images.evaluation_image(encoded, describe(chosen[row]), batch["images"][row])
             batch["labels"][row] = label
@@ -113,6 +111,14 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def _end_with_parent(worker: int, workers: int) -> None:
+    """Let this worker process end when the one that it works for is killed."""
+    del worker, workers
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+
 @contextmanager
 def open_batches(
     batches: TrainingBatches | EvaluationBatches, workers: int
@@ -132,7 +138,9 @@ def open_batches(
         grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
     )
     if count:
-        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=count))
+        dataset = dataset.mp_prefetch(
+            grain.MultiprocessingOptions(num_workers=count), worker_init_fn=_end_with_parent
+        )
     iterator = iter(dataset)
     try:
         yield iterator

@@ -1,0 +1,253 @@
+"""Whole runs on images that stay on the disk: resumed within an epoch, in parts, in processes."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from imagenet_files import train_images, validation_images, write_tree
+
+from jaxbin import config, data, epoch, parallel, train, trainer
+from jaxbin.errors import UserError
+
+TIMES = ("images_per_second", "duration_seconds")
+CONFIG = """
+from jaxbin.config import base_config
+
+
+def get_config():
+    return base_config(**{fields!r})
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """35 training images, 10 to evaluate on."""
+    folder = tmp_path_factory.mktemp("imagenet")
+    write_tree(folder, train_images(5, 7), validation_images(10))
+    return folder
+
+
+def fields(folder: Path, **changed: Any) -> dict[str, Any]:
+    # four steps in an epoch, three evaluation steps of which the last is padded
+    return {
+        "network": "mlp300",
+        "dataset": "imagenet2012",
+        "data_dir": str(folder),
+        "image_size": 8,
+        "epochs": 2,
+        "epochs_per_layer": 1,
+        "batch_size": 8,
+        "eval_batch_size": 4,
+        "optimizer": "sgd",
+        "learning_rate": 0.05,
+        "augment": True,
+        "input_workers": 0,
+    } | changed
+
+
+def untimed(workdir: Path) -> list[dict[str, Any]]:
+    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
+
+
+def run(workdir: Path, given: dict[str, Any]) -> list[dict[str, Any]]:
+    train.run(config.parse(given), workdir)
+    return untimed(workdir)
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    return run(tmp_path_factory.mktemp("runs") / "whole", fields(folder))
+
+
+def test_a_streamed_run_records_what_others_record(whole: list[dict[str, Any]]):
+    assert [line["binary_layers"] for line in whole] == [[1], [1, 2]]
+    assert whole[0]["train_loss"] > 0
+    for line in whole:
+        accuracies = [line["validation_accuracy"], line["validation_top5_accuracy"]]
+        assert 0 <= accuracies[0] <= accuracies[1] <= 1
+        # every one of ten images counts, and counts once
+        assert accuracies[1] * 10 == pytest.approx(round(accuracies[1] * 10), abs=1e-5)
+
+
+def test_the_evaluation_is_that_of_images_in_memory(folder: Path):
+    parsed = config.parse(fields(folder))
+    dataset = data.load(parsed.dataset_spec, stage="validation", data_dir=str(folder))
+    layout = parallel.Layout()
+    streamed = trainer.build_trainer(parsed, dataset, layout)
+    state = trainer.initial_state(parsed, streamed)
+    metrics = streamed.evaluations["validation"](layout.place([state]), dataset.evaluation)
+    batches = data.streaming.EvaluationBatches(dataset.evaluation, 10, tuple(range(10)))[0]
+    evaluation = epoch.make_evaluation(
+        trainer.step.make_eval_step(streamed.network),
+        dataset.spec.mean,
+        dataset.spec.std,
+        examples=10,
+        batch_size=10,
+        layout=layout,
+        scan=False,
+    )
+    resident = layout.share_out(epoch.Examples(batches["images"], batches["labels"]))
+    expected = layout.fetch(evaluation(layout.place([state]), resident)).compute()
+    for name, value in layout.fetch(metrics).compute().items():
+        np.testing.assert_allclose(value, expected[name], rtol=1e-5)
+
+
+def test_saving_positions_changes_nothing(folder: Path, tmp_path: Path, whole):
+    changed = fields(folder, checkpoint_every_steps=1)
+    assert run(tmp_path / "run", changed) == whole
+    # what is no longer needed is removed
+    assert not any((tmp_path / "run" / "positions").glob("[0-9]*"))
+
+
+def test_a_batch_in_parts(folder: Path, tmp_path: Path, whole):
+    # Batch norm sees parts, so the run is another; without it the step's own test compares.
+    parts = run(tmp_path / "parts", fields(folder, accumulation_steps=2))
+    assert parts != whole
+    assert parts[0]["train_loss"] == pytest.approx(whole[0]["train_loss"], rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"dispatch": "epoch"}, "dispatch='epoch' is not for dataset='imagenet2012'"),
+        ({"checkpoint_every_steps": 2, "checkpoint_every": 2}, "checkpoint_every=2 take 0"),
+        ({"batch_size": 9, "accumulation_steps": 2}, "each of its accumulation_steps=2 parts"),
+        ({"batch_size": 40}, "batch_size=40 is more than the 35 training examples"),
+    ],
+)
+def test_what_does_not_fit_is_refused(folder: Path, tmp_path: Path, changed, message: str):
+    with pytest.raises(UserError, match=message):
+        run(tmp_path / "run", fields(folder, **changed))
+    with pytest.raises(UserError, match="not accepted in a population"):
+        train.run_population([(config.parse(fields(folder)), tmp_path / "run")])
+
+
+def start(
+    directory: Path, name: str, given: dict[str, Any], devices: int = 1, *flags: str
+) -> subprocess.Popen:
+    """A run in a process of its own, its output in `NAME.txt`."""
+    (directory / f"{name}.py").write_text(CONFIG.format(fields=given))
+    cache = {
+        "JAX_COMPILATION_CACHE_DIR": str(directory / "jax"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    count = f"--xla_force_host_platform_device_count={devices}"
+    with (directory / f"{name}.txt").open("a") as output:
+        return subprocess.Popen(
+            [
+                *(sys.executable, "-m", "jaxbin.main", f"--config={directory / name}.py"),
+                *(f"--workdir={directory / 'run'}", *flags),
+            ],
+            stdout=output,
+            stderr=output,
+            env=os.environ | cache | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": count},
+        )
+
+
+def wait_until(moment: Callable[[], bool], *processes: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 200
+    while not moment():
+        assert all(process.poll() is None for process in processes)
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def test_a_run_killed_within_an_epoch_goes_on_with_the_next_batch(
+    folder: Path, tmp_path: Path, whole
+):
+    changed = fields(folder, checkpoint_every_steps=1, input_workers=1)
+    positions = tmp_path / "run" / "positions"
+    process = start(tmp_path, "first", changed)
+    # 4 steps are an epoch: 6 are the second step of the second epoch, 7 the third
+    wait_until(lambda: (positions / "6").exists() or (positions / "7").exists(), process)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait(60) == -signal.SIGKILL
+    assert len(untimed(tmp_path / "run")) == 1
+    process = start(tmp_path, "second", changed)
+    assert process.wait(200) == 0, (tmp_path / "second.txt").read_text()
+    assert "going on in epoch 1 after step" in (tmp_path / "run" / "log.txt").read_text()
+    assert untimed(tmp_path / "run") == whole
+
+
+def start_two(directory: Path, given: dict[str, Any], *flags: str) -> list[subprocess.Popen]:
+    """A run in two processes with two devices each."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    return [
+        start(
+            *(directory, f"process{number}", given, 2, f"--coordinator=127.0.0.1:{port}"),
+            *("--processes=2", f"--process={number}", *flags),
+        )
+        for number in (0, 1)
+    ]
+
+
+def assert_close(lines: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
+    assert len(lines) == len(expected)
+    for line, wanted in zip(lines, expected, strict=True):
+        assert line.keys() == wanted.keys()
+        for key, value in wanted.items():
+            assert line[key] == pytest.approx(value, rel=1e-4, abs=1e-6), key
+
+
+def test_processes_devices_and_one_device_agree_and_a_death_ends_all(
+    folder: Path, tmp_path: Path, whole
+):
+    four, two = tmp_path / "four", tmp_path / "two"
+    four.mkdir()
+    two.mkdir()
+    assert start(four, "one", fields(folder), 4).wait(300) == 0, (four / "one.txt").read_text()
+    assert_close(untimed(four / "run"), whole)
+
+    given = fields(folder, checkpoint_every_steps=1)
+    processes = start_two(two, given, "--heartbeat_seconds=10")
+    positions = two / "run" / "positions"
+    wait_until(lambda: (positions / "6").exists() or (positions / "7").exists(), *processes)
+    processes[1].send_signal(signal.SIGKILL)
+    assert processes[1].wait(60) == -signal.SIGKILL
+    started = time.monotonic()
+    assert processes[0].wait(60) != 0
+    assert time.monotonic() - started < 40
+    said = (two / "process0.txt").read_text()
+    assert "start all of them again and the run goes on" in said or "another task died" in said
+
+    processes = start_two(two, given)
+    output = [process.wait(300) for process in processes]
+    said = [(two / f"process{number}.txt").read_text() for number in (0, 1)]
+    assert output == [0, 0], said
+    assert_close(untimed(two / "run"), whole)
+    assert "going on in epoch 1 after step" in (two / "run" / "log.txt").read_text()
+    assert "epoch 1/1" in said[0]
+    assert "epoch" not in said[1]  # one of them talks
+    environment = json.loads((two / "run" / "environment.json").read_text())
+    assert (environment["processes"], len(environment["devices"])) == (2, 4)
+
+
+def test_an_error_of_one_process_ends_all(tmp_path: Path, folder: Path):
+    (tmp_path / "run").write_text("a file")
+    processes = start_two(tmp_path, fields(folder))
+    assert [process.wait(120) for process in processes] == [2, 2]
+    for number in (0, 1):
+        said = (tmp_path / f"process{number}.txt").read_text()
+        assert "is a file; accepted: a directory" in said
+        assert "Traceback" not in said
+
+
+def test_a_carry_fits_another_number_of_devices():
+    metrics = jax.tree.map(lambda leaf: np.ones((4, *np.shape(leaf))), trainer.step.Metrics.empty())
+    carry = epoch.Carry({}, metrics, (), ())
+    assert epoch.fit_to_devices(carry, 4) is carry
+    fitted = epoch.fit_to_devices(carry, 2)
+    assert fitted.metrics.loss.count.tolist() == [4, 0]
