@@ -74,12 +74,13 @@ def save(manager: ocp.CheckpointManager, epoch: int, state: PyTree, score: float
       manager: from `open_checkpoints`.
       epoch: the epoch, from 0.
       state: any tree of NumPy arrays.
-      score: the larger, the better; the checkpoint with the largest is kept.
+      score: the larger, the better; that with the largest is kept, of equal ones the first.
     """
     manager.save(
         epoch,
         args=ocp.args.Composite(state=ocp.args.StandardSave(_flat(state))),
-        metrics={"score": score},
+        # Orbax keeps the last of equal ones. Scores are counted in examples, 1e-9 is no example.
+        metrics={"score": score - 1e-9 * epoch},
     )
 
 
