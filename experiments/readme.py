@@ -240,6 +240,26 @@ def export_table(results: dict[str, Any]) -> str:
     )
 
 
+def input_table(results: dict[str, Any]) -> str:
+    """The output of `benchmarks/input.py --decoders`: images per second and core."""
+    (result,) = results["results"]
+    rates = result["images_per_core_second"]
+    rows = [
+        f"| {name.replace('_', ' ')} | {rate:,.0f} | {rate / rates['bare decoding']:.0%} |"
+        for name, rate in rates.items()
+    ]
+    return "\n".join(
+        [
+            f"{_measured(results)}, OpenCV {result['opencv']}, {result['images']} JPEG files of "
+            f"{result['pixels']:,.0f} pixels on average, the fastest timing of each:",
+            "",
+            "| what is done | images/s per core | of bare decoding |",
+            "| --- | --: | --: |",
+            *rows,
+        ]
+    )
+
+
 def _command(run: dict[str, Any]) -> str:
     return " ".join(run["command"])
 
@@ -265,6 +285,7 @@ _TABLES: dict[str, tuple[str, str, Callable[[Any], str]]] = {
     "inference": ("docs/inference.md", "inference_cpu.json", inference_table),
     "forms of one image": ("docs/inference.md", "inference_forms_cpu.json", forms_table),
     "agreement": ("docs/inference.md", "agreement.json", agreement_table),
+    "input": ("docs/scaling.md", "input_cpu.json", input_table),
     "sizes": ("docs/artifact.md", "sizes.json", ratio_table),
     "sizes of exports": ("docs/export.md", "sizes.json", export_table),
 }

@@ -25,12 +25,12 @@ def main(arguments: Sequence[str]) -> None:
     parser = command_line.make_parser("python -m jaxbin.prepare", __doc__ or "")
     parser.add_argument("dataset", choices=DATASETS)
     parser.add_argument("--source", metavar="DIR", type=Path, help="folder of the original files")
-    parser.add_argument("--data-dir", default="~/tensorflow_datasets", help="TFDS data directory")
+    parser.add_argument("--data_dir", default="~/tensorflow_datasets", help="TFDS data directory")
     parser.add_argument(
         "--workers", type=int, default=-1, help="imagenet2012: processes; -1: one per core"
     )
     parser.add_argument(
-        "--damaged-limit", type=int, default=100, help="imagenet2012: damaged images to leave out"
+        "--damaged_limit", type=int, default=100, help="imagenet2012: damaged images to leave out"
     )
     parser.add_argument(
         "--partial", action="store_true", help="imagenet2012: accept fewer images than published"
@@ -51,7 +51,7 @@ def _imagenet(flags: argparse.Namespace) -> Path:
     if flags.source is None:
         raise UserError("imagenet2012 cannot be downloaded; --source=DIR must hold its files")
     if flags.workers < -1 or flags.damaged_limit < 0:
-        raise UserError("--workers takes -1 or more, --damaged-limit 0 or more")
+        raise UserError("--workers takes -1 or more, --damaged_limit 0 or more")
     return prepare_imagenet(
         data.spec("imagenet2012"),
         flags.source,

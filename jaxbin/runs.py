@@ -7,33 +7,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import orbax.checkpoint as ocp
 
-from jaxbin import checkpoint, distributed, records, schedule, terminal
+from jaxbin import checkpoint, distributed, positions, records, schedule, terminal
 from jaxbin.config import Config
-from jaxbin.epoch import Carry, fit_to_devices, packed_carry_like
+from jaxbin.epoch import Carry
 from jaxbin.errors import UserError
+from jaxbin.positions import Position
 from jaxbin.step import TrainState
 from jaxbin.trainer import evaluated_split
-
-
-@dataclasses.dataclass(frozen=True)
-class Position:
-    """A place within an epoch: how many of its steps are done, and what is stored of them."""
-
-    step: int
-    stored: dict[str, np.ndarray]
-
-    def carry(self, state: TrainState, config: Config, devices: int) -> Carry:
-        """What the steps have led to, for that many devices; `state` is any of the run's.
-
-        Raises:
-          UserError: what is stored does not fit.
-        """
-        devices_then = len(self.stored["metrics.loss.count"])
-        template = packed_carry_like(state, config.layer_names, devices_then)
-        return fit_to_devices(checkpoint.fit(self.stored, template, "the position"), devices)
 
 
 @dataclasses.dataclass
@@ -199,18 +181,10 @@ def open_run(
         run = OpenRun(config, workdir, logger, start, checkpoints, run_records)
         if config.checkpoint_every_steps:
             run.positions = stack.enter_context(checkpoint.open_positions(workdir / "positions"))
-            run.position = _latest_position(run.positions, epochs * steps)
+            run.position = positions.latest(run.positions, epochs * steps)
         if run.position is not None:
             logger.info("going on in epoch %d after step %d", epochs, run.position.step)
         yield run
-
-
-def _latest_position(positions: ocp.CheckpointManager, done: int) -> Position | None:
-    """The position saved last, unless the run has come further: `done` steps by whole epochs."""
-    number = positions.latest_step()
-    if number is None or number <= done:
-        return None
-    return Position(number - done, checkpoint.read(positions, number))
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxbin import checkpoint, data, distributed, records, runs, schedule, terminal
+from jaxbin import checkpoint, data, distributed, positions, records, runs, schedule, terminal
 from jaxbin.config import Config, to_json
 from jaxbin.epoch import EpochInputs
 from jaxbin.errors import UserError
@@ -152,12 +152,9 @@ def _epochs_done(member: tuple[Config, Path]) -> int:
 
 def _load(config: Config) -> data.Dataset:
     """The dataset; of several processes the first prepares what is missing."""
-    if jax.process_count() > 1:
-        distributed.from_first(lambda: _load_here(config) and None)
-    return _load_here(config)
-
-
-def _load_here(config: Config) -> data.Dataset:
+    if jax.process_count() > 1 and config.dataset in ("mnist", "cifar10"):
+        prepare = functools.partial(data.prepare, config.dataset, config.data_dir, logger.info)
+        distributed.from_first(prepare)
     return data.load(
         config.dataset_spec,
         stage=config.stage,
@@ -221,9 +218,18 @@ def _one_epoch(
         EpochInputs(random_keys(config.seed)[1], np.int32(epoch), np.float32(rate))
         for config, rate in zip(configs, rates, strict=True)
     ]
-    first, state, metrics, flips = _train_epoch(
-        members, trainer, state, layout.place(inputs), epoch, progress
-    )
+    alone, first = members[0], 0
+    if trainer.feed is None:
+        state, metrics, flips = trainer.train_epoch(
+            state, layout.place(inputs), trainer.splits["train"], progress
+        )
+    else:
+        position, alone.position = alone.position, None
+        first = position.step if position else 0
+        state, metrics, flips = positions.train_epoch(
+            *(alone.config, trainer, alone.start if position else state, layout.place(inputs)),
+            *(epoch, position, alone.save_position, progress),
+        )
     trained_seconds = time.perf_counter() - started
     evaluated = _evaluate(configs[0], trainer, state, len(configs))
     duration_seconds = time.perf_counter() - started
@@ -242,35 +248,6 @@ def _one_epoch(
         for index, (mask, rate) in enumerate(zip(masks, rates, strict=True))
     ]
     return state, lines
-
-
-def _train_epoch(
-    members: Sequence[runs.OpenRun],
-    trainer: Trainer,
-    state: TrainState,
-    inputs: Any,
-    epoch: int,
-    progress: Callable[[int], Any],
-) -> tuple[int, TrainState, Any, Any]:
-    """The epoch's first step, which a resumed one does not have at 0, and what the epoch gives."""
-    if trainer.feed is None:
-        return 0, *trainer.train_epoch(state, inputs, trainer.splits["train"], progress)
-    run, steps, layout = members[0], trainer.steps, trainer.layout
-    first, begin = 0, state
-    if run.position is not None:
-        first = run.position.step
-        carry = run.position.carry(run.start, run.config, layout.shards)
-        begin = layout.share_out(carry)
-        run.position = None
-    return first, *trainer.train_epoch(
-        begin,
-        inputs,
-        trainer.feed.epoch(epoch, first),
-        progress,
-        first=first,
-        every=run.config.checkpoint_every_steps,
-        save=lambda step, fetch: run.save_position(epoch * steps + step, fetch),
-    )
 
 
 def _learning_rate(config: Config, epoch: int) -> float:

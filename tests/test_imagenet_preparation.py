@@ -223,7 +223,7 @@ def test_wrong_flags_are_refused(arguments: list[str], message: str):
 
 def test_the_command(tmp_path: Path):
     write_tree(tmp_path / "source", TRAIN, VALIDATION)
-    arguments = [f"--source={tmp_path / 'source'}", f"--data-dir={tmp_path}", "--workers=0"]
+    arguments = [f"--source={tmp_path / 'source'}", f"--data_dir={tmp_path}", "--workers=0"]
     code = (
         "import sys\nfrom jaxbin import prepare\nprepare.main(sys.argv[1:])\n"
         "assert 'tensorflow' not in sys.modules\n"

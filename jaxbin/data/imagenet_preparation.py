@@ -123,7 +123,7 @@ def _write_all(
             if damaged > damaged_limit:
                 raise DataError(
                     f"{damaged} images are damaged, the last {result['damaged'][-1]}; accepted: "
-                    f"--damaged-limit={damaged_limit}"
+                    f"--damaged_limit={damaged_limit}"
                 )
             if not bar.disable or len(results) % max(1, len(jobs) // 20):
                 continue
