@@ -48,6 +48,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "vgg5": Experiment(_NAMED),
     "vgg9": Experiment(_NAMED),
     "resnet20": Experiment(_NAMED),
+    "resnet21": Experiment(("forward", "ascend")),
 }
 """By the name of the network's file under `configs/`."""
 

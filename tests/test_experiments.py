@@ -110,15 +110,16 @@ def published_commands() -> list[list[str]]:
     """The right column of README's table of published scripts, for every network and order."""
     text = (declarations.ROOT / "README.md").read_text()
     rows = re.findall(
-        r"^\| `scripts/NET/.*\| `python -m experiments.run NAME (.*)` \|$", text, re.M
+        r"^\| `scripts/.*\| `python -m experiments.run (NAME|resnet21) (.*)` \|$", text, re.M
     )
-    assert len(rows) == 7
+    assert len(rows) == 7 + 4
     commands = []
-    for network in ("mnist_300", "mnist_784", "vgg5", "vgg9", "resnet20"):
+    for network in declarations.EXPERIMENTS:
         orders = declarations.EXPERIMENTS[network].orders
         layers = len(declarations.make_run(network, "full", "float", Choices()).config.layer_names)
-        assert len(orders) in (5, 6)
-        for row in rows:
+        for name, row in rows:
+            if (name == "resnet21") != (network == "resnet21"):
+                continue
             if "ORDER" in row:
                 filled = [row.replace("ORDER", order) for order in orders]
             elif "-K" in row:
@@ -142,7 +143,7 @@ def test_every_published_script_is_one_run_here(capsys: pytest.CaptureFixture[st
         assert changed <= {
             f"--config.{name}" for name in ("stage", "method", "order", "sensitivity_layer")
         }
-        assert published["learning_rate"] == 0.1
+        assert published["learning_rate"] == (0.01 if command[0] == "resnet21" else 0.1)
         assert published["seed"] == 316
 
 
