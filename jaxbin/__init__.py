@@ -1,21 +1,65 @@
-"""jaxbin trains neural networks with 1-bit weights by binarizing them layer by layer."""
+"""jaxbin trains neural networks with 1-bit weights by binarizing them layer by layer.
 
-from __future__ import annotations
+The names of `__all__` are the public interface (docs/api.md); everything else may change.
+"""
 
-from pathlib import Path
-from typing import TYPE_CHECKING
+import importlib
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jaxbin.inference import Model
+    from jaxbin.artifact import pack
+    from jaxbin.errors import UserError
+    from jaxbin.inference import load
+    from jaxbin.layers import (
+        BINARIZATION,
+        Conv,
+        Dense,
+        forward_order,
+        latent_weights,
+        write_mask,
+    )
+    from jaxbin.schedule import mask_at
+    from jaxbin.step import create_state, make_eval_step, make_optimizer, make_train_step
 
 __version__ = "0.1.0"
 
+__all__ = [
+    "BINARIZATION",
+    "Conv",
+    "Dense",
+    "UserError",
+    "create_state",
+    "forward_order",
+    "latent_weights",
+    "load",
+    "make_eval_step",
+    "make_optimizer",
+    "make_train_step",
+    "mask_at",
+    "pack",
+    "write_mask",
+]
 
-def load(name_or_path: str | Path) -> Model:
-    """A model that classifies images: a file from `jaxbin.export`, or one of the zoo by its name.
+_MODULES = {
+    "artifact": ("pack",),
+    "errors": ("UserError",),
+    "inference": ("load",),
+    "layers": ("BINARIZATION", "Conv", "Dense", "forward_order", "latent_weights", "write_mask"),
+    "schedule": ("mask_at",),
+    "step": ("create_state", "make_eval_step", "make_optimizer", "make_train_step"),
+}
 
-    See `jaxbin.inference.load`.
-    """
-    from jaxbin import inference  # importing jaxbin must not import JAX
+if not TYPE_CHECKING:  # a type checker would take every name for one that exists
 
-    return inference.load(name_or_path)
+    def __getattr__(name: str) -> Any:
+        """A public name, imported when it is first used: importing jaxbin must not import JAX."""
+        for module, names in _MODULES.items():
+            if name in names:
+                value = getattr(importlib.import_module(f"jaxbin.{module}"), name)
+                globals()[name] = value
+                return value
+        raise AttributeError(f"module 'jaxbin' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -127,3 +127,23 @@ def test_artifact(place: Path):
     run_bash("python -m jaxbin.export --model=mnist_300 --output=mnist_300.jaxbin")
     ((_, text),) = blocks("artifact.md")
     assert_agree(run_python(text)["logits"], jaxbin.load("mnist_300").predict(IMAGES).logits)
+
+
+def test_tutorial(capsys: pytest.CaptureFixture):
+    ((_, text),) = blocks("tutorial.md")
+    assert len(text.splitlines()) < 40
+    left = run_python(text)
+    printed = capsys.readouterr().out.splitlines()
+    masks = [line.split()[1:4] for line in printed[:6]]
+    binary, float_ = "binary", "float"
+    assert masks[::2] == [[float_, float_, binary], [binary, float_, binary], [binary] * 3]
+    assert masks[1::2] == masks[::2]
+    accuracies = [float(line.split()[-1]) for line in printed[:6]]
+    assert min(accuracies) > 0.8  # of 10 classes
+    # 3x3 weights are 2 bytes for each of 8 outputs, 14x14x8 inputs 196 for each of 64
+    assert printed[6:] == [
+        "Conv_0: 72 weights, 288 bytes, packed 16",
+        "Dense_0: 100352 weights, 401408 bytes, packed 12544",
+        "Dense_1: 640 weights, 2560 bytes, packed 80",
+    ]
+    assert left["bits"].dtype == np.uint8
