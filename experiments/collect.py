@@ -5,13 +5,12 @@
 A run contributes what identifies it, the metrics of its best and last epoch, and a curve.
 """
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxbin import config, orders, records
+from jaxbin import command_line, config, orders, records
 
 _CURVE_EPOCHS = 90
 _PLACES = ("data_dir", "split_file", "initialize_from")
@@ -58,11 +57,9 @@ def _curve(directory: Path, metric: str) -> dict[str, list[Any]]:
     }
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str]) -> None:
     """Write the collection."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line.make_parser("python -m experiments.collect", __doc__ or "")
     parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args(argv)
@@ -72,4 +69,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command_line.run(main)
