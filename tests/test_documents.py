@@ -1,5 +1,8 @@
 """The guides in docs/ do what they say: their commands and programs run, in their order."""
 
+import ast
+import importlib
+import json
 import os
 import re
 import shutil
@@ -147,3 +150,75 @@ def test_tutorial(capsys: pytest.CaptureFixture):
         "Dense_1: 640 weights, 2560 bytes, packed 80",
     ]
     assert left["bits"].dtype == np.uint8
+
+
+def first_cells(text: str) -> set[str]:
+    """What stands between backquotes in the first column of tables."""
+    cells = re.findall(r"^\| (`.*?) \|", text, re.MULTILINE)
+    return {name for cell in cells for name in re.findall(r"`(.+?)`", cell)}
+
+
+def test_run_directory(place: Path):
+    text = (DOCS / "run_directory.md").read_text(encoding="utf-8")
+    first, *others = re.split(r"^## ", text, flags=re.MULTILINE)
+    run = place / "RUN"
+    found = {path.name + "/" * path.is_dir() for path in run.iterdir()}
+    assert first_cells(first) == found
+    assert [other.split("`")[1] for other in others] == [
+        "metrics.jsonl",
+        "summary.json",
+        "environment.json",
+    ]
+    for other in others:
+        content = (run / other.split("`")[1]).read_text(encoding="utf-8")
+        if other.startswith("`metrics"):
+            content = content.splitlines()[0]
+        # This run's stage is `validation`, and it does not evaluate the training split.
+        named = {name for name in first_cells(other) if not name.startswith("train_evaluation")}
+        assert named == json.loads(content).keys()
+
+
+def strings_in_the_source() -> list[str]:
+    """Every text in the source, an ellipsis for each value that is put into it."""
+    found = []
+    for path in [*DOCS.parent.glob("jaxbin/**/*.py"), *DOCS.parent.glob("experiments/*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                parts = [
+                    part.value if isinstance(part, ast.Constant) else "…" for part in node.values
+                ]
+                found.append("".join(map(str, parts)))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return found
+
+
+def test_troubleshooting():
+    text = (DOCS / "troubleshooting.md").read_text(encoding="utf-8")
+    messages = re.findall(r"^\| `(.*?)` \|", text, re.MULTILINE)
+    assert len(messages) >= 40
+    source = strings_in_the_source()
+    for message in messages:
+        fixed = re.escape(message).replace("…", ".*")
+        assert any(re.search(fixed, string) for string in source), message
+
+
+def test_commands(capsys: pytest.CaptureFixture):
+    text = (DOCS / "commands.md").read_text(encoding="utf-8")
+    first, *sections = re.split(r"^## `python -m ", text, flags=re.MULTILINE)[1:]
+    assert first.startswith("jaxbin.main`")
+    # The page repeats what --help says of every field.
+    lines = config.describe_fields().splitlines()
+    fields = re.findall(r"^\| `(\w+)` \| `(.*?)` \| (.*) \|$", first, re.MULTILINE)
+    assert [f"  --config.{name}={default}: {what}" for name, default, what in fields] == lines
+    assert first_cells(first.split("<!-- fields -->")[0]) == {"--config", "--workdir"}
+    assert [section.split("`")[0] for section in sections] == [
+        *("jaxbin.export", "jaxbin.predict"),
+        *(f"experiments.{name}" for name in ("run", "measure", "report", "collect")),
+    ]
+    for section in sections:
+        command = importlib.import_module(section.split("`")[0])
+        with pytest.raises(SystemExit):
+            command.main(["--help"])
+        flags = re.findall(r"^  (--\w+)", capsys.readouterr().out, re.MULTILINE)
+        assert first_cells(section) == {*flags}
