@@ -222,3 +222,25 @@ def test_commands(capsys: pytest.CaptureFixture):
             command.main(["--help"])
         flags = re.findall(r"^  (--\w+)", capsys.readouterr().out, re.MULTILINE)
         assert first_cells(section) == {*flags}
+
+
+def test_extending(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for name in ("jaxbin", "configs"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(DOCS.parent / name, tmp_path / name, ignore=ignored)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    labels = np.arange(300) % 2
+    (tmp_path / "data").mkdir()
+    images = np.broadcast_to(labels[:, None, None, None] * 200, (300, 8, 8, 1)).astype(np.uint8)
+    np.savez(tmp_path / "data" / "my_images.npz", images=images, labels=labels)
+    for language, text in blocks("extending.md"):
+        if language == "diff":
+            (tmp_path / "change.diff").write_text(text, encoding="utf-8")
+            run_bash("git apply --recount -C1 change.diff")
+        else:
+            run_bash(text)
+    lines = (tmp_path / "RUN" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["binary_layers"] for line in lines] == [[1], [1, 2]]
