@@ -236,7 +236,8 @@ def test_a_population_leaves_the_same_directories(searched: Path, tmp_path: Path
         first, second = (
             json.loads((path / "summary.json").read_text())["last"] for path in (one, other)
         )
-        assert first["validation_loss"] == pytest.approx(second["validation_loss"], rel=1e-3)
+        # Adam makes steps out of rounding errors; test_population compares exactly, with SGD.
+        assert first["validation_loss"] == pytest.approx(second["validation_loss"], rel=0.03)
         assert (one / "config.json").read_text() == (other / "config.json").read_text()
 
 
