@@ -280,6 +280,7 @@ def _measured(results: dict[str, Any]) -> str:
 _TABLES: dict[str, tuple[str, str, Callable[[Any], str]]] = {
     "training speed": ("README.md", "training_speed_cpu.json", speed_table),
     "mnist 24 epochs": ("README.md", "mnist_300_24_epochs.json", mnist_table),
+    "cifar10 3 epochs": ("README.md", "cifar10_3_epochs.json", short_runs_table),
     "mnist 300 experiment": ("experiments/FINDINGS.md", "mnist_300.json", experiment_tables),
     "populations": ("docs/experiments.md", "populations.json", population_table),
     "inference": ("docs/inference.md", "inference_cpu.json", inference_table),
