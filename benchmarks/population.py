@@ -6,7 +6,7 @@
 For each network, the seconds of a training step of one run alone, times the members, over those of
 a step of the population, median of `--repeats` timings in one process. More than 1: the population
 is faster. `python -m experiments.run --population=auto` follows the file written with
---output=experiments/results/populations.json; results of other devices in it are kept.
+--output=experiments/results/populations.json; results of other devices and networks in it are kept.
 """
 
 import argparse
@@ -42,6 +42,11 @@ def measure(name: str, members: int, steps: int, repeats: int) -> dict[str, Any]
     }
 
 
+def _measured(result: dict[str, Any]) -> tuple[str, str]:
+    """What a new result replaces."""
+    return result["device"], result["network"]
+
+
 def main() -> None:
     """Measure, print a table, and write JSON if asked to."""
     parser = argparse.ArgumentParser(
@@ -69,9 +74,9 @@ def main() -> None:
                 flush=True,
             )
     if arguments.output:
-        path, here = arguments.output, {result["device"] for result in results}
+        path, here = arguments.output, {_measured(result) for result in results}
         before = json.loads(path.read_text(encoding="utf-8"))["results"] if path.exists() else []
-        kept = [result for result in before if result["device"] not in here]
+        kept = [result for result in before if _measured(result) not in here]
         result_file.write(path, kept + results)
 
 

@@ -22,7 +22,7 @@ def collect(directory: Path) -> dict[str, Any]:
     Raises:
       UserError: the directory holds no finished run.
     """
-    configuration = records.read_json(directory / "config.json")
+    configuration = records.read_configuration(directory)
     environment = records.read_json(directory / "environment.json")
     summary = records.read_json(directory / "summary.json")
     return {

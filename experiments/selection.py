@@ -20,7 +20,7 @@ def finished(stage_directory: Path) -> list[tuple[str, dict[str, Any], dict[str,
     """Variant, configuration and summary of every finished run in a stage's directory."""
     found = []
     for path in sorted(stage_directory.glob("*/summary.json")):
-        configuration = records.read_json(path.parent / "config.json")
+        configuration = records.read_configuration(path.parent)
         found.append((variant_of(configuration), configuration, records.read_json(path)))
     return found
 

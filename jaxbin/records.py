@@ -88,9 +88,7 @@ def _check_weights(field: str, directory: Path, config: Config) -> None:
 def _check_same(
     field: str, directory: Path, config: Config, names: Sequence[str], consequence: str
 ) -> None:
-    # A run of a version that did not have a field yet was computed as its default says.
-    defaults = {name: field.default for name, field in FIELDS.items()}
-    there = json.loads(json.dumps(defaults)) | read_json(directory / "config.json")
+    there = read_configuration(directory)
     here = json.loads(json.dumps(to_json(config)))
     differing = [
         f"{name} ({there.get(name)!r} there, {here[name]!r} here)"
@@ -102,6 +100,23 @@ def _check_same(
             f"{field}={str(directory)!r} belongs to another configuration: "
             f"{', '.join(differing)}; {consequence}"
         )
+
+
+def read_configuration(directory: Path) -> dict[str, Any]:
+    """The content of a run's `config.json`, every field of today's in it.
+
+    A run of a version that did not have a field yet was computed as its default says.
+
+    Raises:
+      UserError: it cannot be read, or is no configuration.
+    """
+    stored = read_json(directory / "config.json")
+    if not isinstance(stored, dict):
+        raise UserError(
+            f"{directory / 'config.json'} is no configuration of a run; accepted: a JSON object"
+        )
+    defaults = {name: field.default for name, field in FIELDS.items()}
+    return json.loads(json.dumps(defaults)) | stored
 
 
 def open_workdir(workdir: Path, config: Config) -> None:

@@ -628,3 +628,6 @@ def test_a_run_of_a_version_without_a_field_goes_on_if_it_has_its_default(tmp_pa
     run(tmp_path / "run", **SHORT, epochs=1)
     with pytest.raises(UserError, match=r"milestone_factor \(0.1 there, 0.5 here\)"):
         run(tmp_path / "run", **SHORT, epochs=1, milestone_factor=0.5)
+    path.write_text("[]")
+    with pytest.raises(UserError, match="is no configuration of a run; accepted: a JSON object"):
+        run(tmp_path / "run", **SHORT, epochs=1)
