@@ -36,6 +36,8 @@ def measure(name: str, members: int, steps: int, repeats: int) -> dict[str, Any]
         "devices": jax.device_count(),
         "network": name,
         "members": members,
+        "steps": steps,
+        "repeats": repeats,
         "milliseconds_per_step_alone": 1e3 * alone,
         "milliseconds_per_step_together": 1e3 * together,
         "sequential_over_vmap": alone * members / together,

@@ -104,26 +104,32 @@ def short_runs_table(runs: list[dict[str, Any]]) -> str:
 
 def _conditions(run: dict[str, Any]) -> str:
     """Hardware and versions of a run."""
+    return f"{_device(run)}, jax {run['versions']['jax']}, commit {run['commit'][:12]}"
+
+
+def _device(run: dict[str, Any]) -> str:
     cores = f"{run['cpu_count']} x86-64 cores"
-    device = cores if run["devices"] == ["cpu"] else ", ".join(run["devices"])
-    return f"{device}, jax {run['versions']['jax']}, commit {run['commit'][:12]}"
+    return cores if run["devices"] == ["cpu"] else ", ".join(run["devices"])
 
 
 def population_table(results: dict[str, Any]) -> str:
     """The output of `benchmarks/population.py`."""
     rows = [
         f"| {line['device']} | `{line['network']}` | {line['members']} "
+        f"| {line['steps']} x {line['repeats']} "
         f"| {line['milliseconds_per_step_alone']:.1f} "
         f"| {line['milliseconds_per_step_together']:.1f} | {line['sequential_over_vmap']:.2f} |"
         for line in results["results"]
     ]
     return "\n".join(
         [
-            f"{_measured(results)}:",
+            "`python benchmarks/population.py --networks=NETWORK --members=N --steps=S "
+            "--repeats=R`, "
+            f"{_device(results)}, jax {results['versions']['jax']}, median of the repeats:",
             "",
-            "| device | network | members | ms per step alone | ms per step together "
-            "| sequential over vmap |",
-            "| --- | --- | --: | --: | --: | --: |",
+            "| device | network | members | steps x repeats | ms per step alone "
+            "| ms per step together | sequential over vmap |",
+            "| --- | --- | --: | --: | --: | --: | --: |",
             *rows,
         ]
     )
@@ -268,10 +274,8 @@ def _measured(results: dict[str, Any]) -> str:
     """How results were made, for the line above a table."""
     command = re.sub(r" --output=\S+", "", _command(results))
     command = re.sub(r"( logs/\S+)+", " RUN...", command)
-    cores = f"{results['cpu_count']} x86-64 cores"
-    device = cores if results["devices"] == ["cpu"] else ", ".join(results["devices"])
     return (
-        f"`{command}`, {device} (load average {results['load_average']:.1f} before it), "
+        f"`{command}`, {_device(results)} (load average {results['load_average']:.1f} before it), "
         f"Python {results['python']}, jax {results['versions']['jax']}"
     )
 
