@@ -1,14 +1,15 @@
 """How fast images are read, decoded and cropped, against the bare decoding of the same files.
 
-    python benchmarks/input.py --data_dir=DIR
+    python benchmarks/input.py
     python benchmarks/input.py --data_dir=DIR --decoders --output=result.json
 
-DIR holds imagenet2012 as jaxbin reads it, a TFDS directory or folders. First the bare cost: every
-file decoded in full by OpenCV, nothing else, on one core. Then what a worker process does for
-training and for evaluation batches, reading included, on one core; and the whole pipeline with
-`--workers` processes. The first two are timed in turn and in seconds of the processor, `--repeats`
-times, and the fastest is given: others on a shared machine only make it slower. `--decoders`
-compares the decoders that were to choose from (pip install simplejpeg for one of them).
+`--data_dir` holds imagenet2012 as jaxbin reads it, a TFDS directory or folders. First the bare
+cost: every file decoded in full by OpenCV, nothing else, on one core. Then what a worker process
+does for training and for evaluation batches, reading included, on one core; and the whole pipeline
+with `--workers` processes. The first two are timed in turn and in seconds of the processor,
+`--repeats` times, and the fastest is given: others on a shared machine only make it slower.
+`--decoders` compares the decoders that were to choose from (pip install simplejpeg for one of
+them).
 """
 
 import argparse
@@ -139,7 +140,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data_dir", required=True)
+    parser.add_argument("--data_dir", default="~/tensorflow_datasets")
     parser.add_argument("--images", type=int, default=500, help="files to time")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--workers", type=int, nargs="*", default=[0, 1, 2])
