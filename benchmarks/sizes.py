@@ -32,10 +32,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--networks", nargs="+", default=tuple(CHOICES), choices=CHOICES)
     parser.add_argument("--output", type=Path, help="JSON file for the results")
     arguments = parser.parse_args()
     results = []
-    for choice in CHOICES:
+    for choice in arguments.networks:
         results.append(sizes(choice))
         print(json.dumps(results[-1]), flush=True)
     if arguments.output:

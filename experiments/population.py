@@ -8,14 +8,16 @@ is a line on standard output: its failure, or nothing. See `jaxbin.train.run_pop
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from jaxbin import command_line, config, terminal, train
 from jaxbin.errors import UserError
 
 
-def main(_: object) -> None:
+def main(argv: Sequence[str]) -> None:
     """Run the population."""
+    command_line.make_parser("python -m experiments.population", __doc__ or "").parse_args(argv)
     described = json.load(sys.stdin)
     members = [
         (

@@ -7,11 +7,12 @@ A table stands between `<!-- NAME -->` and `<!-- end of NAME -->`; whatever was 
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments import report
+from jaxbin import command_line
 
 _ROOT = Path(__file__).parent.parent
 _RESULTS = _ROOT / "experiments" / "results"
@@ -317,8 +318,9 @@ def with_tables(text: str, document: str) -> str:
     return text
 
 
-def main() -> None:
+def main(argv: Sequence[str]) -> None:
     """Rewrite the documents."""
+    command_line.make_parser("python -m experiments.readme", __doc__ or "").parse_args(argv)
     for document in DOCUMENTS:
         path = _ROOT / document
         text = with_tables(path.read_text(encoding="utf-8"), document)
@@ -326,4 +328,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command_line.run(main)

@@ -7,25 +7,23 @@ NAME.json beside it says how it did and how it was made. A run of stage "validat
 epoch chosen on the validation split, so that the test set has chosen nothing.
 """
 
-import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import jaxbin
 from experiments.collect import collect
-from jaxbin import artifact, data, freeze, records
+from jaxbin import artifact, command_line, data, freeze, records
 
 ZOO = Path(__file__).parent.parent / "jaxbin" / "zoo"
 
 
-def main() -> None:
+def main(argv: Sequence[str]) -> None:
     """Write both files."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line.make_parser("python -m experiments.zoo", __doc__ or "")
     parser.add_argument("run", type=Path)
     parser.add_argument("--name", required=True)
     parser.add_argument("--data_dir", default="~/tensorflow_datasets")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     frozen = freeze.freeze(arguments.run, "best")
     path = ZOO / f"{arguments.name}.jaxbin"
     artifact.write(frozen, path)
@@ -45,4 +43,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command_line.run(main)

@@ -204,21 +204,37 @@ def test_troubleshooting():
         assert any(re.search(fixed, string) for string in source), message
 
 
+def programs() -> set[str]:
+    """What can be run as `python …`."""
+    packages = {
+        f"-m {package}.{path.stem}"
+        for package in ("jaxbin", "experiments")
+        for path in (DOCS.parent / package).glob("*.py")
+        if '__name__ == "__main__"' in path.read_text(encoding="utf-8")
+    }
+    files = (DOCS.parent / "benchmarks").glob("*.py")
+    benchmarks = [path for path in files if "__main__" in path.read_text(encoding="utf-8")]
+    return packages | {f"benchmarks/{path.name}" for path in benchmarks}
+
+
 def test_commands(capsys: pytest.CaptureFixture):
     text = (DOCS / "commands.md").read_text(encoding="utf-8")
-    first, *sections = re.split(r"^## `python -m ", text, flags=re.MULTILINE)[1:]
-    assert first.startswith("jaxbin.main`")
+    text, benchmarks = text.split("## Benchmarks\n")
+    first, *sections = re.split(r"^## `python ", text, flags=re.MULTILINE)[1:]
+    assert first.startswith("-m jaxbin.main`")
     # The page repeats what --help says of every field.
     lines = config.describe_fields().splitlines()
     fields = re.findall(r"^\| `(\w+)` \| `(.*?)` \| (.*) \|$", first, re.MULTILINE)
     assert [f"  --config.{name}={default}: {what}" for name, default, what in fields] == lines
-    assert first_cells(first.split("<!-- fields -->")[0]) == {"--config", "--workdir"}
-    assert [section.split("`")[0] for section in sections] == [
-        *("jaxbin.export", "jaxbin.predict"),
-        *(f"experiments.{name}" for name in ("run", "measure", "report", "collect")),
-    ]
-    for section in sections:
-        command = importlib.import_module(section.split("`")[0])
+    source = (DOCS.parent / "jaxbin" / "main.py").read_text(encoding="utf-8")
+    defined = re.findall(r'DEFINE_\w+\(\s*"(\w+)"', source)
+    assert first_cells(first.split("<!-- fields -->")[0]) == {f"--{name}" for name in defined}
+    names = [section.split("`")[0] for section in (first, *sections)]
+    measured = {cell.split()[1] for cell in first_cells(benchmarks)}
+    assert len(names) == len(set(names))
+    assert {*names, *measured} == programs()
+    for name, section in zip(names[1:], sections, strict=True):
+        command = importlib.import_module(name.removeprefix("-m "))
         with pytest.raises(SystemExit):
             command.main(["--help"])
         flags = re.findall(r"^  (--\w+)", capsys.readouterr().out, re.MULTILINE)
