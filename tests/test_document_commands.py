@@ -94,7 +94,9 @@ COMMANDS = {
     r"python benchmarks/inference\.py.*": "--networks mlp300 --repeats=1",
     r"python benchmarks/agreement\.py RUN": "--single=1",
     r"python benchmarks/sizes\.py": "--networks mlp300",
-    r"python benchmarks/input\.py.*": "--images=4 --batch_size=4 --batches=1 --repeats=1",
+    r"python benchmarks/input\.py.*": (
+        "--images=4 --batch_size=4 --batches=1 --repeats=1 --workers=0"
+    ),
 }
 
 INSTALLS = "packages are installed from the network"
