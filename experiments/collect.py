@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxbin import command_line, config, orders, records
+from jaxbin import command_line, config, finished, orders, records
+from jaxbin.errors import UserError
 
 _CURVE_EPOCHS = 90
 _PLACES = ("data_dir", "split_file", "initialize_from")
@@ -23,14 +24,14 @@ def collect(directory: Path) -> dict[str, Any]:
       UserError: the directory holds no finished run.
     """
     configuration = records.read_configuration(directory)
-    environment = records.read_json(directory / "environment.json")
-    summary = records.read_json(directory / "summary.json")
+    environment = finished.read_environment(directory)
+    summary = finished.read_summary(directory)
     return {
         "command": records.public_command(environment["command"]),
         "commit": environment["commit"],
         "versions": environment["versions"],
         "devices": environment["devices"],
-        "cpu_count": environment["cpu_count"],
+        "cpu_count": environment.get("cpu_count"),
         "fields": {
             name: orders.label(configuration[name]) if name == "order" else configuration[name]
             for name, field in config.FIELDS.items()
@@ -44,8 +45,9 @@ def collect(directory: Path) -> dict[str, Any]:
 
 def _curve(directory: Path, metric: str) -> dict[str, list[Any]]:
     """Some epochs of a run, the last among them, and what they measured, rounded."""
-    text = (directory / "metrics.jsonl").read_text(encoding="utf-8")
-    lines = [json.loads(line) for line in text.splitlines()]
+    lines = finished.read_metrics(directory, metric)
+    if not lines:
+        raise UserError(f"{directory / 'metrics.jsonl'} holds no epoch")
     step = -(-len(lines) // _CURVE_EPOCHS)
     kept = lines[::-step][::-1]
     return {
@@ -65,7 +67,12 @@ def main(argv: Sequence[str]) -> None:
     arguments = parser.parse_args(argv)
     # A line for each run: small, and a new one is one line in a diff.
     lines = [json.dumps(collect(run), allow_nan=False) for run in arguments.runs]
-    records.write_text(arguments.output, "[\n" + ",\n".join(lines) + "\n]\n")
+    try:
+        records.write_text(arguments.output, "[\n" + ",\n".join(lines) + "\n]\n")
+    except OSError as error:
+        raise UserError(
+            f"--output={arguments.output} cannot be written: {error.strerror}"
+        ) from None
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> None:
     if arguments.samples < 2:
         raise UserError(f"--samples={arguments.samples} is not accepted; accepted: 2 or more")
     trained = sensitivity.load_trained(arguments.run)
-    arguments.output.mkdir(parents=True, exist_ok=True)
+    command_line.make_directory("--output", arguments.output)
     for name in names:
         started = time.perf_counter()
         scores = sensitivity.measure(trained, name, samples=arguments.samples)

@@ -38,6 +38,13 @@ def _by_variant(runs: "Sequence[Result]") -> "dict[str, list[Result]]":
     return variants
 
 
+def _comparable(runs: "Sequence[Result]") -> "list[Result]":
+    """Of the runs that have a curve, those whose epochs and layers are the first one's."""
+    with_curve = [run for run in runs if run.curve]
+    shapes = [(run.curve["epoch"], len(run.curve["layer_flip_ratios"][0])) for run in with_curve]
+    return [run for run, shape in zip(with_curve, shapes, strict=True) if shape == shapes[0]]
+
+
 def _label(variant: str, runs: "Sequence[Result]", several_rates: bool) -> str:
     rates = sorted({run.fields["learning_rate"] for run in runs})
     return f"{variant}, {rates[0]:g}" if several_rates and len(rates) == 1 else variant
@@ -83,10 +90,7 @@ def accuracies(runs: "Sequence[Result]", path: Path) -> bool:
 
 def curves(runs: "Sequence[Result]", path: Path) -> bool:
     """Accuracy per epoch, a line for each variant, the moments of binarization marked."""
-    drawn = {
-        variant: [run for run in of_variant if run.curve]
-        for variant, of_variant in _by_variant(runs).items()
-    }
+    drawn = {variant: _comparable(of_variant) for variant, of_variant in _by_variant(runs).items()}
     drawn = {variant: of_variant for variant, of_variant in drawn.items() if of_variant}
     if not drawn:
         return False
@@ -105,7 +109,7 @@ def curves(runs: "Sequence[Result]", path: Path) -> bool:
         axes.plot(epochs, mean, color=color, linestyle=style, label=label, linewidth=1.3)
         if variant.startswith("iterative"):
             per_layer = of_variant[0].fields["epochs_per_layer"]
-            layers = len(of_variant[0].summary["last"]["layer_flip_ratios"])
+            layers = len(of_variant[0].curve["layer_flip_ratios"][0])
             moments |= {k * per_layer for k in range(1, layers) if k * per_layer <= epochs[-1]}
     for moment in sorted(moments):
         axes.axvline(moment, color="grey", linewidth=0.8, zorder=0)
@@ -133,7 +137,7 @@ def flips(runs: "Sequence[Result]", path: Path) -> bool:
     Of the forward order, or of the first iterative variant there is.
     """
     variants = {
-        variant: [run for run in of_variant if run.curve]
+        variant: _comparable(of_variant)
         for variant, of_variant in _by_variant(runs).items()
         if variant.startswith("iterative")
     }

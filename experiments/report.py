@@ -19,8 +19,8 @@ from typing import Any
 from experiments import plots, selection
 from experiments.collect import collect
 from experiments.declarations import variant_of
-from jaxbin import command_line, config, models, orders, records, sensitivity
-from jaxbin.errors import UserError
+from jaxbin import command_line, config, finished, models, orders, records, sensitivity
+from jaxbin.errors import UserError, shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,15 +70,44 @@ def load(paths: Iterable[Path]) -> list[Result]:
     found: list[Result] = []
     for path in paths:
         if path.is_dir():
-            runs = [collect(summary.parent) for summary in sorted(path.rglob("summary.json"))]
+            summaries = sorted(path.rglob("summary.json"))
+            runs = _checked_runs([collect(summary.parent) for summary in summaries], path)
         elif path.suffix == ".json" and path.exists():
-            runs = records.read_json(path)
+            runs = _checked_runs(records.read_json(path), path)
         else:
             raise UserError(f"{path} is no directory and no JSON file of results")
         found += [result_of(run) for run in runs]
     if not found:
         raise UserError(f"no finished run in {', '.join(map(str, paths))}")
     return found
+
+
+def _checked_runs(runs: Any, path: Path) -> list[dict[str, Any]]:
+    """The runs in a file that `experiments.collect` wrote, if it is one."""
+    if not isinstance(runs, list):
+        raise UserError(f"{path} is {shown(runs)}; accepted: a JSON list of runs")
+    for count, run in enumerate(runs, start=1):
+        where = f"{path}, run {count}"
+        finished.check_fields(run, where, {"fields": finished.fields, "summary": finished.fields})
+        finished.check_summary(run["summary"], where)
+        curve = run.get("curve", {})
+        if curve != {}:
+            _check_curve(curve, f"{where}, curve")
+        try:
+            for name, value in run["fields"].items():
+                config.check_name(name)
+                config.check_value(name, value)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
+    return runs
+
+
+def _check_curve(curve: Any, where: str) -> None:
+    accepted = {"epoch": finished.numbers, "accuracy": finished.numbers}
+    finished.check_fields(curve, where, accepted | {"layer_flip_ratios": finished.rows})
+    lengths = {len(curve[name]) for name in ("epoch", "accuracy", "layer_flip_ratios")}
+    if len(lengths) > 1 or 0 in lengths:
+        raise UserError(f"{where} has lists of {sorted(lengths)} epochs; accepted: equal numbers")
 
 
 def result_of(run: Mapping[str, Any]) -> Result:
@@ -165,15 +194,19 @@ def measures_in(paths: Iterable[Path]) -> dict[str, dict[str, Any]]:
     found = {}
     for path in paths:
         for file in path.rglob("measures/*.json") if path.is_dir() else ():
-            found[file.stem] = records.read_json(file)
+            accepted = {"scores": finished.numbers, "ascending": finished.numbers}
+            accepted |= {"seconds": finished.number}
+            found[file.stem] = finished.check_fields(records.read_json(file), str(file), accepted)
+    layers = {len(scores) for one in found.values() for scores in (one["scores"], one["ascending"])}
+    if len(layers) > 1 or 0 in layers:
+        raise UserError(f"measures of {sorted(layers)} layers in {', '.join(map(str, paths))}")
     return {name: found[name] for name in selection.MEASURES if name in found}
 
 
 def write(
     results: Sequence[Result], measured: Mapping[str, Mapping[str, Any]], output: Path
 ) -> Path:
-    """Write the report into a directory; the path of its text."""
-    output.mkdir(parents=True, exist_ok=True)
+    """Write the report into a directory that is there; the path of its text."""
     parts = ["# Report\n"]
     for (network, stage), of_network in grouped(results, lambda r: (r.network, r.stage)).items():
         trained = [r for r in of_network if r.fields["method"] != "sensitivity"]
@@ -206,8 +239,9 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("paths", type=Path, nargs="+")
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args(argv)
-    results = load(arguments.paths)
-    print(write(results, measures_in(arguments.paths), arguments.output))
+    results, measured = load(arguments.paths), measures_in(arguments.paths)
+    command_line.make_directory("--output", arguments.output)
+    print(write(results, measured, arguments.output))
 
 
 if __name__ == "__main__":

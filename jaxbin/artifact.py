@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import safetensors
 import safetensors.numpy
 
 from jaxbin import models
-from jaxbin.errors import UserError
+from jaxbin.errors import UserError, one_line, shown
 from jaxbin.layers import forward_order, norms_after, variable_shapes
 
 VERSION = 1
@@ -32,6 +32,9 @@ FOLDED = ("scale", "shift")
 
 UNFOLDED = ("bias", "mean", "var", "scale", "shift")
 """Rows of `CHANNELS` where they are not."""
+
+PRECISIONS = ("float32", "tf32", "bfloat16")
+"""What `Artifact.precision` can be."""
 
 _METADATA = "jaxbin"
 _FLOATS = (np.dtype(np.float32), np.dtype(np.float16))
@@ -162,18 +165,23 @@ def read(path: Path) -> Artifact:
         with safetensors.safe_open(path, framework="np") as file:
             header = _header(path, file.metadata())
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except UserError:
+        raise
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
-    except (safetensors.SafetensorError, TypeError) as error:
-        raise UserError(f"{path} is damaged, or no artifact of jaxbin: {error}") from None
-    expected = header.pop("sha256", None)
-    if expected != _checksum(header, tensors):
+        raise UserError(f"{path} cannot be read: {error.strerror or one_line(error)}") from None
+    except Exception as error:  # safetensors and NumPy raise whatever they trip over
+        reason = one_line(error)
+        raise UserError(f"{path} is damaged, or no artifact of jaxbin: {reason}") from None
+    try:
+        checksum = _checksum({k: v for k, v in header.items() if k != "sha256"}, tensors)
+    except (ValueError, RecursionError):  # NaN, or too deep to be written
+        raise UserError(f"{path} is damaged: its header cannot be read") from None
+    if header.get("sha256") != checksum:
         raise UserError(f"{path} is damaged: its checksum does not fit its content")
     try:
         return _artifact(header, tensors)
-    except (UserError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path} does not fit together: {type(error).__name__} {reason}") from None
+    except (UserError, ValueError, TypeError, ZeroDivisionError, OverflowError) as error:
+        raise UserError(f"{path} does not fit together: {one_line(error)}") from None
 
 
 def _header(path: Path, metadata: Mapping[str, str] | None) -> dict[str, Any]:
@@ -183,11 +191,11 @@ def _header(path: Path, metadata: Mapping[str, str] | None) -> dict[str, Any]:
     try:
         header = json.loads(text)
         version = header["version"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise UserError(f"{path} is damaged: its header cannot be read") from None
-    if not isinstance(version, int) or not 1 <= version <= VERSION:
+    if type(version) is not int or not 1 <= version <= VERSION:
         raise UserError(
-            f"{path} has format version {version!r}; this jaxbin reads 1 to {VERSION}: "
+            f"{path} has format version {shown(version)}; this jaxbin reads 1 to {VERSION}: "
             "install a newer one"
         )
     return header
@@ -195,34 +203,80 @@ def _header(path: Path, metadata: Mapping[str, str] | None) -> dict[str, Any]:
 
 def _artifact(header: Mapping[str, Any], tensors: dict[str, np.ndarray]) -> Artifact:
     """The artifact of a header and tensors that are checked against the network."""
-    image_shape = tuple(int(size) for size in header["image_shape"])
-    if len(image_shape) != 3 or min(image_shape) < 1 or max(image_shape) > 4096:
-        raise ValueError(f"image_shape={image_shape}")
-    depth = int(header["depth"])
+    for name, (accepted, fits) in _ACCEPTED.items():
+        if name not in header:
+            raise ValueError(f"its header has no {name!r}")
+        if not fits(header[name]):
+            raise ValueError(f"{name}={shown(header[name])}; accepted: {accepted}")
+    values = {name: header[name] for name in _HEADER}
+    lists = ("image_shape", "class_names", "mean", "std", "rows")
+    values |= {name: tuple(values[name]) for name in lists}
+    depth, image_shape = values["depth"], values["image_shape"]
     if depth > len(tensors):  # before a network of that depth is built
         raise ValueError(f"depth={depth} with {len(tensors)} tensors")
-    values = {name: header[name] for name in _HEADER}
-    values |= {name: tuple(values[name]) for name in ("class_names", "mean", "std", "rows")}
     if not (len(values["mean"]) == len(values["std"]) == image_shape[2]):
-        raise ValueError(f"{len(values['mean'])} means for {image_shape[2]} channels")
-    if values["rows"] not in (FOLDED, UNFOLDED):
-        raise ValueError(f"rows={values['rows']}")
-    network = models.build(header["network"], len(values["class_names"]), depth)
+        raise ValueError(
+            f"{len(values['mean'])} means and {len(values['std'])} standard deviations "
+            f"for {image_shape[2]} channels"
+        )
+    if CHANNELS not in tensors:
+        raise ValueError(f"it has no tensor {CHANNELS!r}")
+    network = models.build(values["network"], len(values["class_names"]), depth)
     artifact = Artifact(
-        **(values | {"depth": depth, "image_shape": image_shape}),
+        **values,
         layers=forward_order(network, image_shape),
         kernels={name: array for name, array in tensors.items() if name != CHANNELS},
         channels=tensors[CHANNELS],
-        training=dict(header["training"]),
+        training=header["training"],
     )
     _check_tensors(artifact)
     return artifact
 
 
+def _is_list(value: Any, fits: Callable[[Any], bool]) -> bool:
+    return isinstance(value, list) and len(value) > 0 and all(map(fits, value))
+
+
+def _is_number(value: Any, least: float) -> bool:
+    return type(value) in (int, float) and least <= value <= _LARGEST
+
+
+_LARGEST = 1e6
+
+# What is believed of a header, in words and as a test; the tensors are checked against it.
+_ACCEPTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "network": ("text", lambda value: isinstance(value, str)),
+    "depth": ("a whole number", lambda value: type(value) is int),
+    "image_shape": (
+        "three whole numbers from 1 to 4096",
+        lambda value: (
+            _is_list(value, lambda size: type(size) is int and 1 <= size <= 4096)
+            and len(value) == 3
+        ),
+    ),
+    "class_names": (
+        "a list of printable texts",
+        lambda value: _is_list(value, lambda name: isinstance(name, str) and name.isprintable()),
+    ),
+    "mean": (
+        f"numbers from -{_LARGEST:g} to {_LARGEST:g}",
+        lambda value: _is_list(value, lambda mean: _is_number(mean, -_LARGEST)),
+    ),
+    "std": (
+        f"numbers from {1 / _LARGEST:g} to {_LARGEST:g}",
+        lambda value: _is_list(value, lambda std: _is_number(std, 1 / _LARGEST)),
+    ),
+    "precision": (", ".join(PRECISIONS), lambda value: value in PRECISIONS),
+    "rows": (f"{list(FOLDED)} or {list(UNFOLDED)}", lambda v: v in (list(FOLDED), list(UNFOLDED))),
+    "training": ("an object", lambda value: isinstance(value, dict)),
+}
+
+
 def _check_tensors(artifact: Artifact) -> None:
     shapes = kernel_shapes(artifact)
     if shapes.keys() != artifact.kernels.keys():
-        raise ValueError(f"layers {', '.join(shapes)}, tensors {', '.join(artifact.kernels)}")
+        unlike = sorted(shapes.keys() ^ artifact.kernels.keys())
+        raise ValueError(f"tensors and layers differ in {shown(unlike[0])}")
     for name, shape in shapes.items():
         array = artifact.kernels[name]
         accepted = packed_shape(shape) if array.dtype == np.uint8 else shape

@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from jaxbin.errors import UserError
@@ -27,6 +28,20 @@ def make_parser(command: str, description: str) -> argparse.ArgumentParser:
 
     parser.error = refuse
     return parser
+
+
+def make_directory(flag: str, path: Path) -> None:
+    """Create the directory that a flag names, unless it is there.
+
+    Raises:
+      UserError: it is a file, or cannot be created.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{flag}={str(path)!r} is no directory and cannot be made one: {error.strerror}"
+        ) from None
 
 
 def run(command: Callable[[Sequence[str]], None]) -> NoReturn:

@@ -15,7 +15,7 @@ from typing import Any
 import ml_collections
 
 from jaxbin import data, models, orders, schedule
-from jaxbin.errors import UserError
+from jaxbin.errors import UserError, one_line, shown
 from jaxbin.layers import forward_order
 
 
@@ -31,6 +31,11 @@ def _one_of(default: Any, help_text: str, names: tuple[str, ...]) -> Any:
 
 def _at_least(default: int, least: int, help_text: str) -> Any:
     return _field(default, help_text, f"a whole number >= {least}", lambda value: value >= least)
+
+
+def _between(default: int, least: int, most: int, help_text: str) -> Any:
+    accepted = f"a whole number >= {least} and <= {most}"
+    return _field(default, help_text, accepted, lambda value: least <= value <= most)
 
 
 def _real(default: float, help_text: str, accepted: str, check: Callable[[float], bool]) -> Any:
@@ -130,17 +135,19 @@ class Config:
     dispatch: str = _one_of(
         "auto", "an epoch as one dispatch or step by step", ("auto", "epoch", "step")
     )
-    image_size: int = _at_least(224, 1, "dataset='imagenet2012': side of the images, in pixels")
+    image_size: int = _between(
+        224, 1, 4096, "dataset='imagenet2012': side of the images, in pixels"
+    )
     input_workers: int = _at_least(
         -1, -1, "dataset='imagenet2012': processes that decode; -1: one per core, 0: none"
     )
     synthetic_shape: tuple[int, int, int] = _field(
         (32, 32, 3),
         "dataset='synthetic': shape of an image",
-        "three whole numbers >= 1: height, width, channels",
-        lambda value: len(value) == 3 and min(value) >= 1,
+        "three whole numbers >= 1 and <= 4096: height, width, channels",
+        lambda value: len(value) == 3 and min(value) >= 1 and max(value) <= 4096,
     )
-    synthetic_classes: int = _at_least(10, 2, "dataset='synthetic': number of classes")
+    synthetic_classes: int = _between(10, 2, 100_000, "dataset='synthetic': number of classes")
     synthetic_examples: int = _at_least(10_000, 2, "dataset='synthetic': training examples")
 
     order_layers: tuple[int, ...] = dataclasses.field(init=False, default=())
@@ -210,12 +217,12 @@ def parse(config: Mapping[str, Any] | ml_collections.ConfigDict) -> Config:
     values = {}
     for name, value in dict(config).items():
         check_name(name)
-        values[name] = _checked(name, value)
+        values[name] = check_value(name, value)
     parsed = Config(**values)
     models.check(parsed.network, parsed.depth)
     spec = parsed.dataset_spec
     network = models.build(parsed.network, spec.classes, parsed.depth)
-    layer_names = _layer_names(parsed, network, spec)
+    layer_names = find_layer_names(parsed, network, spec)
     order = orders.resolve(parsed.order, len(layer_names), parsed.network_label)
     object.__setattr__(parsed, "layer_names", layer_names)
     object.__setattr__(parsed, "order_layers", order)
@@ -223,14 +230,19 @@ def parse(config: Mapping[str, Any] | ml_collections.ConfigDict) -> Config:
     return parsed
 
 
-def _layer_names(config: Config, network: Any, spec: data.DatasetSpec) -> tuple[str, ...]:
+def find_layer_names(config: Config, network: Any, spec: data.DatasetSpec) -> tuple[str, ...]:
+    """Names of layers 1..L.
+
+    Raises:
+      UserError: the network cannot take images of that size.
+    """
     try:
         return forward_order(network, spec.image_shape)
-    except (ValueError, TypeError, ZeroDivisionError) as error:
+    except (ValueError, TypeError, ZeroDivisionError, OverflowError) as error:
         shape = "x".join(map(str, spec.image_shape))
         raise UserError(
             f"network={config.network_label!r} cannot take images of {shape}, dataset="
-            f"{config.dataset!r}: {str(error).splitlines()[0]}"
+            f"{config.dataset!r}: {one_line(error)}"
         ) from None
 
 
@@ -242,8 +254,12 @@ def check_name(name: str) -> None:
         raise UserError(f"config.{name} is unknown; {hint}")
 
 
-def _checked(name: str, value: Any) -> Any:
-    """`value` as field `name` holds it, lists as tuples and whole numbers as floats."""
+def check_value(name: str, value: Any) -> Any:
+    """`value` as field `name` holds it, lists as tuples and whole numbers as floats.
+
+    Raises:
+      UserError: the field does not accept it.
+    """
     field = FIELDS[name]
     kind = type(field.default)
     if kind is tuple and isinstance(value, (list, tuple)):
@@ -256,7 +272,7 @@ def _checked(name: str, value: Any) -> Any:
     accepted = field.metadata["accepted"] or {"bool": "True or False", "str": "text"}[kind.__name__]
     check = field.metadata["check"]
     if not right_type or (check is not None and not check(value)):
-        raise UserError(f"{name}={value!r} is not accepted; accepted: {accepted}")
+        raise UserError(f"{name}={shown(value)} is not accepted; accepted: {accepted}")
     return value
 
 

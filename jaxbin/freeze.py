@@ -1,5 +1,6 @@
 """A finished run as an artifact: signs of latent weights, batch norm folded."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,9 @@ import flax.traverse_util
 import jax
 import numpy as np
 
-from jaxbin import checkpoint, config, data, models, records
+from jaxbin import checkpoint, config, data, finished, models, records
 from jaxbin.artifact import FOLDED, UNFOLDED, Artifact, pack
-from jaxbin.errors import UserError
+from jaxbin.errors import UserError, one_line
 from jaxbin.layers import BINARIZATION, forward_order, norms_after, variable_shapes
 
 PyTree = Any
@@ -33,7 +34,7 @@ def freeze(workdir: Path, which: str = "best", float_dtype: Any = np.float32) ->
     if which not in CHECKPOINTS:
         raise UserError(f"checkpoint={which!r} is unknown; accepted: {', '.join(CHECKPOINTS)}")
     run = read_configuration(workdir)
-    summary = _summary(workdir, run)
+    summary = read_summary(workdir, run)
     spec = run.dataset_spec
     network = models.build(run.network, spec.classes, run.depth)
     variables = stored_variables(workdir, network, spec, summary[which]["epoch"])
@@ -133,25 +134,28 @@ def read_configuration(workdir: Path) -> config.Config:
       UserError: there is no run.
     """
     path = workdir / "config.json"
-    if not path.exists():
+    if not os.path.exists(path):
         raise UserError(f"workdir={str(workdir)!r} holds no run: there is no config.json")
-    stored = records.read_json(path)
+    stored = records.read_configuration(workdir)
+    run = config.Config(**{k: config.check_value(k, stored[k]) for k in config.FIELDS})
     try:
-        values: dict[str, Any] = {name: stored[name] for name in config.FIELDS if name in stored}
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        run = config.Config(**values)
-        models.check(run.network, run.depth)
-    except (TypeError, KeyError) as error:
+        spec = run.dataset_spec
+        config.find_layer_names(run, models.build(run.network, spec.classes, run.depth), spec)
+    except UserError as error:
         raise UserError(f"{path} is no configuration of a run: {error}") from None
     return run
 
 
-def _summary(workdir: Path, run: config.Config) -> dict[str, Any]:
-    path = workdir / "summary.json"
-    if path.exists():
-        return records.read_json(path)
+def read_summary(workdir: Path, run: config.Config) -> dict[str, Any]:
+    """The content of a run's `summary.json`.
+
+    Raises:
+      UserError: the run has not ended, or the file is no summary.
+    """
+    if os.path.exists(workdir / "summary.json"):
+        return finished.read_summary(workdir)
     metrics = workdir / "metrics.jsonl"
-    done = len(metrics.read_text(encoding="utf-8").splitlines()) if metrics.exists() else 0
+    done = len(records.read_json_lines(metrics)) if os.path.exists(metrics) else 0
     raise UserError(
         f"workdir={str(workdir)!r} has not ended: {done} of {run.run_epochs} epochs are done; "
         "its own command goes on with it"
@@ -171,10 +175,16 @@ def stored_variables(
         collection: flax.traverse_util.unflatten_dict(arrays, sep="/")
         for collection, arrays in shapes.items()
     }
-    with checkpoint.open_checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
-        if epoch not in checkpoints.all_steps():
-            raise UserError(f"workdir={str(workdir)!r} holds no checkpoint of epoch {epoch}")
-        return checkpoint.restore(checkpoints, epoch, template)
+    try:
+        with checkpoint.open_checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
+            if epoch not in checkpoints.all_steps():
+                raise UserError(f"workdir={str(workdir)!r} holds no checkpoint of epoch {epoch}")
+            return checkpoint.restore(checkpoints, epoch, template)
+    except UserError:
+        raise
+    except Exception as error:  # Orbax and TensorStore raise whatever they trip over
+        path = workdir / "checkpoints"
+        raise UserError(f"{path}: checkpoint {epoch} is damaged: {one_line(error)}") from None
 
 
 def _training(
@@ -182,8 +192,8 @@ def _training(
 ) -> dict[str, Any]:
     """Where the weights come from, in few words: it is part of a file that should be small."""
     line = summary[which]
-    environment = workdir / "environment.json"
-    commit = records.read_json(environment).get("commit") if environment.exists() else None
+    there = os.path.exists(workdir / "environment.json")
+    commit = finished.read_environment(workdir)["commit"] if there else None
     return {
         "dataset": run.dataset,
         "stage": run.stage,

@@ -1,6 +1,7 @@
 """Models ready to classify images: `load` and `Model.predict`."""
 
 import dataclasses
+import os
 from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 
 from jaxbin import artifact as artifacts
 from jaxbin.artifact import Artifact
-from jaxbin.errors import UserError
+from jaxbin.errors import UserError, shown
 from jaxbin.packed import make_forward
 
 BATCH_SIZE = 256
@@ -105,14 +106,15 @@ def locate(name_or_path: str | Path) -> Path:
     Raises:
       UserError: there is none.
     """
-    path = Path(name_or_path).expanduser()
-    if path.exists():
-        return path
+    path = os.path.expanduser(name_or_path)
+    if os.path.exists(path):
+        return Path(path)
     names = zoo_names()
     if str(name_or_path) in names:
         return _zoo() / f"{name_or_path}{SUFFIX}"
     raise UserError(
-        f"{str(name_or_path)!r} is neither a file nor in the zoo; the zoo has: {', '.join(names)}"
+        f"{shown(str(name_or_path))} is neither a file nor in the zoo; "
+        f"the zoo has: {', '.join(names)}"
     )
 
 

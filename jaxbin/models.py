@@ -9,11 +9,14 @@ import jax
 import jax.numpy as jnp
 
 from jaxbin.convolution import max_pool
-from jaxbin.errors import UserError
+from jaxbin.errors import UserError, shown
 from jaxbin.layers import Conv, Dense, Initializer, he_fan_out, uniform_fan_in
 
 EPSILON = 1e-5
 """Added to the variance in batch norm (docs/method.md section 4)."""
+
+DEEPEST = 1202
+"""Layers of the deepest "resnet", that of He et al. (2015)."""
 
 
 def _norm(network: nn.Module, train: bool) -> Callable[..., nn.BatchNorm]:
@@ -211,11 +214,16 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
 def check(name: str, depth: int) -> None:
     """Raise a UserError unless `name` and `depth` together say which network is meant."""
     if name not in NETWORKS:
-        raise UserError(f"network={name!r} is unknown; accepted: {', '.join(NETWORKS)}")
+        raise UserError(f"network={shown(name)} is unknown; accepted: {', '.join(NETWORKS)}")
     if name != "resnet" and depth != 0:
-        raise UserError(f"depth={depth} is for network='resnet'; network={name!r} takes depth=0")
-    if name == "resnet" and (depth < 8 or depth % 6 != 2):
-        raise UserError(f"depth={depth} is no residual network; accepted: 6 n + 2, as 20, 32, 110")
+        raise UserError(
+            f"depth={shown(depth)} is for network='resnet'; network={name!r} takes depth=0"
+        )
+    if name == "resnet" and (not 8 <= depth <= DEEPEST or depth % 6 != 2):
+        raise UserError(
+            f"depth={shown(depth)} is no residual network; accepted: 6 n + 2 up to {DEEPEST}, "
+            "as 20, 32, 110"
+        )
 
 
 def label(name: str, depth: int = 0) -> str:

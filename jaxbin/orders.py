@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxbin.errors import UserError
+from jaxbin.errors import UserError, shown
 
 NAMES = ("forward", "reverse", "ascend", "descend", "random")
 
@@ -50,7 +50,7 @@ def resolve(order: str | Sequence[int], layers: int, network: str) -> tuple[int,
     whole = all(isinstance(number, int) and not isinstance(number, bool) for number in numbers)
     if not whole or sorted(numbers) != list(range(1, layers + 1)):
         raise UserError(
-            f"order={order!r} is not a permutation of the layers 1..{layers} of {network}"
+            f"order={shown(order)} is not a permutation of the layers 1..{layers} of {network}"
         )
     return numbers
 
@@ -81,20 +81,23 @@ def _written(order: str) -> tuple[int, ...]:
     """The numbers in digits, a list or a file; what they are worth is for the caller to check."""
     if re.fullmatch(r"[1-9]+", order):
         return tuple(int(digit) for digit in order)
-    if re.fullmatch(r"[\[(]?\s*\d{1,6}(\s*[,\s]\s*\d{1,6})*\s*,?\s*[\])]?", order):
+    # Every text fits in one way at most: otherwise some would take for ever to refuse.
+    if re.fullmatch(r"[\[(]?\s*\d{1,6}((\s*,\s*|\s+)\d{1,6})*(\s*,)?\s*[\])]?", order):
         return tuple(int(number) for number in re.findall(r"\d+", order))
     if Path(order).suffix != ".json":
         raise UserError(
-            f"order={order!r} is unknown; accepted: {', '.join(NAMES)}, digits as 132, numbers as "
-            "3,1,2, or the path of a JSON list (*.json)"
+            f"order={shown(order)} is unknown; accepted: {', '.join(NAMES)}, digits as 132, "
+            "numbers as 3,1,2, or the path of a JSON list (*.json)"
         )
     try:
         numbers = json.loads(Path(order).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or "not valid JSON"
-        raise UserError(f"order={order!r} cannot be read: {reason}") from None
+        raise UserError(f"order={shown(order)} cannot be read: {reason}") from None
     if not isinstance(numbers, list):
-        raise UserError(f"order={order!r} holds no list; accepted: a JSON list of layer numbers")
+        raise UserError(
+            f"order={shown(order)} holds no list; accepted: a JSON list of layer numbers"
+        )
     return tuple(numbers)
 
 

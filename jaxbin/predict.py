@@ -11,7 +11,9 @@ colour, where the network wants it.
 
 import io
 import json
+import os
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -24,6 +26,9 @@ from jaxbin.inference import BATCH_SIZE, Prediction
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 """What is an image in a folder; anything else there is passed over."""
+
+# Whatever it is called: Pillow gives PostScript, for one, to a program that would run it.
+_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -55,12 +60,17 @@ def read_image(name: str, image_shape: tuple[int, int, int]) -> np.ndarray:
         raise UserError(f"image files have 1 or 3 channels; the network wants {image_shape[2]}")
     try:
         content = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
-        with Image.open(io.BytesIO(content)) as image:
-            _check_size(name, image, image_shape)
-            pixels = np.asarray(image.convert(mode))
+        with warnings.catch_warnings():
+            # Of images too large or odd: what can be read and has the right size is no worse.
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+                _check_size(name, image, image_shape)
+                pixels = np.asarray(image.convert(mode))
+    except UserError:
+        raise
     except FileNotFoundError:
         raise UserError(f"image {name!r} does not exist") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except Exception:  # Pillow's readers raise whatever a file makes them trip over
         raise UserError(f"image {name!r} cannot be read: it is damaged or no image") from None
     return pixels.reshape(image_shape)
 
@@ -79,11 +89,12 @@ def _image_names(arguments: Sequence[str]) -> Iterator[str]:
     if list(arguments).count("-") > 1:
         raise UserError("'-' is given twice; standard input can be read once")
     for argument in arguments:
-        path = Path(argument)
-        if argument == "-" or not path.is_dir():
+        if argument == "-" or not os.path.isdir(argument):
             yield argument
             continue
-        found = sorted(str(file) for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
+        found = sorted(
+            str(file) for file in Path(argument).iterdir() if file.suffix.lower() in SUFFIXES
+        )
         if not found:
             raise UserError(f"folder {argument!r} holds no image; accepted: {', '.join(SUFFIXES)}")
         yield from found

@@ -19,7 +19,7 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,8 @@ import jax
 from tensorboardX import SummaryWriter
 
 from jaxbin import orders
-from jaxbin.config import FIELDS, Config, to_json
-from jaxbin.errors import UserError
+from jaxbin.config import FIELDS, Config, check_value, to_json
+from jaxbin.errors import UserError, shown
 
 # Moving the data, or looking at a run's result, makes no other run; nor does who reads it.
 _MAY_DIFFER = ("data_dir", "evaluate_only", "input_workers", "checkpoint_every_steps")
@@ -110,13 +110,23 @@ def read_configuration(directory: Path) -> dict[str, Any]:
     Raises:
       UserError: it cannot be read, or is no configuration.
     """
-    stored = read_json(directory / "config.json")
+    path = directory / "config.json"
+    stored = read_json(path)
     if not isinstance(stored, dict):
-        raise UserError(
-            f"{directory / 'config.json'} is no configuration of a run; accepted: a JSON object"
-        )
+        raise UserError(f"{path} is no configuration of a run; accepted: a JSON object")
+    lists = {"order_layers": int, "layer_names": str}  # what was resolved
     defaults = {name: field.default for name, field in FIELDS.items()}
-    return json.loads(json.dumps(defaults)) | stored
+    content = json.loads(json.dumps(defaults)) | {name: [] for name in lists} | stored
+    try:
+        for name in FIELDS:
+            check_value(name, content[name])
+    except UserError as error:
+        raise UserError(f"{path} is no configuration of a run: {error}") from None
+    for name, kind in lists.items():
+        value = content[name]
+        if not isinstance(value, list) or any(type(item) is not kind for item in value):
+            raise UserError(f"{path} is no configuration of a run: {name}={shown(value)}")
+    return content
 
 
 def open_workdir(workdir: Path, config: Config) -> None:
@@ -181,14 +191,30 @@ def _git(directory: Path, *arguments: str) -> str | None:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file.
+    """The content of a JSON file; every number in it is finite.
 
     Raises:
       UserError: it cannot be read.
     """
+    (content,) = _parsed(path, lambda text: [text])
+    return content
+
+
+def read_json_lines(path: Path) -> list[Any]:
+    """The content of every line of a file, as `read_json` has that of a file."""
+    return _parsed(path, str.splitlines)
+
+
+def _parsed(path: Path, split: Callable[[str], list[str]]) -> list[Any]:
+    def finite(number: str) -> float:
+        if not math.isfinite(float(number)):
+            raise ValueError(f"{number[:40]} is not finite")
+        return float(number)
+
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        parts = split(path.read_text(encoding="utf-8"))
+        return [json.loads(part, parse_float=finite, parse_constant=finite) for part in parts]
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
 
 

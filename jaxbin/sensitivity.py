@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.stats
 
-from jaxbin import data, freeze, models, records
+from jaxbin import data, freeze, models
 from jaxbin.augment import normalize
 from jaxbin.binarize import sign
 from jaxbin.errors import UserError
@@ -74,11 +74,9 @@ def load_trained(workdir: Path) -> Trained:
             f"{workdir} is a run of method={run.method!r}, stage={run.stage!r}; accepted: "
             "method='float', stage='validation'"
         )
-    if not (workdir / "summary.json").exists():
-        raise UserError(f"{workdir} has not ended; its own command goes on with it")
+    epoch = freeze.read_summary(workdir, run)["last"]["epoch"]
     spec = run.dataset_spec
     network = models.build(run.network, spec.classes, run.depth)
-    epoch = records.read_json(workdir / "summary.json")["last"]["epoch"]
     variables = freeze.stored_variables(workdir, network, spec, epoch)
     dataset = data.load(
         spec,

@@ -14,6 +14,7 @@ from pathlib import Path
 from jaxbin.data.imagenet import find_tree, list_folder
 from jaxbin.data.specs import DataError
 from jaxbin.data.synsets import synsets, validation_synsets
+from jaxbin.errors import one_line
 
 TRAIN, VALIDATION = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 DEVELOPMENT_KIT = "ILSVRC2012_devkit_t12.tar.gz"
@@ -135,8 +136,8 @@ def _members_of(path: Path) -> list[tuple[str, int, int]]:
                 (member.name.rsplit("/", 1)[-1], member.offset_data, member.size)
                 for member in _files_in(archive)
             ]
-    except tarfile.TarError as error:
-        raise DataError(f"{path} is damaged: {error}") from error
+    except (tarfile.TarError, EOFError, ValueError, RecursionError) as error:
+        raise DataError(f"{path} is damaged: {one_line(error)}") from error
     end = max((offset + size for _, offset, size in found), default=0)
     if not found or end > path.stat().st_size:
         raise DataError(f"{path} is damaged: it ends before its last file, or holds none")
@@ -145,7 +146,11 @@ def _members_of(path: Path) -> list[tuple[str, int, int]]:
 
 def _files_in(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     """The regular files in an archive; tarfile takes a damaged header for the archive's end."""
-    yield from (member for member in archive if member.isfile())
+    for member in archive:
+        if member.size < 0:  # older versions of tarfile would go back and read on for ever
+            raise tarfile.ReadError("a size is negative")
+        if member.isfile():
+            yield member
     file = archive.fileobj
     if file is not None:
         file.seek(archive.offset)
@@ -166,10 +171,14 @@ def check_development_kit(path: Path) -> None:
         return
     try:
         with tarfile.open(path, "r:gz") as archive:
-            file = archive.extractfile(_GROUND_TRUTH)
+            # Never a link, which may lead to itself.
+            found = (member for member in _files_in(archive) if member.name == _GROUND_TRUTH)
+            file = archive.extractfile(next(found))
             text = file.read(10_000_000).decode("ascii") if file is not None else ""
-    except (tarfile.TarError, KeyError, OSError, EOFError, zlib.error, UnicodeError) as error:
-        raise DataError(f"{path} is damaged: {type(error).__name__}: {error}") from error
+    except StopIteration:
+        raise DataError(f"{path} is damaged: it has no file {_GROUND_TRUTH}") from None
+    except (tarfile.TarError, OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
+        raise DataError(f"{path} is damaged: {one_line(error)}") from error
     pairs = set(zip(text.split(), validation_synsets(), strict=False))
     kit_numbers, names = {number for number, _ in pairs}, {synset for _, synset in pairs}
     if len(text.split()) != len(validation_synsets()) or not (
@@ -205,5 +214,6 @@ def read_piece(piece: Piece) -> Iterator[tuple[str, int, bytes]]:
                         if image is None or inner.offset_data + inner.size > end:
                             raise DataError(f"{piece.path}: {member.name} is damaged")
                         yield inner.name.rsplit("/", 1)[-1], member.label, image.read()
-            except (tarfile.TarError, EOFError) as error:
-                raise DataError(f"{piece.path}: {member.name} is damaged: {error}") from error
+            except (tarfile.TarError, EOFError, ValueError, RecursionError) as error:
+                reason = one_line(error)
+                raise DataError(f"{piece.path}: {member.name} is damaged: {reason}") from error

@@ -121,7 +121,7 @@ def _opencv():
 def _size(encoded: bytes, source: str) -> tuple[int, int]:
     """Width and height, from the file's header alone."""
     try:
-        with Image.open(io.BytesIO(encoded)) as image:
+        with Image.open(io.BytesIO(encoded), formats=("JPEG", "PNG")) as image:
             return image.size
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{source} is damaged: {type(error).__name__}: {error}") from None

@@ -1,6 +1,7 @@
 """Which examples of the published training set are for training and which for validation."""
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,7 +50,8 @@ def read_split_file(path: str, spec: DatasetSpec) -> SplitPositions:
     if spec.name != "cifar10":
         raise DataError(f"a split file is for cifar10 only, not for {spec.name}: {path}")
     try:
-        content = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
+        file = os.path.expanduser(path)  # which leaves a user that does not exist as it is
+        content = json.loads(Path(file).read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"split file {path} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
@@ -75,7 +77,7 @@ def _positions(values: object, size: int, where: str) -> np.ndarray:
     for value in values:
         # bool is a subclass of int, and true would pass for position 1.
         if type(value) is not int:
-            raise DataError(f"{where}: {json.dumps(value)[:40]} is not an integer")
+            raise DataError(f"{where}: {_shown(value)} is not an integer")
         if not 0 <= value < size:
             raise DataError(f"{where}: {str(value)[:40]} is outside 0..{size - 1}")
     positions = np.asarray(values, dtype=np.int64)
@@ -83,3 +85,10 @@ def _positions(values: object, size: int, where: str) -> np.ndarray:
     if distinct.size != positions.size:
         raise DataError(f"{where}: {distinct[counts > 1][0]} appears more than once")
     return positions
+
+
+def _shown(value: object) -> str:
+    """A JSON value in a message; a list or an object may be too deep to be written."""
+    if isinstance(value, (list, dict)):
+        return "a list" if isinstance(value, list) else "an object"
+    return json.dumps(value)[:40]
