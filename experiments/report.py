@@ -11,6 +11,7 @@ so the last epoch is the one to quote.
 """
 
 import dataclasses
+import os
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -69,13 +70,13 @@ def load(paths: Iterable[Path]) -> list[Result]:
     """
     found: list[Result] = []
     for path in paths:
-        if path.is_dir():
+        if os.path.isdir(path):
             summaries = sorted(path.rglob("summary.json"))
             runs = _checked_runs([collect(summary.parent) for summary in summaries], path)
-        elif path.suffix == ".json" and path.exists():
+        elif path.suffix == ".json" and os.path.exists(path):
             runs = _checked_runs(records.read_json(path), path)
         else:
-            raise UserError(f"{path} is no directory and no JSON file of results")
+            raise UserError(f"{shown(str(path))} is no directory and no JSON file of results")
         found += [result_of(run) for run in runs]
     if not found:
         raise UserError(f"no finished run in {', '.join(map(str, paths))}")
@@ -193,10 +194,13 @@ def measures_in(paths: Iterable[Path]) -> dict[str, dict[str, Any]]:
     """The content of the files `measures/*.json` in directories, by measure, the paper's first."""
     found = {}
     for path in paths:
-        for file in path.rglob("measures/*.json") if path.is_dir() else ():
+        for file in path.rglob("measures/*.json") if os.path.isdir(path) else ():
             accepted = {"scores": finished.numbers, "ascending": finished.numbers}
             accepted |= {"seconds": finished.number}
             found[file.stem] = finished.check_fields(records.read_json(file), str(file), accepted)
+            layers = len(found[file.stem]["ascending"])
+            if sorted(found[file.stem]["ascending"]) != list(range(1, layers + 1)):
+                raise UserError(f"{file}: 'ascending' is no permutation of 1..{layers}")
     layers = {len(scores) for one in found.values() for scores in (one["scores"], one["ascending"])}
     if len(layers) > 1 or 0 in layers:
         raise UserError(f"measures of {sorted(layers)} layers in {', '.join(map(str, paths))}")

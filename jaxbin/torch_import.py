@@ -10,7 +10,7 @@ import flax.linen as nn
 import flax.traverse_util
 import numpy as np
 
-from jaxbin.errors import UserError
+from jaxbin.errors import UserError, one_line
 from jaxbin.layers import forward_order, norms_after, variable_shapes
 
 # PyTorch numbers the modules of a Sequential and names the rest. Sorted by these ranks, then by
@@ -151,17 +151,30 @@ def load_checkpoint(path: str | Path) -> dict[str, np.ndarray]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises whatever the file makes it trip over
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path} is no PyTorch checkpoint: {reason}") from None
+        raise UserError(f"{path} is no PyTorch checkpoint: {one_line(error)}") from None
     state = content
     if isinstance(content, dict):
         state = content.get("model_state_dict", content.get("state_dict", content))
     if not isinstance(state, dict):
         raise UserError(f"{path} holds no state dict")
-    tensors = {name: tensor for name, tensor in state.items() if isinstance(tensor, torch.Tensor)}
+    tensors = {
+        name: tensor
+        for name, tensor in state.items()
+        if isinstance(name, str) and isinstance(tensor, torch.Tensor)
+    }
     if not tensors:
         raise UserError(f"{path} holds no state dict")
-    return {name.removeprefix("module."): tensor.numpy() for name, tensor in tensors.items()}
+    try:
+        return {name.removeprefix("module."): _array(t) for name, t in tensors.items()}
+    except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
+        raise UserError(f"{path} holds a tensor that is no array: {one_line(error)}") from None
+
+
+def _array(tensor: Any) -> np.ndarray:
+    """A tensor that the file holds as a whole: one of strides 0 would grow where it is copied."""
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise ValueError(f"a shape of {tuple(tensor.shape)} is more than is stored")
+    return tensor.detach().numpy()
 
 
 def _modules(arrays: Mapping[str, np.ndarray], counts: Any) -> list[str]:
@@ -183,7 +196,7 @@ def _sort_key(module: str) -> tuple:
 
 
 def _number_or_text(part: str) -> tuple[int, int | str]:
-    return (0, int(part)) if part.isdigit() else (1, part)
+    return (0, int(part)) if part.isdecimal() else (1, part)
 
 
 def _kernel(weight: np.ndarray, channels_before: int) -> np.ndarray:

@@ -160,10 +160,16 @@ def _header(content: bytes) -> tuple[dict, bytes]:
 
 def _with_header(content: bytes, change: Callable[[dict], Any]) -> bytes:
     """The file with jaxbin's part of the header changed."""
-    header, rest = _header(content)
+    header, _ = _header(content)
     ours = json.loads(header["__metadata__"]["jaxbin"])
     change(ours)
-    header["__metadata__"]["jaxbin"] = json.dumps(ours)
+    return _with_metadata(content, json.dumps(ours))
+
+
+def _with_metadata(content: bytes, ours: str) -> bytes:
+    """The file with another text as jaxbin's part of the header."""
+    header, rest = _header(content)
+    header["__metadata__"]["jaxbin"] = ours
     text = json.dumps(header).encode()
     return struct.pack("<Q", len(text)) + text + rest
 
@@ -194,6 +200,18 @@ DAMAGED = {
     ),
     "no version": (
         lambda content: _with_header(content, lambda ours: ours.pop("version")),
+        "its header cannot be read",
+    ),
+    "version true": (
+        lambda content: _with_header(content, lambda ours: ours.update(version=True)),
+        "has format version True",
+    ),
+    "not finite": (
+        lambda content: _with_header(content, lambda ours: ours.update(mean=[float("nan")])),
+        "its header cannot be read",
+    ),
+    "too deep": (
+        lambda content: _with_metadata(content, "[" * 100_000),
         "its header cannot be read",
     ),
     "no checksum": (
@@ -227,15 +245,31 @@ CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
     ({"depth": 10**9}, "depth=1000000000 with 4 tensors"),
     ({"depth": 2}, "depth=2 is for network='resnet'"),
     ({"network": "mlp9"}, "network='mlp9' is unknown"),
+    ({"network": ["mlp300"]}, "network=['mlp300']; accepted: text"),
+    ({"depth": "0"}, "depth='0'; accepted: a whole number"),
+    ({"depth": 10**20}, "depth=100000000000000000000 with 4 tensors"),
+    ({"image_shape": ("28", 28, 1)}, "image_shape=['28', 28, 1]; accepted: three whole"),
+    ({"class_names": "0123456789"}, "class_names='0123456789'; accepted: a list"),
+    ({"class_names": ("\x1b[2J", *"123456789")}, "accepted: a list of printable texts"),
+    ({"class_names": ([], *"123456789")}, "accepted: a list of printable texts"),
+    ({"mean": ("0.1",)}, "mean=['0.1']; accepted: numbers from"),
+    ({"mean": (1e300,)}, "mean=[1e+300]; accepted: numbers from"),
+    ({"std": (0.0,)}, "std=[0.0]; accepted: numbers from 1e-06"),
+    ({"std": (None,)}, "std=[None]; accepted: numbers from"),
+    ({"precision": "half"}, "precision='half'; accepted: float32, tf32, bfloat16"),
+    ({"training": [["a", 1]]}, "training=[['a', 1]]; accepted: an object"),
     ({"image_shape": (28, 28)}, "image_shape="),
     ({"image_shape": (28, 10**6, 1)}, "image_shape="),
     ({"image_shape": (14, 28, 1)}, "dense1 is uint8 (300, 98), expected (300, 49)"),
     ({"class_names": ("a", "b")}, "dense3 is uint8 (10, 13), expected (2, 13)"),
-    ({"mean": (0.1, 0.2)}, "2 means for 1 channels"),
-    ({"rows": ("scale",)}, "rows=('scale',)"),
+    ({"mean": (0.1, 0.2)}, "2 means and 1 standard deviations for 1 channels"),
+    ({"rows": ("scale",)}, "rows=['scale']; accepted: ['scale', 'shift'] or"),
     ({"channels": np.zeros((2, 400), np.float32)}, "expected (2, 410)"),
     ({"channels": np.zeros((2, 410))}, "channels is float64"),
-    ({"kernels": {"dense1": np.zeros((300, 98), np.uint8)}}, "layers dense1, dense2, dense3"),
+    (
+        {"kernels": {"dense1": np.zeros((300, 98), np.uint8)}},
+        "tensors and layers differ in 'dense2'",
+    ),
 ]
 
 

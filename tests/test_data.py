@@ -175,3 +175,11 @@ def test_import_is_light() -> None:
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_split_file_of_nobody_and_one_with_a_deep_value(tmp_path: Path) -> None:
+    with pytest.raises(data.DataError, match="No such file"):
+        data.read_split_file("~no-such-user/split.json", data.spec("cifar10"))
+    path = _split_file(tmp_path, '{"train": [' + "[" * 500 + "]" * 500 + '], "validation": [1]}')
+    with pytest.raises(data.DataError, match="a list is not an integer"):
+        data.read_split_file(path, data.spec("cifar10"))

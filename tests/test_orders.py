@@ -1,6 +1,7 @@
 """Orders: every form that is accepted, and everything that is no permutation."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -229,3 +230,12 @@ def test_every_published_order_is_a_permutation():
         for name, order in published.items():
             assert sorted(order) == list(range(1, len(order) + 1)), (network, name)
             assert json.loads(json.dumps(order)) == list(order)
+
+
+@pytest.mark.parametrize("order", ["1   " * 25 + "x", "1 ,  " * 25 + "x", "0" * 5000])
+def test_a_long_text_is_refused_at_once_and_in_a_short_line(order: str):
+    started = time.process_time()
+    with pytest.raises(UserError) as caught:
+        orders.resolve(order, 3, "mlp300")
+    assert time.process_time() - started < 1
+    assert len(str(caught.value)) < 500

@@ -199,7 +199,7 @@ def changed_tensor(draw: st.DrawFn, tensors: dict[str, Any]) -> None:
     name = draw(st.sampled_from(sorted(tensors) or ["a"]))
     kind = draw(st.sampled_from(["dtype", "shape", "offsets", "name", "missing", "junk", "scalar"]))
     described = tensors.get(name)
-    if kind == "missing" or not isinstance(described, dict):
+    if kind == "missing" or not (isinstance(described, dict) and "shape" in described):
         tensors.pop(name, None)
     elif kind == "name":
         tensors[draw(st.sampled_from(["channels", "dense1", "dense4", "a\nb"]))] = described
