@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxbin import command_line, config, terminal, train
+from jaxbin import command_line, config, signals, terminal, train
 from jaxbin.errors import UserError
 
 
@@ -32,7 +32,12 @@ def main(argv: Sequence[str]) -> None:
         for member in described
     ]
     terminal.log_to_terminal()
-    for (_, workdir), outcome in zip(members, train.run_population(members), strict=True):
+    try:
+        with signals.requests() as requests:
+            outcomes = train.run_population(members, requests)
+    except signals.Stopped as stopped:
+        signals.leave(stopped)
+    for (_, workdir), outcome in zip(members, outcomes, strict=True):
         if isinstance(outcome, UserError):
             raise UserError(f"{workdir}: {outcome}")
 

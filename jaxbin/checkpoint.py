@@ -1,6 +1,8 @@
 """Checkpoints: the training state on disk, by Orbax, the best and the latest kept."""
 
-from collections.abc import Iterator
+import hashlib
+import shutil
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from jaxbin import records
 from jaxbin.errors import UserError
 
 PyTree = Any
@@ -18,13 +21,18 @@ PyTree = Any
 # One process writes and all others go on: Orbax need not know of them.
 _ALONE = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
 
+# If the latest is damaged the run goes on from the one before it.
+_KEPT = 2
+
+_CHECKSUMS = "checksums.json"
+
 
 @contextmanager
 def open_positions(directory: Path) -> Iterator[ocp.CheckpointManager]:
-    """The latest position within an epoch; a checkpoint's step counts through all epochs."""
+    """The latest positions within an epoch; a checkpoint's step counts through all epochs."""
     directory.mkdir(exist_ok=True)
     options = ocp.CheckpointManagerOptions(
-        preservation_policy=preservation_policy.LatestN(1),
+        preservation_policy=preservation_policy.LatestN(_KEPT),
         enable_async_checkpointing=False,
         cleanup_tmp_directories=True,
         create=False,
@@ -32,11 +40,6 @@ def open_positions(directory: Path) -> Iterator[ocp.CheckpointManager]:
     )
     with ocp.CheckpointManager(directory.absolute(), options=options) as manager:
         yield manager
-
-
-def save_position(manager: ocp.CheckpointManager, number: int, carry: PyTree) -> None:
-    """Store what `number` steps of a run, counted through all epochs, have led to."""
-    manager.save(number, args=ocp.args.Composite(state=ocp.args.StandardSave(_flat(carry))))
 
 
 @contextmanager
@@ -48,7 +51,7 @@ def open_checkpoints(directory: Path, read_only: bool = False) -> Iterator[ocp.C
     """
     policy = preservation_policy.AnyPreservationPolicy(
         [
-            preservation_policy.LatestN(1),
+            preservation_policy.LatestN(_KEPT),
             preservation_policy.BestN(get_metric_fn=_score, n=1),
         ]
     )
@@ -67,21 +70,98 @@ def open_checkpoints(directory: Path, read_only: bool = False) -> Iterator[ocp.C
         yield manager
 
 
-def save(manager: ocp.CheckpointManager, epoch: int, state: PyTree, score: float) -> None:
-    """Store a state as it was after an epoch.
+def save(
+    manager: ocp.CheckpointManager, number: int, state: PyTree, score: float | None = None
+) -> None:
+    """Store a state.
 
     Args:
-      manager: from `open_checkpoints`.
-      epoch: the epoch, from 0.
+      manager: from `open_checkpoints` or `open_positions`.
+      number: the epoch, from 0, that the state follows; of a position how many steps, counted
+        through all epochs.
       state: any tree of NumPy arrays.
-      score: the larger, the better; that with the largest is kept, of equal ones the first.
+      score: of an epoch; the larger, the better; that with the largest is kept, of equal ones the
+        first.
+
+    Raises:
+      UserError: it cannot be written. What was stored before is still there.
     """
-    manager.save(
-        epoch,
-        args=ocp.args.Composite(state=ocp.args.StandardSave(_flat(state))),
-        # Orbax keeps the last of equal ones. Scores are counted in examples, 1e-9 is no example.
-        metrics={"score": score - 1e-9 * epoch},
-    )
+    # Orbax keeps the last of equal ones. Scores are counted in examples, 1e-9 is no example.
+    metrics = None if score is None else {"score": score - 1e-9 * number}
+    arguments = ocp.args.Composite(state=ocp.args.StandardSave(_flat(state)))
+    try:
+        manager.save(number, args=arguments, metrics=metrics)
+        _write_checksums(manager.directory / str(number))
+    except Exception as error:  # Orbax's storage raises what it likes
+        raise UserError(
+            f"{manager.directory / str(number)} cannot be written: {_first_line(error)}; the "
+            "checkpoints before it are kept, the same command goes on from there"
+        ) from None
+
+
+def _write_checksums(checkpoint: Any) -> None:
+    directory = Path(checkpoint)
+    sums = {name: _checksum(directory / name) for name in _files(directory)}
+    records.write_json(directory / _CHECKSUMS, sums)
+
+
+def _files(directory: Path) -> list[str]:
+    paths = sorted(path for path in directory.rglob("*") if path.is_file())
+    return [str(path.relative_to(directory)) for path in paths if path.name != _CHECKSUMS]
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint's files; None if they are as they were written.
+
+    One without checksums was written by an older version, or by a run that was killed right after;
+    it is complete, as Orbax sees to that, and is taken as it is.
+    """
+    path = checkpoint / _CHECKSUMS
+    if not path.exists():
+        return None
+    try:
+        sums = dict(records.read_json(path))
+    except (UserError, TypeError, ValueError):
+        return f"{_CHECKSUMS} is not what was written"
+    for name, wanted in sums.items():
+        if not (checkpoint / name).is_file():
+            return f"{name} is missing"
+        if _checksum(checkpoint / name) != wanted:
+            return f"{name} is not what was written"
+    return None
+
+
+def newest(directory: Path, report: Callable[[str], None], set_aside: bool = False) -> int | None:
+    """The number of the newest checkpoint that is not damaged; None if there is no checkpoint.
+
+    Args:
+      directory: of checkpoints or positions.
+      report: is told of every damaged one.
+      set_aside: rename damaged ones to `NUMBER.damaged`, so that they are in nobody's way.
+
+    Raises:
+      UserError: all are damaged.
+    """
+    found = sorted(int(path.name) for path in directory.glob("*") if path.name.isdecimal())
+    problems = {number: damage(directory / str(number)) for number in found}
+    sound = [number for number, problem in problems.items() if problem is None]
+    damaged = [f"{number}: {problem}" for number, problem in problems.items() if problem]
+    if found and not sound:
+        raise UserError(f"every checkpoint in {directory} is damaged ({'; '.join(damaged)})")
+    for number, problem in problems.items():
+        if problem is None:
+            continue
+        report(f"{directory / str(number)} is damaged and not used: {problem}")
+        if set_aside:
+            aside = directory / f"{number}.damaged"
+            shutil.rmtree(aside, ignore_errors=True)
+            (directory / str(number)).rename(aside)
+    return sound[-1] if sound else None
 
 
 def restore(manager: ocp.CheckpointManager, epoch: int, template: PyTree) -> PyTree:
@@ -112,30 +192,39 @@ def fit(stored: dict[str, np.ndarray], template: PyTree, source: str) -> PyTree:
 
 
 def read(manager: ocp.CheckpointManager, number: int) -> dict[str, np.ndarray]:
-    """What a checkpoint holds, by name."""
-    arguments = ocp.args.Composite(state=ocp.args.StandardRestore())
-    return manager.restore(number, args=arguments)["state"]
-
-
-def latest(directory: Path) -> int | None:
-    """The epoch of the latest checkpoint in `directory`; None if there is none."""
-    if not directory.exists():
-        return None
-    with open_checkpoints(directory, read_only=True) as checkpoints:
-        return checkpoints.latest_step()
-
-
-def restore_latest(directory: Path, template: PyTree) -> tuple[int, PyTree]:
-    """The epoch of the latest checkpoint in `directory`, and its part that `template` names.
+    """What a checkpoint holds, by name.
 
     Raises:
-      UserError: there is no checkpoint, or it holds something else.
+      UserError: it is damaged.
     """
+    path = Path(manager.directory) / str(number)
+    problem = damage(path)
+    if problem is None:
+        try:
+            arguments = ocp.args.Composite(state=ocp.args.StandardRestore())
+            return manager.restore(number, args=arguments)["state"]
+        except Exception as error:  # Orbax's storage raises what it likes
+            problem = _first_line(error)
+    raise UserError(f"{path} is damaged: {problem}")
+
+
+def restore_newest(
+    directory: Path, template: PyTree, report: Callable[[str], None]
+) -> tuple[int, PyTree]:
+    """The epoch of the newest sound checkpoint in `directory`, and its part of `template`'s names.
+
+    Raises:
+      UserError: there is none, or it holds something else.
+    """
+    number = newest(directory, report)
+    if number is None:
+        raise UserError(f"{directory} holds no checkpoint")
     with open_checkpoints(directory, read_only=True) as checkpoints:
-        latest = checkpoints.latest_step()
-        if latest is None:
-            raise UserError(f"{directory} holds no checkpoint")
-        return latest, restore(checkpoints, latest, template)
+        return number, restore(checkpoints, number, template)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
 
 
 def _score(metrics: Any) -> float:

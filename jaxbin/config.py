@@ -129,7 +129,7 @@ class Config:
     initialize_from: str = _field("", "run directory whose last weights training starts from")
     checkpoint_every: int = _at_least(1, 1, "epochs between checkpoints")
     checkpoint_every_steps: int = _at_least(
-        0, 0, "dataset='imagenet2012': save the place in the epoch every so many steps; 0: never"
+        0, 0, "save the place in the epoch every so many steps; 0: only when the run is stopped"
     )
     histograms: bool = _field(False, "weight histograms and latent statistics for TensorBoard")
     dispatch: str = _one_of(
@@ -293,12 +293,6 @@ def _check_together(config: Config, spec: data.DatasetSpec) -> None:
         raise UserError(
             f"batch_size={config.batch_size} is more than the {spec.train_examples} training "
             f"examples of {config.dataset}"
-        )
-    if config.checkpoint_every_steps and not (config.streamed and config.checkpoint_every == 1):
-        raise UserError(
-            f"checkpoint_every_steps={config.checkpoint_every_steps} is for dataset='imagenet2012' "
-            f"with checkpoint_every=1; dataset={config.dataset!r}, "
-            f"checkpoint_every={config.checkpoint_every} take 0"
         )
     if config.streamed and config.dispatch == "epoch":
         raise UserError("dispatch='epoch' is not for dataset='imagenet2012'; accepted: auto, step")

@@ -30,9 +30,6 @@ class Examples:
     labels: Any
 
 
-_NOTHING = Examples(None, None)
-
-
 @flax.struct.dataclass
 class EpochInputs:
     """What differs from epoch to epoch, apart from the mask, which lies in the state.
@@ -57,12 +54,34 @@ class Carry:
       metrics: those of this device's examples.
       order: the epoch's sequence of examples; empty if they are streamed.
       positive: the signs of the latent weights when the epoch began.
+      nonfinite_step: the first step whose loss over this device's examples was not finite, `NEVER`
+        if there was none.
     """
 
     state: TrainState
     metrics: Any
     order: Any
     positive: tuple[jax.Array, ...]
+    nonfinite_step: Any
+
+
+@flax.struct.dataclass
+class Trained:
+    """What an epoch has measured.
+
+    Attributes:
+      metrics: over all of the run's examples.
+      flips: each layer's share of latent weights whose sign the epoch changed, (L,).
+      nonfinite_step: the first step whose loss was not finite, `NEVER` if there was none.
+    """
+
+    metrics: Any
+    flips: jax.Array
+    nonfinite_step: jax.Array
+
+
+NEVER = np.iinfo(np.int32).max
+"""A step that no epoch has."""
 
 
 def make_train_epoch(
@@ -76,16 +95,15 @@ def make_train_epoch(
     augment: bool,
     latent_reset: bool,
     layout: Layout,
-    scan: bool,
+    at_once: Callable[[int], int],
     accumulation_steps: int = 1,
     streamed: bool = False,
-) -> Callable[..., tuple[TrainState, Any, jax.Array]]:
-    """An epoch `(state, inputs, examples, progress=None) -> (state, metrics, flips)`.
+) -> Callable[..., tuple[TrainState, Trained]]:
+    """An epoch `(state, inputs, examples, after=None, first=0) -> (state, trained)`.
 
-    State and inputs are placed, examples shared out (`jaxbin.parallel.Layout`); the state is
-    donated. The sequence of examples is a permutation keyed by the run's key and the epoch; which
-    device computes what does not enter.
-    `flips` (L,) holds each layer's share of latent weights whose sign the epoch changed.
+    State and inputs are placed, examples shared out (`jaxbin.parallel.Layout.compile_loop`, which
+    explains `after` and `first`); the state is donated. The sequence of examples is a permutation
+    keyed by the run's key and the epoch; which device computes what does not enter.
 
     Args:
       train_step: from `jaxbin.step.make_train_step`, over the layout's axis.
@@ -96,18 +114,20 @@ def make_train_epoch(
       augment: whether to crop and flip.
       latent_reset: whether to end the epoch with `jaxbin.step.reset_latents`.
       layout: how runs share the devices.
-      scan: see `Layout.compile_loop`.
+      at_once: how many of so many steps are one dispatch, see `Layout.compile_loop`.
       accumulation_steps: parts that a batch is taken in, see `jaxbin.step.make_gradients`.
       streamed: whether examples are batches that come one by one, chosen, cropped and flipped on
-        the host; the epoch is then a loop of `Layout.compile_stream`.
+        the host.
     """
 
+    def order_of(inputs: EpochInputs, examples: Examples) -> Any:
+        if streamed:
+            return ()
+        return jax.random.permutation(_epoch_keys(inputs)[0], len(examples.labels))
+
     def begin(state: TrainState, inputs: EpochInputs, examples: Examples) -> Carry:
-        order = ()
-        if not streamed:
-            order_key, _ = _epoch_keys(inputs)
-            order = jax.random.permutation(order_key, len(examples.labels))
-        return Carry(state, Metrics.empty(), order, _positive(state, layer_names))
+        order, positive = order_of(inputs, examples), _positive(state, layer_names)
+        return Carry(state, Metrics.empty(), order, positive, jnp.int32(NEVER))
 
     def body(carry: Carry, index: jax.Array, inputs: EpochInputs, examples: Examples) -> Carry:
         images, labels = examples.images, examples.labels
@@ -120,46 +140,61 @@ def make_train_epoch(
         state, metrics, _ = train_step(
             carry.state, normalize(images, mean, std), labels, inputs.learning_rate
         )
-        return dataclasses.replace(carry, state=state, metrics=carry.metrics.merge(metrics))
+        nonfinite_step = jnp.where(jnp.isfinite(metrics.loss.total), NEVER, index)
+        return Carry(
+            state,
+            carry.metrics.merge(metrics),
+            carry.order,
+            carry.positive,
+            jnp.minimum(carry.nonfinite_step, nonfinite_step),
+        )
 
-    def finish(
-        carry: Carry, inputs: EpochInputs, examples: Examples
-    ) -> tuple[TrainState, Any, jax.Array]:
+    def finish(carry: Carry, inputs: EpochInputs, examples: Examples) -> tuple[TrainState, Trained]:
         del inputs, examples
         now = _positive(carry.state, layer_names)
         flips = [(old != new).mean() for old, new in zip(carry.positive, now, strict=True)]
         state = reset_latents(carry.state, layer_names) if latent_reset else carry.state
-        return state, layout.reduce(carry.metrics), jnp.stack(flips)
+        nonfinite_step = layout.least(carry.nonfinite_step)
+        return state, Trained(layout.reduce(carry.metrics), jnp.stack(flips), nonfinite_step)
 
-    if streamed:
-        return layout.compile_stream(
-            lambda state, inputs: begin(state, inputs, _NOTHING),
-            body,
-            lambda carry, inputs: finish(carry, inputs, _NOTHING),
-            steps=steps,
-            pack=lambda carry: dataclasses.replace(carry, metrics=layout.gather(carry.metrics)),
-            unpack=lambda carry: dataclasses.replace(carry, metrics=layout.own(carry.metrics)),
-        )
-    return layout.compile_loop(begin, body, finish, steps=steps, scan=scan)
+    def pack(carry: Carry) -> Carry:
+        metrics = layout.gather(carry.metrics)
+        nonfinite_step = layout.least(carry.nonfinite_step)
+        return dataclasses.replace(carry, metrics=metrics, order=(), nonfinite_step=nonfinite_step)
+
+    def unpack(packed: Carry, inputs: EpochInputs, examples: Examples) -> Carry:
+        metrics, order = layout.own(packed.metrics), order_of(inputs, examples)
+        return dataclasses.replace(packed, metrics=metrics, order=order)
+
+    return layout.compile_loop(
+        begin,
+        body,
+        finish,
+        steps=steps,
+        steps_per_dispatch=at_once(steps),
+        streamed=streamed,
+        pack=pack,
+        unpack=unpack,
+    )
 
 
-def packed_carry_like(state: TrainState, layer_names: tuple[str, ...], devices: int) -> Carry:
-    """Of the shapes that a streamed epoch's carry is saved with, from `devices` devices."""
-    metrics = jax.tree.map(lambda leaf: np.zeros((devices, *np.shape(leaf))), Metrics.empty())
-    return Carry(state, metrics, (), _positive(state, layer_names))
+def packed_carry_like(state: TrainState, layer_names: tuple[str, ...], shards: int) -> Carry:
+    """Of the shapes that an epoch's carry is saved with by a run on `shards` devices."""
+    metrics = jax.tree.map(lambda leaf: np.zeros((shards, *np.shape(leaf))), Metrics.empty())
+    return Carry(state, metrics, (), _positive(state, layer_names), np.int32(NEVER))
 
 
-def fit_to_devices(carry: Carry, devices: int) -> Carry:
+def fit_to_shards(packed: Carry, shards: int) -> Carry:
     """A saved carry for another number of devices: the first has seen all that was seen."""
 
     def fitted(seen: np.ndarray) -> np.ndarray:
-        rest = np.zeros((devices - 1, *seen.shape[1:]), seen.dtype)
+        rest = np.zeros((shards - 1, *seen.shape[1:]), seen.dtype)
         return np.concatenate([seen.sum(0, keepdims=True, dtype=seen.dtype), rest])
 
-    leaves = jax.tree.leaves(carry.metrics)
-    if len(leaves[0]) == devices:
-        return carry
-    return dataclasses.replace(carry, metrics=jax.tree.map(fitted, carry.metrics))
+    leaves = jax.tree.leaves(packed.metrics)
+    if len(leaves[0]) == shards:
+        return packed
+    return dataclasses.replace(packed, metrics=jax.tree.map(fitted, packed.metrics))
 
 
 def make_evaluation(
@@ -170,10 +205,10 @@ def make_evaluation(
     examples: int,
     batch_size: int,
     layout: Layout,
-    scan: bool,
+    at_once: Callable[[int], int],
     streamed: bool = False,
 ) -> Callable[..., Any]:
-    """An evaluation `(state, split) -> metrics` over every example of a split, each counted once.
+    """An evaluation `(state, split, after=None) -> metrics`; every example counts once.
 
     Args:
       eval_step: from `jaxbin.step.make_eval_step`.
@@ -181,7 +216,7 @@ def make_evaluation(
       examples: number of examples in the split.
       batch_size: examples in a step, over all devices; rounded up to a multiple of their number.
       layout: how runs share the devices.
-      scan: see `Layout.compile_loop`.
+      at_once: how many of so many steps are one dispatch, see `Layout.compile_loop`.
       streamed: whether the split is batches that come one by one from the host, each of
         `evaluation_batch_size`.
     """
@@ -205,16 +240,10 @@ def make_evaluation(
         return layout.reduce(metrics)
 
     steps = -(-examples // batch_size)
-    if streamed:
-        stream = layout.compile_stream(
-            lambda nothing, state: begin(nothing, state, _NOTHING),
-            body,
-            lambda metrics, state: finish(metrics, state, _NOTHING),
-            steps=steps,
-        )
-        return lambda state, batches: stream((), state, batches)
-    loop = layout.compile_loop(begin, body, finish, steps=steps, scan=scan)
-    return lambda state, split: loop((), state, split)
+    loop = layout.compile_loop(
+        begin, body, finish, steps=steps, steps_per_dispatch=at_once(steps), streamed=streamed
+    )
+    return lambda state, split, after=None: loop((), state, split, after)
 
 
 def evaluation_batch_size(wanted: int, examples: int, layout: Layout) -> int:

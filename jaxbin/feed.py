@@ -68,16 +68,17 @@ def open_feed(config: Config, stream: Stream, layout: Layout, steps: int) -> Tra
 
 
 def feed_evaluation(
-    evaluation: Callable[[Any, Iterator[Examples]], Any], config: Config, layout: Layout
-) -> Callable[[Any, Stream], Any]:
-    """An evaluation `(state, stream) -> metrics` from one that takes batches."""
+    evaluation: Callable[..., Any], config: Config, layout: Layout
+) -> Callable[..., Any]:
+    """An evaluation `(state, stream, after=None) -> metrics` from one that takes batches."""
 
-    def evaluate(state: Any, stream: Stream) -> Any:
+    def evaluate(state: Any, stream: Stream, after: Any = None) -> Any:
         batch_size = evaluation_batch_size(config.eval_batch_size, len(stream), layout)
         rows = layout.process_rows(batch_size)
         batches = EvaluationBatches(stream, batch_size, tuple(rows.ravel().tolist()))
         with open_batches(batches, config.input_workers) as iterator:
-            return evaluation(state, (_on_devices(batch, len(rows)) for batch in iterator))
+            batches_here = (_on_devices(batch, len(rows)) for batch in iterator)
+            return evaluation(state, batches_here, after)
 
     return evaluate
 

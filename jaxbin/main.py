@@ -20,7 +20,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from jaxbin import config, distributed, records, terminal, train
+from jaxbin import config, distributed, records, signals, terminal, train
 from jaxbin.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The configuration file.")
@@ -54,7 +54,10 @@ def main(argv: Sequence[str]) -> None:
         workdir = Path(_WORKDIR.value) if _WORKDIR.value else records.default_workdir(parsed)
         if distributed.is_first():
             terminal.log_to_terminal()
-        train.run(parsed, workdir)
+        with signals.requests() as requests:
+            train.run(parsed, workdir, requests)
+    except signals.Stopped as stopped:
+        signals.leave(stopped)
     except UserError as error:
         _exit_with(error)
     except jax.errors.JaxRuntimeError as error:

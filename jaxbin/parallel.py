@@ -5,7 +5,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -16,6 +17,9 @@ PyTree = Any
 
 AXIS = "devices"
 """Name of the mapped axis: gradients and batch statistics are averaged over it."""
+
+# Steps in a dispatch of a long loop: many, so that the host's part does not count.
+_SHORTEST, _LONGEST = 16, 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +60,7 @@ class Layout:
     def rows(self, size: int, parts: int = 1) -> jax.Array:
         """Which rows of a batch of `size` this device computes, (share,).
 
-        Only inside a function that `compile_loop` or `compile_stream` maps. Every device has its
+        Only inside a function that `compile_loop` maps. Every device has its
         share of each of the `parts` that the batch is taken in, so that what a part holds does not
         depend on the number of devices.
         """
@@ -80,12 +84,19 @@ class Layout:
         return metrics if self.members is not None else jax.lax.all_gather(metrics, AXIS).reduce()
 
     def gather(self, metrics: Any) -> Any:
-        """Every device's `metrics`, with a leading device axis; only inside a mapped function."""
+        """All shards' `metrics`, with a leading axis for them; only inside a mapped function."""
+        if self.members is not None:
+            return jax.tree.map(lambda array: array[None], metrics)
         return jax.lax.all_gather(metrics, AXIS)
 
     def own(self, gathered: Any) -> Any:
         """This device's part of what `gather` returned; only inside a mapped function."""
-        return jax.tree.map(lambda array: array[jax.lax.axis_index(AXIS)], gathered)
+        shard = jax.lax.axis_index(AXIS) if self.members is None else 0
+        return jax.tree.map(lambda array: array[shard], gathered)
+
+    def least(self, value: jax.Array) -> jax.Array:
+        """The least over a run's shards; only inside a mapped function."""
+        return value if self.members is not None else jax.lax.pmin(value, AXIS)
 
     def place(self, trees: Sequence[PyTree]) -> PyTree:
         """One tree for each member, or the one of a run alone, on the devices that compute it."""
@@ -124,7 +135,10 @@ class Layout:
         finish: Callable[[PyTree, PyTree, PyTree], PyTree],
         *,
         steps: int,
-        scan: bool,
+        steps_per_dispatch: int = 1,
+        streamed: bool = False,
+        pack: Callable[[PyTree], PyTree] = lambda carry: carry,
+        unpack: Callable[[PyTree, PyTree, PyTree], PyTree] = lambda carry, inputs, shared: carry,
     ) -> Callable[..., PyTree]:
         """A loop on all devices: `begin`, `steps` times `body`, `finish`; each for one member.
 
@@ -133,104 +147,69 @@ class Layout:
           body: `(carry, index, inputs, shared) -> carry`, with index 0..steps-1.
           finish: `(carry, inputs, shared) -> result`.
           steps: how many times `body` runs.
-          scan: one dispatch for everything, or one for each of the functions' calls. The results
-            are the same.
+          steps_per_dispatch: how many times at once, by `lax.scan`; a divisor of `steps`, see
+            `steps_at_once`. The results are the same.
+          streamed: whether every step has its own batch, from the host. What `body` takes as shared
+            is then this device's part of it; `begin`, `finish` and `unpack` get nothing.
+          pack: turns a carry into what all devices agree on, to be saved.
+          unpack: `(packed, inputs, shared) -> carry`, the inverse.
 
         Returns:
-          `loop(donated, inputs, shared, progress=None) -> result`. `donated` and `inputs` were
-          made by `place`, or by such a loop, `shared` by `share_out`. The arrays of `donated` are
-          gone afterwards. `progress(steps)` is called with the number of steps that just ended.
+          `loop(donated, inputs, shared, after=None, first=0) -> result`. `donated` and `inputs`
+          were made by `place`, or by such a loop; the arrays of `donated` are gone afterwards.
+          `shared` was made by `share_out`; if `streamed` it yields trees of arrays on the host,
+          (this process's devices, share, ...), from batch `first` on. `after(done, fetch)` is
+          called after each dispatch with the number of steps done; until the next one
+          `fetch(member)` is a member's packed carry on the host. With `first` above 0, which a loop
+          has told as `done`, the loop goes on after that step, and `donated` is packed carries.
         """
 
-        def everything(donated: PyTree, inputs: PyTree, shared: PyTree, _: Any) -> PyTree:
-            carry = _scan(body, begin(donated, inputs, shared), steps, inputs, shared)
-            return finish(carry, inputs, shared)
+        def several(carry: PyTree, inputs: PyTree, shared: PyTree, first: Any) -> PyTree:
+            return _scan(body, carry, first, steps_per_dispatch, inputs, shared)
 
         # Arguments of all: what may be donated, inputs, what is shared, the step's number.
-        fused = self._mapped(everything, donate=True)
         mapped_begin = self._mapped(lambda d, i, s, _: begin(d, i, s), donate=True)
+        mapped_unpack = self._mapped(lambda d, i, s, _: unpack(d, i, s), donate=True)
         mapped_body = self._mapped(lambda c, i, s, index: body(c, index, i, s), donate=True)
+        mapped_several = self._mapped(several, donate=True)
         mapped_finish = self._mapped(lambda c, i, s, _: finish(c, i, s), donate=False)
+        mapped_pack = self._mapped(lambda c, *_: pack(c), donate=False)
         none = np.int32(0)
 
-        def in_one(donated: PyTree, inputs: PyTree, shared: PyTree, progress: Any = None) -> PyTree:
-            result = jax.block_until_ready(fused(donated, inputs, shared, none))
-            if progress is not None:
-                progress(steps)
-            return result
-
-        def in_steps(
-            donated: PyTree, inputs: PyTree, shared: PyTree, progress: Any = None
-        ) -> PyTree:
-            carry = mapped_begin(donated, inputs, shared, none)
-            for index in range(steps):
-                carry = mapped_body(carry, inputs, shared, np.int32(index))
-                if progress is not None:
-                    jax.block_until_ready(carry)
-                    progress(1)
-            return jax.block_until_ready(mapped_finish(carry, inputs, shared, none))
-
-        return in_one if scan else in_steps
-
-    def compile_stream(
-        self,
-        begin: Callable[[PyTree, PyTree], PyTree],
-        body: Callable[[PyTree, jax.Array, PyTree, PyTree], PyTree],
-        finish: Callable[[PyTree, PyTree], PyTree],
-        *,
-        steps: int,
-        pack: Callable[[PyTree], PyTree] = lambda carry: carry,
-        unpack: Callable[[PyTree], PyTree] = lambda carry: carry,
-    ) -> Callable[..., PyTree]:
-        """A loop over batches that come from the host, for one run alone; a dispatch each.
-
-        Args:
-          begin, finish: as for `compile_loop`, without what is shared.
-          body: likewise; what is shared is this device's part of the step's batch.
-          steps: how many times `body` runs.
-          pack: turns a carry into what all devices agree on, to be saved.
-          unpack: the inverse.
-
-        Returns:
-          `loop(donated, inputs, batches, progress=None, first=0, every=0, save=None) -> result`.
-          `batches` yields trees of arrays on the host, (this process's devices, share, ...).
-          `save(index, fetch)` is called after every `every` steps but the last; `fetch()` is the
-          packed carry on the host. With `first` above 0 the loop goes on before that step, and
-          `donated` is a packed carry from `share_out`.
-        """
-        assert self.members is None
-        mapped_begin = self._mapped(lambda d, i, _, __: begin(d, i), donate=True)
-        mapped_body = self._mapped(lambda c, i, s, index: body(c, index, i, s), donate=True)
-        mapped_finish = self._mapped(lambda c, i, _, __: finish(c, i), donate=False)
-        mapped_pack = self._mapped(lambda c, *_: pack(c), donate=False)
-        mapped_unpack = self._mapped(lambda c, *_: unpack(c), donate=True)
-        put = jax.pmap(lambda arrays: arrays, axis_name=AXIS)
-        rest = (), np.int32(0)
+        def fetch(carry: PyTree, inputs: PyTree, member: int = 0) -> PyTree:
+            return self.fetch(mapped_pack(carry, inputs, (), none), member)
 
         def loop(
             donated: PyTree,
             inputs: PyTree,
-            batches: Iterator[PyTree],
-            progress: Any = None,
+            shared: Any,
+            after: Callable[[int, Callable[..., PyTree]], None] | None = None,
             first: int = 0,
-            every: int = 0,
-            save: Any = None,
         ) -> PyTree:
-            carry = (mapped_unpack if first else mapped_begin)(donated, inputs, *rest)
-            batch = put(next(batches))
-            for index in range(first, steps):
-                carry = mapped_body(carry, inputs, batch, np.int32(index))
-                if index + 1 < steps:
-                    batch = put(next(batches))  # while the devices compute
-                jax.block_until_ready(carry)
-                if progress is not None:
-                    progress(1)
-                if every and (index + 1) % every == 0 and index + 1 < steps:
-                    packed = mapped_pack(carry, inputs, *rest)
-                    save(index + 1, functools.partial(self.fetch, packed))
-            return jax.block_until_ready(mapped_finish(carry, inputs, *rest))
+            supply = map(self._put, shared) if streamed else itertools.repeat(shared)
+            resident = () if streamed else shared
+            carry = (mapped_unpack if first else mapped_begin)(donated, inputs, resident, none)
+            batch = next(supply) if first < steps else None
+            done = first
+            while done < steps:
+                # Another machine may have stopped within what is one dispatch here.
+                many = steps_per_dispatch > 1 and done % steps_per_dispatch == 0
+                carry = (mapped_several if many else mapped_body)(
+                    carry, inputs, batch, np.int32(done)
+                )
+                done += steps_per_dispatch if many else 1
+                if done < steps:
+                    batch = next(supply)  # while the devices compute
+                if after is not None:
+                    jax.block_until_ready(carry)
+                    after(done, functools.partial(fetch, carry, inputs))
+            return jax.block_until_ready(mapped_finish(carry, inputs, resident, none))
 
         return loop
+
+    @property
+    def _put(self) -> Callable[[PyTree], PyTree]:
+        return jax.pmap(lambda arrays: arrays, axis_name=AXIS)
 
     def _mapped(
         self, function: Callable[[PyTree, PyTree, PyTree, Any], PyTree], donate: bool
@@ -273,21 +252,35 @@ def check_batch_size(batch_size: int, devices: int, parts: int = 1) -> str | Non
     return f"{devices} devices cannot share {what} evenly; accepted: {sizes}"
 
 
-def one_dispatch(platform: str, convolutions: bool) -> bool:
-    """Whether a whole loop should be one dispatch (`lax.scan`) or one per step.
+def steps_at_once(steps: int, platform: str, convolutions: bool) -> int:
+    """How many of a loop's steps should be one dispatch (`lax.scan`).
 
-    One dispatch is faster, except that XLA's CPU backend runs convolutions inside a loop without
-    its fast kernels, slower by orders of magnitude.
+    Many are faster than one, except that XLA's CPU backend runs convolutions inside a loop without
+    its fast kernels, slower by orders of magnitude. Between two dispatches a run can be stopped and
+    lose nothing, so that a long loop is taken in equal parts, if its length has such a divisor.
     """
-    return platform != "cpu" or not convolutions
+    if platform == "cpu" and convolutions:
+        return 1
+    return in_few_dispatches(steps)
+
+
+def in_few_dispatches(steps: int) -> int:
+    """The largest divisor of `steps` that is a good length of a dispatch; `steps` without one."""
+    divisors = [n for n in range(_SHORTEST, min(_LONGEST, steps) + 1) if steps % n == 0]
+    return max(divisors, default=steps)
 
 
 def _scan(
-    body: Callable[..., PyTree], carry: PyTree, steps: int, inputs: PyTree, shared: PyTree
+    body: Callable[..., PyTree],
+    carry: PyTree,
+    first: jax.Array,
+    steps: int,
+    inputs: PyTree,
+    shared: PyTree,
 ) -> PyTree:
     carry, _ = jax.lax.scan(
         lambda carry, index: (body(carry, index, inputs, shared), None),
         carry,
-        jnp.arange(steps, dtype=jnp.int32),
+        first + jnp.arange(steps, dtype=jnp.int32),
     )
     return carry

@@ -1,7 +1,8 @@
-"""A place within an epoch of a streamed dataset: saved, found again, gone on from."""
+"""A place within an epoch: saved when a run is stopped there, found again, gone on from."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,76 +10,111 @@ import orbax.checkpoint as ocp
 
 from jaxbin import checkpoint
 from jaxbin.config import Config
-from jaxbin.epoch import Carry, fit_to_devices, packed_carry_like
+from jaxbin.epoch import Carry, fit_to_shards, packed_carry_like
+from jaxbin.signals import Requests, Stopped
 from jaxbin.step import TrainState
-from jaxbin.trainer import Trainer
 
 
 @dataclasses.dataclass(frozen=True)
 class Position:
-    """How many steps of an epoch are done, and what is stored of what they have led to.
+    """How far an epoch has come, and what is stored of what its steps have led to.
 
-    Nothing of the input pipeline: which batch comes next follows from the step.
+    Nothing of the input: which examples come next follows from the step.
+
+    Attributes:
+      epoch: from 0.
+      step: how many of its steps are done, 1 or more; all of them if only the evaluation is left.
+      stored: a packed carry, by name.
     """
 
+    epoch: int
     step: int
     stored: dict[str, np.ndarray]
 
-    def carry(self, state: TrainState, config: Config, devices: int) -> Carry:
-        """What the steps have led to, for that many devices; `state` is any of the run's.
+    def carry(self, state: TrainState, config: Config, shards: int) -> Carry:
+        """What the steps have led to, for a run on that many devices; `state` is any of the run's.
 
         Raises:
           UserError: what is stored does not fit.
         """
-        devices_then = len(self.stored["metrics.loss.count"])
-        template = packed_carry_like(state, config.layer_names, devices_then)
-        return fit_to_devices(checkpoint.fit(self.stored, template, "the position"), devices)
+        shards_then = len(self.stored["metrics.loss.count"])
+        template = packed_carry_like(state, config.layer_names, shards_then)
+        return fit_to_shards(checkpoint.fit(self.stored, template, "the position"), shards)
 
 
-def latest(positions: ocp.CheckpointManager, done: int) -> Position | None:
-    """The position saved last, unless the run has come further: `done` steps by whole epochs."""
-    number = positions.latest_step()
-    if number is None or number <= done:
+def newest(directory: Path, report: Callable[[str], None]) -> int | None:
+    """The number of the newest sound position, of steps counted through all epochs."""
+    try:
+        return checkpoint.newest(directory, report, set_aside=True)
+    except checkpoint.UserError as error:
+        report(str(error))  # the run goes on from the beginning of an epoch
         return None
-    return Position(number - done, checkpoint.read(positions, number))
 
 
-def train_epoch(
-    config: Config,
-    trainer: Trainer,
-    state: TrainState,
-    inputs: Any,
-    epoch: int,
-    position: Position | None,
-    save: Callable[[int, Callable[[], Carry]], None],
-    progress: Callable[[int], Any],
-) -> tuple[TrainState, Any, Any]:
-    """An epoch of a streamed dataset, or what is left of it after `position`.
+def read(positions: ocp.CheckpointManager, number: int, steps: int) -> Position:
+    """The position after `number` steps of a run with `steps` steps in an epoch."""
+    epoch = (number - 1) // steps
+    return Position(epoch, number - epoch * steps, checkpoint.read(positions, number))
+
+
+class Watch:
+    """Looks up between the dispatches of a run: progress, places to save, requests to stop.
 
     Args:
-      config: the run.
-      trainer: its trainer.
-      state: before the epoch; on the host if there is a position.
-      inputs: `EpochInputs`, placed.
-      epoch: from 0.
-      position: where to go on, if not at the beginning.
-      save: takes the number of a step, counted through all epochs, and what fetches the carry.
+      members: the runs that train together, as `jaxbin.runs.OpenRun`.
+      steps: in an epoch.
+      requests: to stop.
       progress: takes numbers of steps that have ended.
-
-    Returns:
-      The new state, metrics and flips, as every epoch does.
     """
-    assert trainer.feed is not None
-    first, begin = 0, state
-    if position is not None:
-        first = position.step
-        begin = trainer.layout.share_out(position.carry(state, config, trainer.layout.shards))
-    return trainer.train_epoch(
-        begin,
-        inputs,
-        trainer.feed.epoch(epoch, first),
-        progress,
-        first=first,
-        every=config.checkpoint_every_steps,
-        save=lambda step, fetch: save(epoch * trainer.steps + step, fetch),
-    )
+
+    def __init__(
+        self,
+        members: Sequence[Any],
+        steps: int,
+        requests: Requests,
+        progress: Callable[[int], Any],
+    ):
+        self._members = members
+        self._steps = steps
+        self._every = members[0].config.checkpoint_every_steps
+        self._requests = requests
+        self._progress = progress
+        self._looks = 0
+        self.begin(0, 0)
+
+    def begin(self, epoch: int, done: int) -> None:
+        """An epoch begins, or goes on after `done` of its steps."""
+        self._epoch = epoch
+        self._done = done
+        self._fetch: Callable[..., Carry] | None = None
+
+    def training(self, done: int, fetch: Callable[..., Carry]) -> None:
+        """After a dispatch of training steps, see `jaxbin.parallel.Layout.compile_loop`."""
+        due = self._every and done // self._every > self._done // self._every
+        self._progress(done - self._done)
+        self._done, self._fetch = done, fetch
+        if due and done < self._steps:
+            self._save()
+        self._stop_if_asked()
+
+    def evaluating(self, done: int, fetch: Callable[..., Any]) -> None:
+        """After a dispatch of evaluation steps."""
+        del done, fetch
+        self._stop_if_asked()
+
+    def _stop_if_asked(self) -> None:
+        number = self._requests.pending(self._looks)
+        self._looks += 1
+        if number is not None:
+            self._save()
+            for member in self._members:
+                member.logger.info("stopped in epoch %d after step %d", self._epoch, self._done)
+            raise Stopped(number)
+
+    def _save(self) -> None:
+        if self._fetch is None:
+            return  # nothing was computed since the run went on from here
+        for index, member in enumerate(self._members):
+            carry = self._fetch(index)  # in all of several processes
+            if member.goes_on:
+                member.save_position(self._epoch * self._steps + self._done, carry)

@@ -1,15 +1,19 @@
 """The run directory: what a run leaves behind for people and programs.
 
+lock              held by the process that trains the run
 config.json       the resolved configuration
 environment.json  commit, versions, devices
 log.txt           what the terminal showed
 metrics.jsonl     one object per epoch
 tensorboard/      the same scalars as event files
 checkpoints/      see `jaxbin.checkpoint`
+positions/        likewise, places within an epoch
 summary.json      best and last epoch, when the run has ended
 """
 
+import contextlib
 import dataclasses
+import fcntl
 import importlib.metadata
 import json
 import logging
@@ -22,7 +26,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import jax
 from tensorboardX import SummaryWriter
@@ -35,6 +39,8 @@ from jaxbin.errors import UserError, shown
 _MAY_DIFFER = ("data_dir", "evaluate_only", "input_workers", "checkpoint_every_steps")
 # What an evaluation of a run's weights needs to be as it was in training.
 _DEFINES_WEIGHTS = ("network", "depth", "layer_names")
+
+_LOCK = "lock"
 
 # Flags whose values are places, in the commands of this project.
 _PLACES = ("workdir", "data_dir", "split_file")
@@ -69,11 +75,23 @@ def check_workdir(workdir: Path, config: Config) -> None:
         raise UserError(f"workdir={str(workdir)!r} is a file; accepted: a directory")
     if config.evaluate_only:
         _check_weights("workdir", workdir, config)
-    elif (workdir / "config.json").exists():
+    else:
+        _check_writable(workdir)
+    if not config.evaluate_only and (workdir / "config.json").exists():
         names = [name for name in to_json(config) if name not in _MAY_DIFFER]
         _check_same("workdir", workdir, config, names, "choose another --workdir")
     if config.initialize_from:
         _check_weights("initialize_from", Path(config.initialize_from), config)
+
+
+def _check_writable(workdir: Path) -> None:
+    """Raise a UserError if `workdir` cannot be written to, or another process does."""
+    there = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"workdir={str(workdir)!r} is not writable: {there} is not")
+    if (workdir / _LOCK).exists():
+        with (workdir / _LOCK).open("rb") as file:
+            _lock(workdir, file)
 
 
 def _check_weights(field: str, directory: Path, config: Config) -> None:
@@ -129,19 +147,54 @@ def read_configuration(directory: Path) -> dict[str, Any]:
     return content
 
 
-def open_workdir(workdir: Path, config: Config) -> None:
-    """Create `workdir`, and the files that describe the run, unless they are there.
+@contextmanager
+def claim(workdir: Path, config: Config) -> Iterator[None]:
+    """Keep `workdir` for this process; create it, and the files that describe the run.
 
     Raises:
-      UserError: the directory cannot be written to.
+      UserError: the directory cannot be written to, or another process has it.
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"workdir={str(workdir)!r} is not writable: {error.strerror}") from None
+    path = workdir / _LOCK
+    with _written(path):
+        file = path.open("ab")
+    with file:
+        _lock(workdir, file)
+        with _written(path):
+            # Not replaced: the lock is on this very file.
+            path.write_text(f"process {os.getpid()} on {platform.node()}\n", encoding="utf-8")
         if not (workdir / "config.json").exists():
             write_json(workdir / "environment.json", environment())
             write_json(workdir / "config.json", to_json(config))
+        yield
+
+
+def _lock(workdir: Path, file: BinaryIO) -> None:
+    """Lock a run directory as long as `file` is open; the system lets go of a dead process's.
+
+    Raises:
+      UserError: another process has locked it.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = (workdir / _LOCK).read_text(encoding="utf-8").strip() or "another process"
+        raise UserError(
+            f"workdir={str(workdir)!r} is in use by {holder}; accepted: another directory, or this "
+            "one when that has ended"
+        ) from None
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[None]:
+    """What goes wrong in writing to `path` is one line."""
+    try:
+        yield
     except OSError as error:
-        raise UserError(f"workdir={str(workdir)!r} is not writable: {error.strerror}") from None
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
 
 
 def environment() -> dict[str, Any]:
@@ -226,11 +279,12 @@ def write_json(path: Path, content: Any) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a text file so that it is there whole or not at all."""
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    with _written(path):
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
 
 
 def best_epoch(lines: list[dict[str, Any]], metric: str) -> dict[str, Any]:
@@ -263,7 +317,8 @@ class Records:
         self.lines.append(line)
         if self.writer is None:
             return
-        with (self.workdir / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        path = self.workdir / "metrics.jsonl"
+        with _written(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, allow_nan=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
@@ -292,20 +347,28 @@ def open_records(workdir: Path, epochs: int) -> Records:
     """
     path = workdir / "metrics.jsonl"
     kept = path.read_text(encoding="utf-8").splitlines()[:epochs] if path.exists() else []
-    lines = [json.loads(line) for line in kept]
-    if len(lines) != epochs or any(line["epoch"] != i for i, line in enumerate(lines)):
+    lines: list[dict[str, Any]] = []
+    with contextlib.suppress(ValueError):
+        lines = [json.loads(line) for line in kept]
+    numbers = [line.get("epoch") if isinstance(line, dict) else None for line in lines]
+    if numbers != list(range(epochs)):
         raise UserError(f"{path} does not hold the {epochs} epochs that were checkpointed")
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, "".join(line + "\n" for line in kept))
     writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=epochs)
     return Records(workdir, lines, writer)
+
+
+class _LogFile(logging.FileHandler):
+    """A log that cannot be written is missed by nobody who reads the error of the run itself."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        del record
 
 
 @contextmanager
 def log_to_file(workdir: Path, terminal: bool) -> Iterator[logging.Logger]:
     """A logger that writes to `log.txt` and, if wanted, to wherever jaxbin logs."""
-    handler = logging.FileHandler(workdir / "log.txt", encoding="utf-8")
+    handler = _LogFile(workdir / "log.txt", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     logger = logging.getLogger("jaxbin").getChild(f"run {workdir}".replace(".", "_"))
     logger.propagate = terminal

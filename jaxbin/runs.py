@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orbax.checkpoint as ocp
 
 from jaxbin import checkpoint, distributed, positions, records, schedule, terminal
 from jaxbin.config import Config
-from jaxbin.epoch import Carry
+from jaxbin.epoch import NEVER, Carry
 from jaxbin.errors import UserError
+from jaxbin.layers import latent_weights
 from jaxbin.positions import Position
 from jaxbin.step import TrainState
 from jaxbin.trainer import evaluated_split
@@ -30,7 +32,8 @@ class OpenRun:
       checkpoints: what is saved; None in a process that only computes.
       records: what is recorded; one line for each epoch that has ended.
       position: where in its next epoch the run goes on, if not at the beginning.
-      positions: where such positions are saved, if they are.
+      positions: where such positions are saved; None in a process that only computes.
+      best: the line of the best epoch, see `records.best_epoch`; None before the first has ended.
       unsaved_best: the best epoch and its state, unless a checkpoint holds it.
       failure: why it cannot go on.
     """
@@ -43,6 +46,7 @@ class OpenRun:
     records: records.Records
     position: Position | None = None
     positions: ocp.CheckpointManager | None = None
+    best: dict[str, Any] | None = None
     unsaved_best: tuple[int, TrainState] | None = None
     failure: UserError | None = None
 
@@ -69,15 +73,15 @@ class OpenRun:
         layer becomes binary; before that it would end an iterative run between two layers.
         """
         lines, config = self.lines, self.config
-        last_mask = mask_in(config, config.run_epochs - 1)
-        if not config.patience or not lines:
+        if not config.patience or self.best is None:
             return False
-        if lines[-1]["binary_layers"] != binary_layers(last_mask):
+        if lines[-1]["binary_layers"] != binary_layers(mask_in(config, config.run_epochs - 1)):
             return False
-        best = records.best_epoch(lines, self.metric)
-        return lines[-1]["epoch"] - best["epoch"] >= config.patience
+        return lines[-1]["epoch"] - self.best["epoch"] >= config.patience
 
-    def add(self, line: dict[str, Any], fetch_state: Callable[[], TrainState]) -> None:
+    def add(
+        self, line: dict[str, Any], nonfinite_step: int, fetch_state: Callable[[], TrainState]
+    ) -> None:
         """Record an epoch and save what has to be.
 
         A checkpoint is written every `checkpoint_every` epochs and after the last one. If the loss
@@ -85,40 +89,66 @@ class OpenRun:
 
         Args:
           line: the epoch's metrics.
+          nonfinite_step: the first whose loss was not finite, or `jaxbin.epoch.NEVER`.
           fetch_state: the state after the epoch, on the host.
         """
         epoch = line["epoch"]
-        if not records.finite(line):
-            self.failure = UserError(
-                f"epoch {epoch}: the loss is not finite; the last checkpoint is kept; "
-                f"learning_rate={self.config.learning_rate:g} may be too large"
-            )
+        if nonfinite_step != NEVER or not records.finite(line):
+            self.failure = self._not_finite(epoch, nonfinite_step, fetch_state())
+            self._save_best()
             return
         self.records.add(line)
+        if self.best is None or records.score(line, self.metric) > records.score(
+            self.best, self.metric
+        ):
+            self.best = line
         layers = len(self.config.layer_names)
         split = evaluated_split(self.config)
         self.logger.info(terminal.epoch_line(line, self.config.run_epochs, layers, split))
         if self.checkpoints is None:
             return
-        if records.best_epoch(self.lines, self.metric)["epoch"] == epoch:
+        if self.best is line:
             self.unsaved_best = epoch, fetch_state()
         if (epoch + 1) % self.config.checkpoint_every == 0 or not self.goes_on:
-            self._save(self.checkpoints, epoch, fetch_state())
+            if self.best is not line:
+                self._save_best()
+            self._save(epoch, fetch_state())
+            self.unsaved_best = None
 
-    def _save(self, checkpoints: ocp.CheckpointManager, epoch: int, state: TrainState) -> None:
-        """Save the state after an epoch and, before it, a better one that is not saved yet."""
-        saved = [(epoch, state)]
-        if self.unsaved_best is not None and self.unsaved_best[0] != epoch:
-            saved.insert(0, self.unsaved_best)
-        for which, its_state in saved:
-            score = records.score(self.lines[which], self.metric)
-            checkpoint.save(checkpoints, which, its_state, score)
-        self.unsaved_best = None
+    def _not_finite(self, epoch: int, step: int, state: TrainState) -> UserError:
+        """Says where the loss ceased to be finite, and in which layers the weights have."""
+        names = self.config.layer_names
+        layers = [
+            f"{number} ({name})"
+            for number, (name, latent) in enumerate(
+                zip(names, latent_weights(state.params, names), strict=True), start=1
+            )
+            if not np.isfinite(latent).all()
+        ]
+        where = "in its evaluation" if step == NEVER else f"from its step {step} on"
+        weights = f"those of layers {', '.join(layers)} are not" if layers else "all are"
+        return UserError(
+            f"epoch {epoch}: the loss is not finite {where}; of the latent weights, by its end, "
+            f"{weights}; the last checkpoint is kept; learning_rate="
+            f"{self.config.learning_rate:g} may be too large"
+        )
 
-    def save_position(self, number: int, fetch_carry: Callable[[], Carry]) -> None:
+    def _save_best(self) -> None:
+        """Save the best state, unless it is saved."""
+        if self.unsaved_best is not None:
+            self._save(*self.unsaved_best)
+            self.unsaved_best = None
+
+    def _save(self, epoch: int, state: TrainState) -> None:
+        assert self.checkpoints is not None
+        score = records.score(self.lines[epoch], self.metric)
+        checkpoint.save(self.checkpoints, epoch, state, score)
+
+    def save_position(self, number: int, carry: Carry) -> None:
         """Save what `number` steps, counted through all epochs, have led to."""
         if self.positions is not None:
-            checkpoint.save_position(self.positions, number, fetch_carry())
+            self._save_best()  # the epochs from the last checkpoint on will not be computed again
+            checkpoint.save(self.positions, number, carry)
 
     def end(self, traces: int) -> dict[str, Any] | UserError:
         """Write the summary and return it, or return the failure.
@@ -130,7 +160,7 @@ class OpenRun:
             return self.failure
         summary = {
             "metric": self.metric,
-            "best": records.best_epoch(self.lines, self.metric),
+            "best": self.best,
             "last": self.lines[-1],
             "epochs": len(self.lines),
             "stopped_early": len(self.lines) < self.config.run_epochs,
@@ -145,6 +175,19 @@ class OpenRun:
         return summary
 
 
+def found(workdir: Path, report: Callable[[str], None]) -> tuple[int, int]:
+    """How many epochs, and how many steps counted through all of them, a run's files hold.
+
+    Damaged checkpoints are reported and set aside.
+
+    Raises:
+      UserError: all are damaged.
+    """
+    position = positions.newest(workdir / "positions", report)
+    latest = checkpoint.newest(workdir / "checkpoints", report, set_aside=True)
+    return 0 if latest is None else latest + 1, position or 0
+
+
 @contextlib.contextmanager
 def open_run(
     config: Config, workdir: Path, first_state: TrainState, alone: bool, steps: int
@@ -153,7 +196,7 @@ def open_run(
 
     Args:
       config: the run.
-      workdir: its directory; `records.check_workdir` has accepted it.
+      workdir: its directory, which `records.claim` holds.
       first_state: the state before the first epoch, on one device.
       alone: whether what it logs goes to the terminal too.
       steps: in an epoch.
@@ -161,29 +204,29 @@ def open_run(
     Raises:
       UserError: what is there cannot be read, or the directory not be written to.
     """
-    records.open_workdir(workdir, config)
     with contextlib.ExitStack() as stack:
         logger = stack.enter_context(records.log_to_file(workdir, alone))
         logger.info("run directory: %s", workdir)
         logger.info(terminal.parameter_table(first_state.params, config.layer_names))
+        done, at = found(workdir, logger.warning)
         checkpoints = stack.enter_context(checkpoint.open_checkpoints(workdir / "checkpoints"))
-        latest = checkpoints.latest_step()
-        start = first_state
-        if latest is not None:
-            logger.info("resuming after epoch %d", latest)
-            start = checkpoint.restore(checkpoints, latest, first_state)
+        saved = stack.enter_context(checkpoint.open_positions(workdir / "positions"))
+        start, position = first_state, None
+        if at > done * steps:
+            position = positions.read(saved, at, steps)
+            done = position.epoch
+            logger.info("going on in epoch %d after step %d", done, position.step)
+        elif done:
+            logger.info("resuming after epoch %d", done - 1)
+            start = checkpoint.restore(checkpoints, done - 1, first_state)
         elif config.initialize_from:
             start = with_weights_of(Path(config.initialize_from), first_state, logger)
-        epochs = 0 if latest is None else latest + 1
-        run_records = records.open_records(workdir, epochs)
+        run_records = records.open_records(workdir, done)
         if run_records.writer is not None:
             stack.enter_context(contextlib.closing(run_records.writer))
-        run = OpenRun(config, workdir, logger, start, checkpoints, run_records)
-        if config.checkpoint_every_steps:
-            run.positions = stack.enter_context(checkpoint.open_positions(workdir / "positions"))
-            run.position = positions.latest(run.positions, epochs * steps)
-        if run.position is not None:
-            logger.info("going on in epoch %d after step %d", epochs, run.position.step)
+        run = OpenRun(config, workdir, logger, start, checkpoints, run_records, position, saved)
+        if run.lines:
+            run.best = records.best_epoch(run.lines, run.metric)
         yield run
 
 
@@ -209,6 +252,8 @@ def open_shared_run(
             silent.propagate = False
             memory = records.Records(workdir, lines, None)
             opened.append(OpenRun(config, workdir, silent, start, None, memory, position))
+            if lines:
+                opened[0].best = records.best_epoch(lines, opened[0].metric)
         yield opened[0]
 
 
@@ -224,7 +269,9 @@ def with_weights_of(
       UserError: there is no checkpoint, or it does not fit.
     """
     template = {part: getattr(state, part) for part in parts}
-    latest, restored = checkpoint.restore_latest(directory / "checkpoints", template)
+    latest, restored = checkpoint.restore_newest(
+        directory / "checkpoints", template, logger.warning
+    )
     logger.info("weights of %s after epoch %d", directory, latest)
     return dataclasses.replace(state, **restored)
 

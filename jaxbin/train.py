@@ -9,19 +9,21 @@ import functools
 import itertools
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from jaxbin import checkpoint, data, distributed, positions, records, runs, schedule, terminal
+from jaxbin import data, distributed, records, runs, schedule, terminal
 from jaxbin.config import Config, to_json
 from jaxbin.epoch import EpochInputs
 from jaxbin.errors import UserError
 from jaxbin.layers import latent_weights, write_mask
 from jaxbin.parallel import Layout
+from jaxbin.positions import Watch
+from jaxbin.signals import Requests
 from jaxbin.step import TrainState
 from jaxbin.terminal import logger
 from jaxbin.trainer import (
@@ -56,14 +58,20 @@ _MEMBERS_MAY_DIFFER = (
 )
 
 
-def run(config: Config, workdir: Path) -> dict[str, Any]:
+def run(config: Config, workdir: Path, requests: Requests | None = None) -> dict[str, Any]:
     """Train, or go on training, the run in `workdir`; or only evaluate it.
+
+    Args:
+      config: the run.
+      workdir: its directory.
+      requests: to stop between two steps, see `jaxbin.signals`.
 
     Returns:
       The content of `summary.json`; with `evaluate_only` the metrics of the last checkpoint.
 
     Raises:
       UserError: something that the user can mend.
+      Stopped: as requested.
     """
     check_devices(config, Layout())
     ended = distributed.from_first(lambda: _checked(config, workdir))
@@ -75,29 +83,31 @@ def run(config: Config, workdir: Path) -> dict[str, Any]:
     with jax.default_matmul_precision(matmul_precision(config)):
         if config.evaluate_only:
             return _evaluate_run(config, workdir, dataset)
-        (outcome,) = _train([(config, workdir)], dataset, Layout())
+        (outcome,) = _train([(config, workdir)], dataset, Layout(), requests or Requests())
     if isinstance(outcome, UserError):
         raise outcome
     return outcome
 
 
 def run_population(
-    members: Sequence[tuple[Config, Path]],
+    members: Sequence[tuple[Config, Path]], requests: Requests | None = None
 ) -> list[dict[str, Any] | UserError]:
     """Train several runs as one program; each leaves what it would leave if it had run alone.
 
     Members are spread over the devices, and those on one device are vmapped. Runs that have ended
     are left as they are. Those that were interrupted go on together with those that were
-    interrupted after the same epoch.
+    interrupted at the same place.
 
     Args:
       members: configurations with the same `population_key`, and their run directories.
+      requests: to stop between two steps, see `jaxbin.signals`.
 
     Returns:
       What `summary.json` of each holds, or why a member failed; the others are not affected.
 
     Raises:
       UserError: something that the user can mend, before anything is computed.
+      Stopped: as requested.
     """
     for config, workdir in members:
         if config.evaluate_only:
@@ -113,11 +123,12 @@ def run_population(
     outcomes: dict[Path, Any] = {workdir: _ended(config, workdir) for config, workdir in members}
     left = [member for member in members if outcomes[member[1]] is None]
     dataset = _load(left[0][0]) if left else None
-    for _, group in itertools.groupby(sorted(left, key=_epochs_done), _epochs_done):
+    for _, group in itertools.groupby(sorted(left, key=_place), _place):
         together = list(group)
         assert dataset is not None
         with jax.default_matmul_precision(matmul_precision(together[0][0])):
-            results = _train(together, dataset, Layout(len(together)))
+            layout = Layout(len(together))
+            results = _train(together, dataset, layout, requests or Requests())
         outcomes |= {
             workdir: result for (_, workdir), result in zip(together, results, strict=True)
         }
@@ -145,9 +156,8 @@ def _ended(config: Config, workdir: Path) -> dict[str, Any] | None:
     return records.read_json(path) if path.exists() and not config.evaluate_only else None
 
 
-def _epochs_done(member: tuple[Config, Path]) -> int:
-    latest = checkpoint.latest(member[1] / "checkpoints")
-    return 0 if latest is None else latest + 1
+def _place(member: tuple[Config, Path]) -> tuple[int, int]:
+    return runs.found(member[1], logger.warning)
 
 
 def _load(config: Config) -> data.Dataset:
@@ -166,12 +176,21 @@ def _load(config: Config) -> data.Dataset:
 
 
 def _train(
-    members: Sequence[tuple[Config, Path]], dataset: data.Dataset, layout: Layout
+    members: Sequence[tuple[Config, Path]],
+    dataset: data.Dataset,
+    layout: Layout,
+    requests: Requests,
 ) -> list[dict[str, Any] | UserError]:
     """The loop, for one run or for a population whose members all have the same epoch to do."""
-    trainer = build_trainer(members[0][0], dataset, layout)
     alone = layout.members is None
     with contextlib.ExitStack() as stack:
+
+        def claim() -> None:
+            for config, workdir in members:
+                stack.enter_context(records.claim(workdir, config))
+
+        distributed.from_first(claim)
+        trainer = build_trainer(members[0][0], dataset, layout)
         opened = [
             stack.enter_context(
                 runs.open_shared_run(
@@ -183,14 +202,17 @@ def _train(
         if trainer.feed is not None:
             stack.callback(trainer.feed.close)
         state = layout.place([member.start for member in opened])
-        progress = stack.enter_context(_progress(opened, trainer))
+        bar = stack.enter_context(_progress(opened, trainer))
+        watch = Watch(opened, trainer.steps, requests, bar.update)
+        stack.enter_context(requests.deferred())
         for epoch in itertools.count(len(opened[0].lines)):
             if not any(member.goes_on for member in opened):
                 break
-            state, lines = _one_epoch(opened, trainer, state, epoch, progress.update)
+            state, lines, nonfinite_steps = _one_epoch(opened, trainer, state, epoch, watch)
             for index, (member, line) in enumerate(zip(opened, lines, strict=True)):
                 if member.goes_on:
-                    member.add(line, functools.partial(layout.fetch, state, index))
+                    fetch = functools.partial(layout.fetch, state, index)
+                    member.add(line, nonfinite_steps[index], fetch)
                     _add_histograms(member, trainer, state, index)
             if not alone:
                 first = opened[0].config
@@ -200,54 +222,69 @@ def _train(
 
 
 def _one_epoch(
-    members: Sequence[runs.OpenRun],
-    trainer: Trainer,
-    state: TrainState,
-    epoch: int,
-    progress: Callable[[int], Any],
-) -> tuple[TrainState, list[dict[str, Any]]]:
-    """Train and evaluate for one epoch; the new state and each member's line of metrics."""
+    members: Sequence[runs.OpenRun], trainer: Trainer, state: TrainState, epoch: int, watch: Watch
+) -> tuple[TrainState, list[dict[str, Any]], list[int]]:
+    """Train and evaluate for one epoch.
+
+    Returns:
+      The new state, each member's line of metrics, and its first step whose loss was not finite.
+    """
     started = time.perf_counter()
     layout = trainer.layout
     configs = [member.config for member in members]
     masks = [runs.mask_in(config, epoch) for config in configs]
     rates = [_learning_rate(config, epoch) for config in configs]
-    binarization = [write_mask(configs[0].layer_names, mask) for mask in masks]
-    state = dataclasses.replace(state, binarization=layout.place(binarization))
     inputs = [
         EpochInputs(random_keys(config.seed)[1], np.int32(epoch), np.float32(rate))
         for config, rate in zip(configs, rates, strict=True)
     ]
-    alone, first = members[0], 0
-    if trainer.feed is None:
-        state, metrics, flips = trainer.train_epoch(
-            state, layout.place(inputs), trainer.splits["train"], progress
-        )
-    else:
-        position, alone.position = alone.position, None
-        first = position.step if position else 0
-        state, metrics, flips = positions.train_epoch(
-            *(alone.config, trainer, alone.start if position else state, layout.place(inputs)),
-            *(epoch, position, alone.save_position, progress),
-        )
+    first, begin = _beginning(members, trainer, state, masks)
+    watch.begin(epoch, first)
+    examples = trainer.splits["train"] if trainer.feed is None else trainer.feed.epoch(epoch, first)
+    state, trained = trainer.train_epoch(
+        begin, layout.place(inputs), examples, watch.training, first
+    )
     trained_seconds = time.perf_counter() - started
-    evaluated = _evaluate(configs[0], trainer, state, len(configs))
+    evaluated = _evaluate(configs[0], trainer, state, len(configs), watch)
     duration_seconds = time.perf_counter() - started
     sizes = [latent.size for latent in latent_weights(state.params, configs[0].layer_names)]
+    measured = [layout.fetch(trained, index) for index in range(len(members))]
     lines = [
         {
             "epoch": epoch,
             "binary_layers": runs.binary_layers(mask),
             "learning_rate": rate,
-            **_named(configs[index], layout.fetch(metrics, index), "train"),
+            **_named(configs[index], measured[index].metrics, "train"),
             **evaluated[index],
-            **_flip_ratios(layout.fetch(flips, index), sizes, mask),
+            **_flip_ratios(measured[index].flips, sizes, mask),
             "images_per_second": (trainer.steps - first) * configs[0].batch_size / trained_seconds,
             "duration_seconds": duration_seconds,
         }
         for index, (mask, rate) in enumerate(zip(masks, rates, strict=True))
     ]
-    return state, lines
+    return state, lines, [int(of_member.nonfinite_step) for of_member in measured]
+
+
+def _beginning(
+    members: Sequence[runs.OpenRun],
+    trainer: Trainer,
+    state: TrainState,
+    masks: Sequence[tuple[bool, ...]],
+) -> tuple[int, Any]:
+    """How many steps of the epoch are done, and what `Trainer.train_epoch` goes on from."""
+    layout = trainer.layout
+    names = members[0].config.layer_names
+    positions = [member.position for member in members if member.position is not None]
+    if not positions:
+        binarization = layout.place([write_mask(names, mask) for mask in masks])
+        return 0, dataclasses.replace(state, binarization=binarization)
+    carries = [
+        position.carry(member.start, member.config, layout.shards)
+        for position, member in zip(positions, members, strict=True)
+    ]
+    for member in members:
+        member.position = None
+    return positions[0].step, layout.place(carries)
 
 
 def _learning_rate(config: Config, epoch: int) -> float:
@@ -261,14 +298,15 @@ def _learning_rate(config: Config, epoch: int) -> float:
 
 
 def _evaluate(
-    config: Config, trainer: Trainer, state: TrainState, members: int
+    config: Config, trainer: Trainer, state: TrainState, members: int, watch: Watch | None = None
 ) -> list[dict[str, float]]:
     """Loss and accuracy of each member on the stage's split and, if wanted, the training split."""
     prefixes = {evaluated_split(config): evaluated_split(config)}
     if config.evaluate_train:
         prefixes["train"] = "train_evaluation"
+    after = None if watch is None else watch.evaluating
     metrics = {
-        prefix: trainer.evaluations[split](state, trainer.splits[split])
+        prefix: trainer.evaluations[split](state, trainer.splits[split], after)
         for split, prefix in prefixes.items()
     }
     fetch = trainer.layout.fetch

@@ -145,7 +145,7 @@ def _train_epoch(
         augment=config.augment,
         latent_reset=config.latent_reset,
         layout=layout,
-        scan=_one_dispatch(config, network),
+        at_once=_at_once(config, network),
         accumulation_steps=config.accumulation_steps,
         streamed=config.streamed,
     )
@@ -161,16 +161,21 @@ def _evaluation(
         examples=examples,
         batch_size=config.eval_batch_size,
         layout=layout,
-        scan=_one_dispatch(config, network),
+        at_once=_at_once(config, network),
         streamed=config.streamed,
     )
     return feed_evaluation(evaluation, config, layout) if config.streamed else evaluation
 
 
-def _one_dispatch(config: Config, network: nn.Module) -> bool:
-    convolutions = forward_order(network, config.dataset_spec.image_shape, Conv)
-    automatic = parallel.one_dispatch(jax.default_backend(), bool(convolutions))
-    return {"auto": automatic, "epoch": True, "step": False}[config.dispatch]
+def _at_once(config: Config, network: nn.Module) -> Callable[[int], int]:
+    """How many of so many steps of a loop are one dispatch."""
+    if config.dispatch == "epoch":
+        return lambda steps: steps
+    if config.dispatch == "step" or config.streamed:
+        return lambda steps: 1
+    convolutions = bool(forward_order(network, config.dataset_spec.image_shape, Conv))
+    platform = jax.default_backend()
+    return lambda steps: parallel.steps_at_once(steps, platform, convolutions)
 
 
 def random_keys(seed: int) -> tuple[jax.Array, jax.Array]:

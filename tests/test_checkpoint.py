@@ -22,24 +22,24 @@ def kept(directory: Path, scores: list[float]) -> list[int]:
 
 
 def test_the_best_and_the_latest_are_kept(tmp_path: Path):
-    assert kept(tmp_path / "a", [0.2, 0.9, 0.5]) == [1, 2]
+    assert kept(tmp_path / "a", [0.9, 0.2, 0.5, 0.4]) == [0, 2, 3]
     # as the records count: of equal ones the first is the best
-    assert kept(tmp_path / "b", [0.2, 0.9, 0.9, 0.5, 0.9]) == [1, 4]
+    assert kept(tmp_path / "b", [0.2, 0.9, 0.9, 0.5, 0.9]) == [1, 3, 4]
 
 
 def test_positions(tmp_path: Path):
-    with checkpoint.open_positions(tmp_path / "positions") as manager:
-        assert positions.latest(manager, 0) is None
-        for number in (3, 5):
-            checkpoint.save_position(manager, number, {"a": np.arange(number)})
-        assert list(manager.all_steps()) == [5]
-        found = positions.latest(manager, 4)
-        assert found is not None
-        assert found.step == 1  # four steps are whole epochs
-        np.testing.assert_array_equal(found.stored["a"], np.arange(5))
-        # a whole epoch was saved since
-        assert positions.latest(manager, 5) is None
-        assert positions.latest(manager, 8) is None
+    directory = tmp_path / "positions"
+    with checkpoint.open_positions(directory) as manager:
+        assert positions.newest(directory, print) is None
+        for number in (3, 5, 8):
+            checkpoint.save(manager, number, {"a": np.arange(number)})
+        assert sorted(manager.all_steps()) == [5, 8]
+        assert positions.newest(directory, print) == 8
+        within = positions.read(manager, 5, 4)
+        assert (within.epoch, within.step) == (1, 1)
+        np.testing.assert_array_equal(within.stored["a"], np.arange(5))
+        at_the_end = positions.read(manager, 8, 4)  # its evaluation is left
+        assert (at_the_end.epoch, at_the_end.step) == (1, 4)
 
 
 def test_what_is_stored_has_to_fit():

@@ -160,7 +160,7 @@ def test_a_population_that_was_interrupted_goes_on(
         train.run_population(group)
     monkeypatch.undo()
     assert saves == [0, 0, 1]
-    assert [checkpoint.latest(tmp_path / n / "checkpoints") for n in ("0", "2")] == [1, 0]
+    assert [checkpoint.newest(tmp_path / n / "checkpoints", print) for n in ("0", "2")] == [1, 0]
     train.run_population(group)
     for number in range(len(OWN)):
         assert_same_runs(alone / str(number), tmp_path / str(number), number)
@@ -183,7 +183,7 @@ def test_a_member_without_patience_ends_alone(tmp_path: Path):
     assert outcomes[0]["epochs"] == 6
     assert outcomes[1]["stopped_early"]
     stopped = outcomes[1]["epochs"]
-    assert checkpoint.latest(tmp_path / "1" / "checkpoints") == stopped - 1
+    assert checkpoint.newest(tmp_path / "1" / "checkpoints", print) == stopped - 1
     train.run(config.parse(fields | own[1]), tmp_path / "alone")
     assert lines_of(tmp_path / "alone")[-1]["epoch"] == stopped - 1
 

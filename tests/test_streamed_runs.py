@@ -95,7 +95,7 @@ def test_the_evaluation_is_that_of_images_in_memory(folder: Path):
         examples=10,
         batch_size=10,
         layout=layout,
-        scan=False,
+        at_once=lambda steps: 1,
     )
     resident = layout.share_out(epoch.Examples(batches["images"], batches["labels"]))
     expected = layout.fetch(evaluation(layout.place([state]), resident)).compute()
@@ -121,7 +121,6 @@ def test_a_batch_in_parts(folder: Path, tmp_path: Path, whole):
     ("changed", "message"),
     [
         ({"dispatch": "epoch"}, "dispatch='epoch' is not for dataset='imagenet2012'"),
-        ({"checkpoint_every_steps": 2, "checkpoint_every": 2}, "checkpoint_every=2 take 0"),
         ({"batch_size": 9, "accumulation_steps": 2}, "each of its accumulation_steps=2 parts"),
         ({"batch_size": 40}, "batch_size=40 is more than the 35 training examples"),
     ],
@@ -247,7 +246,7 @@ def test_an_error_of_one_process_ends_all(tmp_path: Path, folder: Path):
 
 def test_a_carry_fits_another_number_of_devices():
     metrics = jax.tree.map(lambda leaf: np.ones((4, *np.shape(leaf))), trainer.step.Metrics.empty())
-    carry = epoch.Carry({}, metrics, (), ())
-    assert epoch.fit_to_devices(carry, 4) is carry
-    fitted = epoch.fit_to_devices(carry, 2)
+    carry = epoch.Carry({}, metrics, (), (), 7)
+    assert epoch.fit_to_shards(carry, 4) is carry
+    fitted = epoch.fit_to_shards(carry, 2)
     assert fitted.metrics.loss.count.tolist() == [4, 0]

@@ -117,6 +117,8 @@ def test_files_of_a_run(iterative):
         "metrics.jsonl",
         "tensorboard",
         "checkpoints",
+        "positions",
+        "lock",
         "summary.json",
     }
     content = json.loads((workdir / "config.json").read_text())
@@ -129,7 +131,7 @@ def test_files_of_a_run(iterative):
         assert tag in events.read_bytes()
     assert b"latent/" not in events.read_bytes()
     kept = {path.name for path in (workdir / "checkpoints").iterdir() if path.is_dir()}
-    assert kept == {str(summary["best"]["epoch"]), "4"}
+    assert kept == {str(summary["best"]["epoch"]), "3", "4"}
 
 
 def test_a_finished_run_is_not_run_again(iterative):
@@ -355,7 +357,7 @@ def fed():
         augment=False,
         latent_reset=False,
         layout=LAYOUT,
-        scan=True,
+        at_once=lambda steps: steps,
     )
     images = np.arange(EXAMPLES, dtype=np.uint8).reshape(-1, 1, 1, 1)
     examples = epoch.Examples(images, np.arange(EXAMPLES, dtype=np.int32))
@@ -367,7 +369,7 @@ def fed():
         }
         state = LAYOUT.place([step.TrainState(params, {}, {}, ())])
         inputs = epoch.EpochInputs(trainer.random_keys(seed)[1], np.int32(number), np.float32(0.1))
-        state, _, _ = loop(state, LAYOUT.place([inputs]), LAYOUT.share_out(examples))
+        state, _ = loop(state, LAYOUT.place([inputs]), LAYOUT.share_out(examples))
         return LAYOUT.fetch(state).params["seen"]["kernel"]
 
     return feed

@@ -1,0 +1,82 @@
+"""`kill -9` at 20 moments of a run: it goes on as if nothing had happened."""
+
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from processes import assert_same_run, finish, recorded, start, wait_until
+
+FIELDS = {
+    "epochs": 120,
+    "epochs_per_layer": 40,
+    "max_steps_per_epoch": 12,
+    "dispatch": "step",
+    "checkpoint_every": 3,  # so that a kill finds epochs that are recorded and not saved
+    "checkpoint_every_steps": 5,
+}
+KINDS = ("epoch", "checkpoint", "record", "start", "position") * 4
+
+
+def moment(kind: str, workdir: Path, chance: random.Random) -> Callable[[], bool]:
+    """Says when to kill a run that has just been started."""
+    began, before = time.monotonic(), recorded(workdir)
+    until = began + chance.uniform(0, 4)
+    in_the_epoch = chance.uniform(0, 0.3)
+
+    def writes(directory: str) -> bool:
+        return any("tmp" in path.name for path in (workdir / directory).glob("*"))
+
+    def goes_on() -> bool:
+        nonlocal until
+        if recorded(workdir) == before:
+            until = time.monotonic() + in_the_epoch
+        return recorded(workdir) > before and time.monotonic() >= until
+
+    return {
+        "start": lambda: time.monotonic() >= until,
+        "record": lambda: recorded(workdir) > before,
+        "checkpoint": lambda: writes("checkpoints"),
+        "position": lambda: writes("positions"),
+        "epoch": goes_on,
+    }[kind]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Workdirs of a run that was killed 20 times and of one that was not."""
+    directory = tmp_path_factory.mktemp("killed")
+    workdir, whole = directory / "killed", directory / "whole"
+    uninterrupted = start(whole, FIELDS)
+    chance = random.Random(316)
+    for kind in KINDS:
+        process = start(workdir, FIELDS)
+        wait_until(process, workdir, moment(kind, workdir, chance))
+        time.sleep(chance.uniform(0, 0.01))
+        process.send_signal(signal.SIGKILL)
+        assert process.wait(60) == -signal.SIGKILL
+        assert not (workdir / "summary.json").exists()
+    assert uninterrupted.wait(300) == 0
+    finish(workdir, FIELDS)
+    return workdir, whole
+
+
+def test_nothing_is_lost_doubled_or_torn(runs: tuple[Path, Path]):
+    assert_same_run(*runs, FIELDS)
+
+
+def test_nothing_half_written_is_left(runs: tuple[Path, Path]):
+    for run in runs:
+        assert not [path for path in run.rglob("*") if "tmp" in path.name]
+        assert not [path for path in (run / "positions").iterdir()]
+    names = [{path.name for path in run.iterdir()} for run in runs]
+    assert names[0] == names[1]
+
+
+def test_the_log_says_where_it_went_on(runs: tuple[Path, Path]):
+    logs = [(run / "log.txt").read_text() for run in runs]
+    assert logs[0].count("run directory") > 15  # some were killed before they had a log
+    assert logs[0].count("resuming after epoch") + logs[0].count("going on in epoch") >= 12
+    assert logs[1].count("run directory") == 1

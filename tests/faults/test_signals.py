@@ -1,0 +1,100 @@
+"""SIGTERM and Ctrl-C: what is done is saved, the exit status says why, the run goes on."""
+
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from processes import assert_same_run, finish, lines, recorded, said, start, wait_until
+
+FIELDS = {
+    "epochs": 8,
+    "epochs_per_layer": 2,
+    "dispatch": "step",
+    "checkpoint_every": 3,
+    "batch_size": 10,  # 400 steps, which take a second
+}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    finish(workdir, FIELDS)
+    return workdir
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda n: n.name)
+def test_a_signal_stops_a_run_between_two_steps(whole: Path, tmp_path: Path, number):
+    workdir = tmp_path / "run"
+    process = start(workdir, FIELDS)
+    wait_until(process, workdir, lambda: recorded(workdir) == 5)
+    time.sleep(0.1)
+    sent = time.monotonic()
+    process.send_signal(number)
+    assert process.wait(60) == 128 + number
+    assert time.monotonic() - sent < 10
+    assert "Traceback" not in said(workdir)
+    assert said(workdir).endswith(f"stopped by {number.name}; the same command goes on\n")
+    # epoch 5, which was not saved: checkpoints are written after epochs 2 and 5
+    assert recorded(workdir) == 5
+    (position,) = (workdir / "positions").iterdir()
+    assert 5 * 400 < int(position.name) <= 6 * 400
+    finish(workdir, FIELDS)
+    assert f"going on in epoch 5 after step {int(position.name) - 2000}\n" in said(workdir)
+    assert_same_run(workdir, whole, FIELDS)
+
+
+def test_two_signals_are_no_more_than_one(whole: Path, tmp_path: Path):
+    workdir = tmp_path / "run"
+    for epochs in (1, 4):
+        process = start(workdir, FIELDS)
+        wait_until(process, workdir, lambda epochs=epochs: recorded(workdir) == epochs)
+        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) in (128 + signal.SIGTERM, 128 + signal.SIGINT)
+        assert "Traceback" not in said(workdir)
+    finish(workdir, FIELDS)
+    assert_same_run(workdir, whole, FIELDS)
+
+
+def test_a_signal_in_an_evaluation_loses_nothing_of_the_epoch(tmp_path: Path):
+    # An epoch of one step; nearly all of the time goes into its evaluation.
+    fields = {**FIELDS, "epochs": 3, "max_steps_per_epoch": 1, "eval_batch_size": 1}
+    workdir = tmp_path / "run"
+    process = start(workdir, fields)
+    wait_until(process, workdir, lambda: recorded(workdir) == 1)
+    time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 128 + signal.SIGTERM
+    assert [path.name for path in (workdir / "positions").iterdir()] == ["2"]
+    finish(workdir, fields)
+    finish(tmp_path / "whole", fields)
+    assert lines(workdir) == lines(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("seconds", [0.5, 1, 2, 3])
+def test_a_signal_before_the_first_step_ends_the_program(tmp_path: Path, seconds: float):
+    workdir = tmp_path / "run"
+    process = start(workdir, FIELDS)
+    time.sleep(seconds)
+    process.send_signal(signal.SIGTERM)
+    # Python's own end by SIGTERM, until jaxbin is there to do better
+    assert process.wait(10) in (-signal.SIGTERM, 128 + signal.SIGTERM)
+    assert "Traceback" not in said(workdir)
+
+
+def test_a_step_that_does_not_end_is_not_waited_for(tmp_path: Path):
+    # All images in one step: it takes much longer than anybody waits.
+    fields = {
+        **{"epochs": 1, "dispatch": "step", "dataset": "synthetic", "network": "vgg9"},
+        **{"synthetic_examples": 4000, "batch_size": 4000, "synthetic_shape": (32, 32, 3)},
+    }
+    workdir = tmp_path / "run"
+    process = start(workdir, fields)
+    wait_until(process, workdir, lambda: (workdir / "positions").exists())
+    time.sleep(3)
+    sent = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 128 + signal.SIGTERM
+    assert 5 < time.monotonic() - sent < 10
+    assert "ended by signal 15 before the end of a step" in said(workdir)
