@@ -1,6 +1,7 @@
 """Checkpoints: the training state on disk, by Orbax, the best and the latest kept."""
 
 import hashlib
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from jaxbin import records
@@ -90,13 +92,25 @@ def save(
     metrics = None if score is None else {"score": score - 1e-9 * number}
     arguments = ocp.args.Composite(state=ocp.args.StandardSave(_flat(state)))
     try:
-        manager.save(number, args=arguments, metrics=metrics)
+        with _silent():
+            manager.save(number, args=arguments, metrics=metrics)
         _write_checksums(manager.directory / str(number))
     except Exception as error:  # Orbax's storage raises what it likes
         raise UserError(
             f"{manager.directory / str(number)} cannot be written: {_first_line(error)}; the "
             "checkpoints before it are kept, the same command goes on from there"
         ) from None
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Orbax logs errors, with tracebacks of its threads, that it raises anyway."""
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.FATAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _write_checksums(checkpoint: Any) -> None:
@@ -224,7 +238,12 @@ def restore_newest(
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+    """What an error says, without where in Orbax's storage it happened if the system said why."""
+    if not str(error):
+        return type(error).__name__
+    line = str(error).splitlines()[0]
+    of_system = re.search(r"([^:]+) \[os_error_code", line)
+    return of_system[1].strip() if of_system else line[:200]
 
 
 def _score(metrics: Any) -> float:

@@ -51,8 +51,9 @@ def note(state, images, labels, rate):
         loss=jnp.ones(len(labels)), logits=jnp.zeros((len(labels), 2)), labels=labels)
     return state.replace(params={"seen": {"kernel": kernel}}), metrics, None
 
-loop = epoch.make_train_epoch(note, ("seen",), (0.5,) * 3, (0.2,) * 3, batch_size=12, steps=3,
-                              augment=True, latent_reset=False, layout=layout, at_once=lambda steps: steps)
+loop = epoch.make_train_epoch(note, ("seen",), (0.5,) * 3, (0.2,) * 3, batch_size=12,
+                              steps=3, augment=True, latent_reset=False, layout=layout,
+                              at_once=lambda steps: steps)
 empty = step.TrainState({"seen": {"kernel": np.zeros((40, 5, 5, 3), np.float32)}}, {}, {}, ())
 inputs = epoch.EpochInputs(trainer.random_keys(1)[1], np.int32(2), np.float32(0.1))
 state, _ = loop(layout.place([empty]), layout.place([inputs]), layout.share_out(examples))

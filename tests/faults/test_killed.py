@@ -1,5 +1,6 @@
 """`kill -9` at 20 moments of a run: it goes on as if nothing had happened."""
 
+import contextlib
 import random
 import signal
 import time
@@ -22,12 +23,16 @@ KINDS = ("epoch", "checkpoint", "record", "start", "position") * 4
 
 def moment(kind: str, workdir: Path, chance: random.Random) -> Callable[[], bool]:
     """Says when to kill a run that has just been started."""
-    began, before = time.monotonic(), recorded(workdir)
+    began, started, before = time.monotonic(), time.time(), recorded(workdir)
     until = began + chance.uniform(0, 4)
     in_the_epoch = chance.uniform(0, 0.3)
 
     def writes(directory: str) -> bool:
-        return any("tmp" in path.name for path in (workdir / directory).glob("*"))
+        for path in (workdir / directory).glob("*tmp*"):
+            with contextlib.suppress(FileNotFoundError):
+                if path.stat().st_mtime > started:  # an earlier kill may have left one
+                    return True
+        return False
 
     def goes_on() -> bool:
         nonlocal until
@@ -77,6 +82,7 @@ def test_nothing_half_written_is_left(runs: tuple[Path, Path]):
 
 def test_the_log_says_where_it_went_on(runs: tuple[Path, Path]):
     logs = [(run / "log.txt").read_text() for run in runs]
-    assert logs[0].count("run directory") > 15  # some were killed before they had a log
-    assert logs[0].count("resuming after epoch") + logs[0].count("going on in epoch") >= 12
+    begun = len(KINDS) - KINDS.count("start") + 1  # those may have been killed before they logged
+    assert logs[0].count("run directory") >= begun
+    assert logs[0].count("resuming after epoch") + logs[0].count("going on in epoch") >= begun - 1
     assert logs[1].count("run directory") == 1

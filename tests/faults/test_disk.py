@@ -1,0 +1,135 @@
+"""A disk that is full, or is not to be written to: one clear line, and nothing that was is lost."""
+
+import os
+import resource
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from processes import assert_same_run, finish, recorded, said, start, wait_until
+
+from jaxbin import checkpoint, config, records, train
+from jaxbin.errors import UserError
+
+FIELDS = {"epochs": 12, "max_steps_per_epoch": 4, "epochs_per_layer": 4, "checkpoint_every": 1}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    finish(workdir, FIELDS)
+    return workdir
+
+
+def begun(workdir: Path) -> None:
+    """A run that has been stopped after some epochs."""
+    process = start(workdir, FIELDS)
+    wait_until(process, workdir, lambda: recorded(workdir) == 4)
+    process.send_signal(signal.SIGKILL)
+    process.wait(60)
+
+
+def limit_file_size() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
+
+
+def the_error(workdir: Path, before: str) -> str:
+    """The last line of what was said since; the only one that is no epoch's."""
+    new = said(workdir).removeprefix(before)
+    assert "Traceback" not in new
+    assert new.count("error") == 1, new
+    return new.splitlines()[-1]
+
+
+def test_a_checkpoint_that_does_not_fit_on_the_disk(whole: Path, tmp_path: Path):
+    workdir = tmp_path / "run"
+    begun(workdir)
+    before = said(workdir)
+    there = checkpoint.newest(workdir / "checkpoints", print)
+    process = start(workdir, FIELDS, preexec_fn=limit_file_size)
+    assert process.wait(120) == 2, said(workdir)
+    line = the_error(workdir, before)
+    assert line.startswith("error: ")
+    assert "cannot be written: " in line
+    assert "the checkpoints before it are kept, the same command goes on from there" in line
+    assert checkpoint.newest(workdir / "checkpoints", print) == there
+    finish(workdir, FIELDS)
+    assert_same_run(workdir, whole, FIELDS)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own, which is full soon."""
+    directory = tmp_path / "disk"
+    directory.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(directory)]
+    if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting takes rights that these tests do not have")
+    yield directory
+    subprocess.run(["umount", str(directory)], check=True)
+
+
+def test_a_full_disk(whole: Path, tmp_path: Path, small_disk: Path):
+    workdir = tmp_path / "run"
+    begun(workdir)
+    shutil.copytree(workdir, small_disk / "run")
+    filling = small_disk / "filling"
+    free = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_bsize
+    filling.write_bytes(bytes(free - 1_000_000))
+    there = checkpoint.newest(small_disk / "run" / "checkpoints", print)
+    assert start(small_disk / "run", FIELDS).wait(120) == 2
+    line = said(small_disk / "run").splitlines()[-1]
+    assert line.startswith("error: ")
+    assert "cannot be written: " in line
+    assert "Traceback" not in said(small_disk / "run")
+    assert checkpoint.newest(small_disk / "run" / "checkpoints", print) == there
+    filling.unlink()
+    finish(small_disk / "run", FIELDS)
+    assert_same_run(small_disk / "run", whole, FIELDS)
+
+
+def test_no_room_for_a_line_of_metrics(tmp_path: Path):
+    full = Path("/dev/full")  # refuses all that is written to it
+    if not full.exists():
+        pytest.skip("no /dev/full on this system")
+    (tmp_path / "metrics.jsonl").symlink_to(full)
+    writer: Any = object()  # TensorBoard's turn does not come
+    with pytest.raises(UserError, match=r"metrics\.jsonl cannot be written: No space left"):
+        records.Records(tmp_path, [], writer).add({"epoch": 0, "binary_layers": []})
+
+
+@pytest.fixture
+def nobody() -> Iterator[None]:
+    """No longer root, who writes wherever it likes."""
+    before = os.getresuid()
+    if os.getuid() == 0:
+        os.setresuid(65534, 65534, 0)
+    yield
+    os.setresuid(*before)
+
+
+def test_a_directory_that_is_not_to_be_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+):
+    for path in (tmp_path, *tmp_path.parents[:2]):
+        path.chmod(0o755)
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o555)
+    monkeypatch.setattr(train, "_load", None)  # not even the data are read
+    parsed = config.parse(config.base_config())
+    request.getfixturevalue("nobody")
+    with pytest.raises(UserError, match=r"workdir='.*/closed/run' is not writable: .*/closed is"):
+        train.run(parsed, closed / "run")
+    assert not any(closed.iterdir())
+
+
+def test_a_file_where_a_directory_should_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(train, "_load", None)
+    parsed: Any = config.parse(config.base_config())
+    with pytest.raises(UserError, match="is not writable"):
+        train.run(parsed, tmp_path / "file" / "run")

@@ -1,0 +1,92 @@
+"""A loss that is not finite ends the run at that epoch; what was good is kept."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from jaxbin import checkpoint, config, runs, step, train, trainer
+from jaxbin.errors import UserError
+
+FIELDS = {"epochs": 4, "epochs_per_layer": 1, "max_steps_per_epoch": 6, "learning_rate": 0.001}
+
+
+def run(workdir: Path, **changed: Any) -> Any:
+    return train.run(config.parse(config.base_config(**FIELDS | changed)), workdir)
+
+
+@pytest.mark.parametrize("dispatch", ["step", "epoch"])
+def test_a_rate_that_becomes_too_large(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dispatch: str
+):
+    rate = train._learning_rate
+    monkeypatch.setattr(
+        train, "_learning_rate", lambda fields, epoch: 1e38 if epoch == 2 else rate(fields, epoch)
+    )
+    workdir = tmp_path / "run"
+    with pytest.raises(UserError) as caught:
+        run(workdir, dispatch=dispatch, checkpoint_every=4)
+    # Weights of 1e38 overflow in the step after the one that made them.
+    assert str(caught.value) == (
+        "epoch 2: the loss is not finite from its step 1 on; of the latent weights, by its end, "
+        "those of layers 1 (dense1), 2 (dense2), 3 (dense3) are not; the last checkpoint is kept; "
+        "learning_rate=0.001 may be too large"
+    )
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [0, 1]
+    # Checkpoints are far apart, but the best epoch is not lost.
+    assert checkpoint.newest(workdir / "checkpoints", print) == 1
+    assert not (workdir / "summary.json").exists()
+    monkeypatch.undo()
+    assert run(workdir, dispatch=dispatch, checkpoint_every=4)["epochs"] == 4
+    whole = run(tmp_path / "whole", dispatch=dispatch, checkpoint_every=4)
+    again = json.loads((workdir / "summary.json").read_text())
+    assert (
+        again["last"]["test_loss" if "test_loss" in whole["last"] else "validation_loss"]
+        == (whole["last"]["validation_loss"])
+    )
+
+
+def test_only_the_layers_that_are_not_finite_are_named(tmp_path: Path):
+    parsed = config.parse(config.base_config(**FIELDS))
+    params = {
+        name: {"kernel": np.full((2, 2), value, np.float32)}
+        for name, value in zip(parsed.layer_names, (1.0, np.inf, np.nan), strict=True)
+    }
+    state: Any = step.TrainState(params, {}, {}, ())
+    opened: Any = runs.OpenRun(parsed, tmp_path, None, state, None, None)  # type: ignore[arg-type]
+    assert "those of layers 2 (dense2), 3 (dense3) are not" in str(opened._not_finite(0, 3, state))
+    params["dense2"]["kernel"] = params["dense3"]["kernel"] = params["dense1"]["kernel"]
+    assert "weights, by its end, all are" in str(opened._not_finite(0, 3, state))
+
+
+def test_a_single_step_that_is_not_finite_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Even if the loss recovers: the step is the first, and the epoch counts as failed."""
+    made = step.make_train_step
+
+    def make(*arguments: Any) -> Any:
+        train_step = made(*arguments)
+
+        def with_one_bad_loss(state: Any, images: Any, labels: Any, rate: Any) -> Any:
+            state, metrics, logits = train_step(state, images, labels, rate)
+            count = state.opt_state[1].count
+            total = metrics.loss.total + np.inf * (count == 4)
+            total = np.nan_to_num(0) + total
+            loss = metrics.loss.replace(total=_where(count == 4, np.inf, metrics.loss.total))
+            del total
+            return state, metrics.replace(loss=loss), logits
+
+        return with_one_bad_loss
+
+    def _where(condition: Any, one: Any, other: Any) -> Any:
+        return trainer.jnp.where(condition, one, other)
+
+    monkeypatch.setattr(trainer.step, "make_train_step", make)
+    with pytest.raises(
+        UserError, match=r"epoch 0: the loss is not finite from its step 3 on; .*all are"
+    ):
+        run(tmp_path / "run", optimizer="adam")
