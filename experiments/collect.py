@@ -67,12 +67,7 @@ def main(argv: Sequence[str]) -> None:
     arguments = parser.parse_args(argv)
     # A line for each run: small, and a new one is one line in a diff.
     lines = [json.dumps(collect(run), allow_nan=False) for run in arguments.runs]
-    try:
-        records.write_text(arguments.output, "[\n" + ",\n".join(lines) + "\n]\n")
-    except OSError as error:
-        raise UserError(
-            f"--output={arguments.output} cannot be written: {error.strerror}"
-        ) from None
+    records.write_text(arguments.output, "[\n" + ",\n".join(lines) + "\n]\n")
 
 
 if __name__ == "__main__":

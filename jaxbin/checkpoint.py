@@ -1,6 +1,7 @@
 """Checkpoints: the training state on disk, by Orbax, the best and the latest kept."""
 
 import hashlib
+import math
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -25,6 +26,9 @@ _ALONE = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0}
 
 # If the latest is damaged the run goes on from the one before it.
 _KEPT = 2
+
+# A state is a few times as large as the weights that are wanted of it.
+_MOST_TIMES = 16
 
 _CHECKSUMS = "checksums.json"
 
@@ -189,7 +193,9 @@ def restore(manager: ocp.CheckpointManager, epoch: int, template: PyTree) -> PyT
     Raises:
       UserError: the checkpoint holds something else.
     """
-    return fit(read(manager, epoch), template, f"checkpoint {epoch} in {manager.directory}")
+    wanted = sum(leaf.nbytes for leaf in jax.tree.leaves(template))
+    stored = read(manager, epoch, _MOST_TIMES * wanted + 2**20)
+    return fit(stored, template, f"checkpoint {epoch} in {manager.directory}")
 
 
 def fit(stored: dict[str, np.ndarray], template: PyTree, source: str) -> PyTree:
@@ -205,21 +211,40 @@ def fit(stored: dict[str, np.ndarray], template: PyTree, source: str) -> PyTree:
     return structure.unflatten([np.asarray(stored[name]) for name in names])
 
 
-def read(manager: ocp.CheckpointManager, number: int) -> dict[str, np.ndarray]:
+def read(
+    manager: ocp.CheckpointManager, number: int, most_bytes: float = math.inf
+) -> dict[str, np.ndarray]:
     """What a checkpoint holds, by name.
 
+    Args:
+      manager: from `open_checkpoints` or `open_positions`.
+      number: one of `manager.all_steps()`.
+      most_bytes: that may be read; sizes are known before memory is allocated.
+
     Raises:
-      UserError: it is damaged.
+      UserError: it is damaged, or too large.
     """
     path = Path(manager.directory) / str(number)
     problem = damage(path)
     if problem is None:
         try:
+            size = _size(path / "state")
+            if size > most_bytes:
+                raise UserError(f"{path} holds {size:,} bytes; accepted: {most_bytes:,}")
             arguments = ocp.args.Composite(state=ocp.args.StandardRestore())
             return manager.restore(number, args=arguments)["state"]
+        except UserError:
+            raise
         except Exception as error:  # Orbax's storage raises what it likes
             problem = _first_line(error)
     raise UserError(f"{path} is damaged: {problem}")
+
+
+def _size(directory: Path) -> int:
+    """Bytes of the arrays in a checkpoint, as its metadata say."""
+    described: Any = ocp.StandardCheckpointHandler().metadata(directory)
+    arrays = getattr(described, "tree", described).values()
+    return sum(math.prod(array.shape) * np.dtype(array.dtype).itemsize for array in arrays)
 
 
 def restore_newest(

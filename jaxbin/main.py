@@ -97,11 +97,24 @@ def _parse_flags(argv: list[str]) -> list[str]:
                 config.check_name(override[1])
         remaining = flags.FLAGS(argv)
         dict(_CONFIG.value)  # a file that could not be loaded fails when it is first looked at
+    except flags.IllegalFlagValueError as error:
+        _exit_with(_explained(error))
     except Exception as error:  # a config file is a program: it can fail in any way
         _exit_with(error)
     if flags.FLAGS["verbosity"].using_default_value:
         flags.FLAGS.verbosity = logging.WARNING  # Orbax reports every file at the level below
     return remaining
+
+
+def _explained(error: flags.IllegalFlagValueError) -> Exception:
+    """What is wrong with a flag's value; of a field's, with what the field accepts."""
+    override = re.match(r"flag --config\.(\w+)=(.*?): ", str(error), re.DOTALL)
+    if override:
+        try:
+            config.check_value(override[1], override[2])
+        except UserError as explained:
+            return explained
+    return error
 
 
 def _exit_with(error: Exception) -> NoReturn:

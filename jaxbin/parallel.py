@@ -18,6 +18,10 @@ PyTree = Any
 AXIS = "devices"
 """Name of the mapped axis: gradients and batch statistics are averaged over it."""
 
+# Made once: every new mapped function is compiled, and what is compiled stays in memory.
+_put = jax.pmap(lambda arrays: arrays, axis_name=AXIS)
+_copy = jax.pmap(lambda _, arrays: arrays, axis_name=AXIS, in_axes=(0, None))
+
 # Steps in a dispatch of a long loop: many, so that the host's part does not count.
 _SHORTEST, _LONGEST = 16, 128
 
@@ -109,14 +113,13 @@ class Layout:
         stacked = jax.tree.map(
             lambda *leaves: np.stack(leaves).reshape(*shape, *np.shape(leaves[0])), *trees
         )
-        return jax.pmap(lambda arrays: arrays, axis_name=AXIS)(stacked)
+        return _put(stacked)
 
     def share_out(self, tree: PyTree) -> PyTree:
         """Copies of every array on all devices: what all members use."""
         # Outputs of a mapped function have the very sharding that the next one wants: placing the
         # arrays in any other way makes its first call compile twice.
-        copy = jax.pmap(lambda _, arrays: arrays, axis_name=AXIS, in_axes=(0, None))
-        return copy(np.arange(self._devices), tree)
+        return _copy(np.arange(self._devices), tree)
 
     def fetch(self, tree: PyTree, member: int = 0) -> PyTree:
         """A member's part of what a mapped function returned, as NumPy arrays on the host."""
@@ -186,7 +189,7 @@ class Layout:
             after: Callable[[int, Callable[..., PyTree]], None] | None = None,
             first: int = 0,
         ) -> PyTree:
-            supply = map(self._put, shared) if streamed else itertools.repeat(shared)
+            supply = map(_put, shared) if streamed else itertools.repeat(shared)
             resident = () if streamed else shared
             carry = (mapped_unpack if first else mapped_begin)(donated, inputs, resident, none)
             batch = next(supply) if first < steps else None
@@ -206,10 +209,6 @@ class Layout:
             return jax.block_until_ready(mapped_finish(carry, inputs, resident, none))
 
         return loop
-
-    @property
-    def _put(self) -> Callable[[PyTree], PyTree]:
-        return jax.pmap(lambda arrays: arrays, axis_name=AXIS)
 
     def _mapped(
         self, function: Callable[[PyTree, PyTree, PyTree, Any], PyTree], donate: bool

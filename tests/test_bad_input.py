@@ -69,7 +69,7 @@ COMMAND_LINES: list[Case] = [
     ("jaxbin.main", [], {}, ["--config"]),
     ("jaxbin.main", ["--config=no_such.py"], {}, ["no_such.py"]),
     quickstart("--config.epochs=0", mentioned=["epochs=0", ">= 1"]),
-    quickstart("--config.epochs=many", mentioned=["epochs", "many"]),
+    quickstart("--config.epochs=many", mentioned=["epochs='many'", "a whole number >= 1"]),
     quickstart("--config.epochs=1.5", mentioned=["epochs", "1.5"]),
     quickstart("--config.epochz=3", mentioned=["config.epochz", "mean epochs?"]),
     quickstart("--config.epochz", "3", mentioned=["config.epochz", "mean epochs?"]),

@@ -234,6 +234,25 @@ def test_processes_devices_and_one_device_agree_and_a_death_ends_all(
     assert (environment["processes"], len(environment["devices"])) == (2, 4)
 
 
+def test_processes_that_are_asked_to_end_stop_at_the_same_step(folder: Path, tmp_path: Path, whole):
+    # Long epochs: nothing is saved in them but what the signal asks for.
+    given = fields(folder, epochs=40, epochs_per_layer=20)
+    processes = start_two(tmp_path, given)
+    wait_until(lambda: (tmp_path / "run" / "metrics.jsonl").exists(), *processes)
+    processes[1].send_signal(signal.SIGTERM)  # one of them is told
+    assert [process.wait(60) for process in processes] == [143, 143], [
+        (tmp_path / f"process{number}.txt").read_text() for number in (0, 1)
+    ]
+    (position,) = (tmp_path / "run" / "positions").iterdir()
+    done = len(untimed(tmp_path / "run"))
+    assert done * 4 < int(position.name) <= done * 4 + 4
+    processes = start_two(tmp_path, given)
+    assert [process.wait(300) for process in processes] == [0, 0]
+    assert "going on in epoch" in (tmp_path / "run" / "log.txt").read_text()
+    assert len(untimed(tmp_path / "run")) == 40
+    assert_close(untimed(tmp_path / "run")[:1], whole[:1])
+
+
 def test_an_error_of_one_process_ends_all(tmp_path: Path, folder: Path):
     (tmp_path / "run").write_text("a file")
     processes = start_two(tmp_path, fields(folder))

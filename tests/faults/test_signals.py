@@ -1,11 +1,25 @@
 """SIGTERM and Ctrl-C: what is done is saved, the exit status says why, the run goes on."""
 
+import json
+import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
-from processes import assert_same_run, finish, lines, recorded, said, start, wait_until
+from processes import (
+    QUICKSTART,
+    assert_same_run,
+    finish,
+    lines,
+    output,
+    recorded,
+    said,
+    start,
+    wait_until,
+)
 
 FIELDS = {
     "epochs": 8,
@@ -55,6 +69,46 @@ def test_two_signals_are_no_more_than_one(whole: Path, tmp_path: Path):
         assert "Traceback" not in said(workdir)
     finish(workdir, FIELDS)
     assert_same_run(workdir, whole, FIELDS)
+
+
+def test_a_population_stops_and_goes_on_together(tmp_path: Path):
+    fields = {"epochs": 12, "epochs_per_layer": 4, "checkpoint_every": 4, "optimizer": "sgd"}
+
+    def members(where: str) -> list[Path]:
+        return [tmp_path / where / str(seed) for seed in (1, 2)]
+
+    def begin(where: str) -> subprocess.Popen:
+        described = [
+            {"fields": {**fields, "seed": seed}, "workdir": str(workdir)}
+            for seed, workdir in zip((1, 2), members(where), strict=True)
+        ]
+        (tmp_path / where).mkdir(exist_ok=True)
+        (tmp_path / f"{where}.json").write_text(json.dumps(described))
+        with (
+            (tmp_path / f"{where}.json").open() as file,
+            output(members(where)[0]).open("a") as log,
+        ):
+            return subprocess.Popen(
+                [sys.executable, "-m", "experiments.population"],
+                stdin=file,
+                stdout=log,
+                stderr=log,
+                cwd=QUICKSTART.parents[1],
+                env=os.environ | {"JAX_PLATFORMS": "cpu"},
+            )
+
+    first, second = members("stopped")
+    process = begin("stopped")
+    wait_until(process, first, lambda: recorded(first) == 6)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 128 + signal.SIGTERM, said(first)
+    positions = [[path.name for path in (run / "positions").iterdir()] for run in (first, second)]
+    assert positions[0] == positions[1] != []
+    assert begin("stopped").wait(200) == 0, said(first)
+    assert "going on in epoch" in (second / "log.txt").read_text()
+    assert begin("whole").wait(200) == 0
+    for run, whole in zip(members("stopped"), members("whole"), strict=True):
+        assert lines(run) == lines(whole)
 
 
 def test_a_signal_in_an_evaluation_loses_nothing_of_the_epoch(tmp_path: Path):
