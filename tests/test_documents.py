@@ -163,7 +163,7 @@ def test_run_directory(place: Path):
     first, *others = re.split(r"^## ", text, flags=re.MULTILINE)
     run = place / "RUN"
     found = {path.name + "/" * path.is_dir() for path in run.iterdir()}
-    assert first_cells(first) - {"positions/"} == found
+    assert first_cells(first) == found
     assert [other.split("`")[1] for other in others] == [
         "metrics.jsonl",
         "summary.json",
