@@ -2,10 +2,13 @@
 
     python -m experiments.collect --output=experiments/results/NAME.json RUN...
 
-A run contributes what identifies it, the metrics of its best and last epoch, and a curve.
+A run contributes what identifies it, the metrics of its best and last epoch, and a curve. Beside
+run directories there may be files of measured sensitivity (`measures/*.json`), and earlier
+collections, whose content goes into the new one.
 """
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,11 +30,7 @@ def collect(directory: Path) -> dict[str, Any]:
     environment = finished.read_environment(directory)
     summary = finished.read_summary(directory)
     return {
-        "command": records.public_command(environment["command"]),
-        "commit": environment["commit"],
-        "versions": environment["versions"],
-        "devices": environment["devices"],
-        "cpu_count": environment.get("cpu_count"),
+        **_origin(environment),
         "fields": {
             name: orders.label(configuration[name]) if name == "order" else configuration[name]
             for name, field in config.FIELDS.items()
@@ -41,6 +40,37 @@ def collect(directory: Path) -> dict[str, Any]:
         "summary": summary,
         "curve": _curve(directory, summary["metric"]),
     }
+
+
+def collect_measure(path: Path) -> dict[str, Any]:
+    """What is kept of a measure of sensitivity, as `experiments.measure` wrote it.
+
+    Raises:
+      UserError: the file is none.
+    """
+    accepted = {"measure": finished.text, "scores": finished.numbers, "seconds": finished.number}
+    accepted |= {"ascending": finished.numbers, "environment": finished.fields}
+    content = finished.check_fields(records.read_json(path), str(path), accepted)
+    kept = {name: value for name, value in content.items() if name != "environment"}
+    environment = finished.check_environment(content["environment"], f"{path}, 'environment'")
+    return {**_origin(environment), **kept}
+
+
+def _origin(environment: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "command": records.public_command(environment["command"]),
+        "commit": environment["commit"],
+        "versions": environment["versions"],
+        "devices": environment["devices"],
+        "cpu_count": environment.get("cpu_count"),
+    }
+
+
+def _entries(path: Path) -> list[dict[str, Any]]:
+    if os.path.isdir(path):  # which, unlike Path.is_dir, no name can make raise
+        return [collect(path)]
+    content = records.read_json(path)
+    return content if isinstance(content, list) else [collect_measure(path)]
 
 
 def _curve(directory: Path, metric: str) -> dict[str, list[Any]]:
@@ -66,7 +96,8 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args(argv)
     # A line for each run: small, and a new one is one line in a diff.
-    lines = [json.dumps(collect(run), allow_nan=False) for run in arguments.runs]
+    entries = [entry for path in arguments.runs for entry in _entries(path)]
+    lines = [json.dumps(entry, allow_nan=False) for entry in entries]
     records.write_text(arguments.output, "[\n" + ",\n".join(lines) + "\n]\n")
 
 

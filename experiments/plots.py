@@ -115,10 +115,10 @@ def curves(runs: "Sequence[Result]", path: Path) -> bool:
         axes.axvline(moment, color="grey", linewidth=0.8, zorder=0)
     if moments:
         axes.annotate(
-            " one layer more of an\n iterative run binary",
-            (min(moments), 1),
+            "one layer more of an iterative run binary",
+            (min(moments), 1.01),
             xycoords=("data", "axes fraction"),
-            va="top",
+            va="bottom",
             fontsize=8,
             color="0.3",
         )
@@ -126,7 +126,7 @@ def curves(runs: "Sequence[Result]", path: Path) -> bool:
     axes.set_xlabel("epoch")
     axes.set_ylabel(f"{runs[0].summary['metric'].replace('_', ' ')}, %")
     axes.grid(alpha=0.3)
-    axes.legend(ncols=2, fontsize=8, loc="lower right")
+    axes.legend(ncols=3, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.13))
     _save(figure, path)
     return True
 

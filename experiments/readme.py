@@ -65,17 +65,40 @@ def mnist_table(runs: list[dict[str, Any]]) -> str:
 
 def experiment_tables(runs: list[dict[str, Any]]) -> str:
     """The runs of an experiment: the full stage's results, and the search that chose the rates."""
-    results = [report.result_of(run) for run in runs]
-    parts = [f"{_conditions(runs[0])}."]
+    results = [report.result_of(run) for run in runs if "summary" in run]
+    parts = [f"{_conditions(*runs)}."]
     for stage, title in (
-        ("full", "Evaluated on the test set; the best epoch was chosen on it, too:"),
-        ("validation", "Search of the learning rate, evaluated on the validation split:"),
+        ("full", "Evaluated on the test set; the best epoch was chosen on it, too"),
+        ("validation", "Search of the learning rate, evaluated on the validation split"),
     ):
-        of_stage = [result for result in results if result.stage == stage]
+        of_stage = [
+            result
+            for result in results
+            if result.stage == stage and result.fields["method"] != "sensitivity"
+        ]
         for (epochs, per_layer), group in report.grouped(of_stage, lambda r: r.schedule).items():
-            parts.append(f"{title[:-1]}, {epochs} epochs, {per_layer} per layer:")
+            if stage == "validation" and len(group) == 1:
+                continue  # the network that sensitivity was measured of
+            parts.append(f"{title}, {epochs} epochs, {per_layer} per layer:")
             parts.append(report.accuracy_table(group))
+            if stage == "full":
+                parts.append("The same, seed by seed (95 % intervals, n - 1 degrees of freedom):")
+                parts.append(report.difference_table(group))
     return "\n\n".join(parts)
+
+
+def full_table(runs: list[dict[str, Any]]) -> str:
+    """Only the results of the published schedule."""
+    results = [report.result_of(run) for run in runs if "summary" in run]
+    full = [result for result in results if result.stage == "full"]
+    table = report.accuracy_table(full)
+    return f"{_conditions(*runs)}, mean ± standard deviation over n seeds:\n\n{table}"
+
+
+def measures_table(entries: list[dict[str, Any]]) -> str:
+    """Sensitivity of every layer by every measure."""
+    measured = {entry["measure"]: entry for entry in entries if "measure" in entry}
+    return f"{_conditions(*measured.values())}:\n\n{report.sensitivity_table('', measured)}"
 
 
 def short_runs_table(runs: list[dict[str, Any]]) -> str:
@@ -103,9 +126,11 @@ def short_runs_table(runs: list[dict[str, Any]]) -> str:
     )
 
 
-def _conditions(run: dict[str, Any]) -> str:
-    """Hardware and versions of a run."""
-    return f"{_device(run)}, jax {run['versions']['jax']}, commit {run['commit'][:12]}"
+def _conditions(*runs: dict[str, Any]) -> str:
+    """Hardware and versions of runs."""
+    kinds = dict.fromkeys(f"{_device(run)}, jax {run['versions']['jax']}" for run in runs)
+    commits = dict.fromkeys(run["commit"][:12] for run in runs)
+    return f"{'; '.join(kinds)}, commit {', '.join(commits)}"
 
 
 def _device(run: dict[str, Any]) -> str:
@@ -286,7 +311,9 @@ _TABLES: dict[str, tuple[str, str, Callable[[Any], str]]] = {
     "training speed": ("README.md", "training_speed_cpu.json", speed_table),
     "mnist 24 epochs": ("README.md", "mnist_300_24_epochs.json", mnist_table),
     "cifar10 3 epochs": ("README.md", "cifar10_3_epochs.json", short_runs_table),
+    "mnist 300": ("README.md", "mnist_300.json", full_table),
     "mnist 300 experiment": ("experiments/FINDINGS.md", "mnist_300.json", experiment_tables),
+    "mnist 300 sensitivity": ("experiments/FINDINGS.md", "mnist_300.json", measures_table),
     "populations": ("docs/experiments.md", "populations.json", population_table),
     "inference": ("docs/inference.md", "inference_cpu.json", inference_table),
     "forms of one image": ("docs/inference.md", "inference_forms_cpu.json", forms_table),

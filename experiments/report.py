@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import scipy.stats
+
 from experiments import plots, selection
 from experiments.collect import collect
 from experiments.declarations import variant_of
@@ -83,10 +85,11 @@ def load(paths: Iterable[Path]) -> list[Result]:
     return found
 
 
-def _checked_runs(runs: Any, path: Path) -> list[dict[str, Any]]:
+def _checked_runs(entries: Any, path: Path) -> list[dict[str, Any]]:
     """The runs in a file that `experiments.collect` wrote, if it is one."""
-    if not isinstance(runs, list):
-        raise UserError(f"{path} is {shown(runs)}; accepted: a JSON list of runs")
+    if not isinstance(entries, list):
+        raise UserError(f"{path} is {shown(entries)}; accepted: a JSON list of runs")
+    runs = [entry for entry in entries if not (isinstance(entry, dict) and "measure" in entry)]
     for count, run in enumerate(runs, start=1):
         where = f"{path}, run {count}"
         finished.check_fields(run, where, {"fields": finished.fields, "summary": finished.fields})
@@ -154,6 +157,48 @@ def accuracy_table(results: Sequence[Result]) -> str:
     return "\n".join(lines)
 
 
+def difference_table(results: Sequence[Result]) -> str:
+    """What methods and orders change, seed by seed: the same seed has the same first weights.
+
+    Variants are compared with "binary", and with the published latent reset with themselves
+    without it. Intervals are Student's, of 95 %.
+    """
+    by_variant: dict[str, dict[int, Result]] = {}
+    for result in results:
+        by_variant.setdefault(result.variant, {})[result.fields["seed"]] = result
+    lines = [
+        "| difference, same seeds | n | last epoch, points | mean of the last tenth, points |",
+        "| --- | --- | --- | --- |",
+    ]
+    for variant, by_seed in by_variant.items():
+        base = variant.removesuffix("-reset") if variant.endswith("-reset") else "binary"
+        seeds = sorted(by_seed.keys() & by_variant.get(base, {}).keys())
+        if variant == base or not seeds:
+            continue
+        pairs = [(by_seed[seed], by_variant[base][seed]) for seed in seeds]
+        last = [one.accuracy("last") - other.accuracy("last") for one, other in pairs]
+        late = [
+            one.late_accuracy - other.late_accuracy
+            for one, other in pairs
+            if one.late_accuracy is not None and other.late_accuracy is not None
+        ]
+        cells = f"{mean_and_interval(last)} | {mean_and_interval(late)}"
+        lines.append(f"| {variant} - {base} | {len(seeds)} | {cells} |")
+    return "\n".join(lines)
+
+
+def mean_and_interval(differences: Sequence[float]) -> str:
+    """ "+0.10 (-0.02 to +0.22)": mean and 95 % interval, in points; one value has no interval."""
+    if not differences:
+        return "-"
+    mean = 100 * statistics.fmean(differences)
+    if len(differences) == 1:
+        return f"{mean:+.2f}"
+    error = 100 * statistics.stdev(differences) / len(differences) ** 0.5
+    half = scipy.stats.t.ppf(0.975, len(differences) - 1) * error
+    return f"{mean:+.2f} ({mean - half:+.2f} to {mean + half:+.2f})"
+
+
 def sensitivity_table(network: str, measured: Mapping[str, Mapping[str, Any]]) -> str:
     """Scores of every layer by every measure, with cost and rank correlations.
 
@@ -191,16 +236,23 @@ def _correlation(value: float | None) -> str:
 
 
 def measures_in(paths: Iterable[Path]) -> dict[str, dict[str, Any]]:
-    """The content of the files `measures/*.json` in directories, by measure, the paper's first."""
-    found = {}
+    """Measured sensitivity, by measure, the paper's first: `measures/*.json`, or collected."""
+    contents: dict[str, tuple[Any, str]] = {}
     for path in paths:
-        for file in path.rglob("measures/*.json") if os.path.isdir(path) else ():
-            accepted = {"scores": finished.numbers, "ascending": finished.numbers}
-            accepted |= {"seconds": finished.number}
-            found[file.stem] = finished.check_fields(records.read_json(file), str(file), accepted)
-            layers = len(found[file.stem]["ascending"])
-            if sorted(found[file.stem]["ascending"]) != list(range(1, layers + 1)):
-                raise UserError(f"{file}: 'ascending' is no permutation of 1..{layers}")
+        if os.path.isdir(path):
+            for file in path.rglob("measures/*.json"):
+                contents[file.stem] = records.read_json(file), str(file)
+        else:
+            entries = [entry for entry in records.read_json(path) if "measure" in entry]
+            contents |= {str(entry["measure"]): (entry, str(path)) for entry in entries}
+    found = {}
+    for name, (content, source) in contents.items():
+        accepted = {"scores": finished.numbers, "ascending": finished.numbers}
+        accepted |= {"seconds": finished.number}
+        found[name] = finished.check_fields(content, source, accepted)
+        layers = len(found[name]["ascending"])
+        if sorted(found[name]["ascending"]) != list(range(1, layers + 1)):
+            raise UserError(f"{source}: 'ascending' is no permutation of 1..{layers}")
     layers = {len(scores) for one in found.values() for scores in (one["scores"], one["ascending"])}
     if len(layers) > 1 or 0 in layers:
         raise UserError(f"measures of {sorted(layers)} layers in {', '.join(map(str, paths))}")
@@ -217,6 +269,8 @@ def write(
         for (epochs, per_layer), runs in grouped(trained, lambda r: r.schedule).items():
             title = f"{network}, {stage}, {epochs} epochs, {per_layer} per layer"
             parts.append(f"## {title}\n\n{accuracy_table(runs)}\n")
+            if stage == "full":
+                parts.append(f"{difference_table(runs)}\n")
             stem = f"{network}-{stage}-{epochs}"
             for name, draw in (
                 ("accuracies", plots.accuracies),

@@ -4,7 +4,7 @@ import hashlib
 import math
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
+from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from jaxbin import records
@@ -193,8 +194,7 @@ def restore(manager: ocp.CheckpointManager, epoch: int, template: PyTree) -> PyT
     Raises:
       UserError: the checkpoint holds something else.
     """
-    wanted = sum(leaf.nbytes for leaf in jax.tree.leaves(template))
-    stored = read(manager, epoch, _MOST_TIMES * wanted + 2**20)
+    stored = read(manager, epoch, _MOST_TIMES * _bytes(jax.tree.leaves(template)) + 2**20)
     return fit(stored, template, f"checkpoint {epoch} in {manager.directory}")
 
 
@@ -242,8 +242,12 @@ def read(
 
 def _size(directory: Path) -> int:
     """Bytes of the arrays in a checkpoint, as its metadata say."""
-    described: Any = ocp.StandardCheckpointHandler().metadata(directory)
-    arrays = getattr(described, "tree", described).values()
+    described: Any = ocp.StandardCheckpointHandler().metadata(epath.Path(directory))
+    return _bytes(getattr(described, "tree", described).values())
+
+
+def _bytes(arrays: Iterable[Any]) -> int:
+    """Of arrays, or of what has their shapes and dtypes."""
     return sum(math.prod(array.shape) * np.dtype(array.dtype).itemsize for array in arrays)
 
 

@@ -39,8 +39,13 @@ def read_environment(workdir: Path) -> dict[str, Any]:
       UserError: there is none, or it is none.
     """
     path = workdir / "environment.json"
+    return check_environment(records.read_json(path), str(path))
+
+
+def check_environment(environment: Any, source: str) -> dict[str, Any]:
+    """`environment`, if it is one; `source` names it in messages."""
     accepted = {"command": texts, "commit": text_or_null, "versions": fields, "devices": texts}
-    return check_fields(records.read_json(path), str(path), accepted)
+    return check_fields(environment, source, accepted)
 
 
 def read_metrics(workdir: Path, metric: str) -> list[dict[str, Any]]:

@@ -43,7 +43,7 @@ _DEFINES_WEIGHTS = ("network", "depth", "layer_names")
 _LOCK = "lock"
 
 # Flags whose values are places, in the commands of this project.
-_PLACES = ("workdir", "data_dir", "split_file")
+_PLACES = ("workdir", "data_dir", "split_file", "output")
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "clu", "numpy", "jaxbin")
 
@@ -71,13 +71,13 @@ def check_workdir(workdir: Path, config: Config) -> None:
 
     Nothing is created or changed.
     """
-    if workdir.exists() and not workdir.is_dir():
+    if os.path.exists(workdir) and not workdir.is_dir():
         raise UserError(f"workdir={str(workdir)!r} is a file; accepted: a directory")
     if config.evaluate_only:
         _check_weights("workdir", workdir, config)
     else:
         _check_writable(workdir)
-    if not config.evaluate_only and (workdir / "config.json").exists():
+    if not config.evaluate_only and os.path.exists(workdir / "config.json"):
         names = [name for name in to_json(config) if name not in _MAY_DIFFER]
         _check_same("workdir", workdir, config, names, "choose another --workdir")
     if config.initialize_from:
@@ -86,17 +86,18 @@ def check_workdir(workdir: Path, config: Config) -> None:
 
 def _check_writable(workdir: Path) -> None:
     """Raise a UserError if `workdir` cannot be written to, or another process does."""
-    there = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
+    # os.path.exists, unlike Path.exists, is no error where one may not even look.
+    there = next(path for path in (workdir, *workdir.absolute().parents) if os.path.exists(path))
     if not os.access(there, os.W_OK | os.X_OK):
         raise UserError(f"workdir={str(workdir)!r} is not writable: {there} is not")
-    if (workdir / _LOCK).exists():
+    if os.path.exists(workdir / _LOCK):
         with (workdir / _LOCK).open("rb") as file:
             _lock(workdir, file)
 
 
 def _check_weights(field: str, directory: Path, config: Config) -> None:
     """Raise a UserError unless `directory` holds a run of the same network, with a checkpoint."""
-    if not (directory / "config.json").exists():
+    if not os.path.exists(directory / "config.json"):
         raise UserError(f"{field}={str(directory)!r} holds no run; accepted: a run directory")
     if not any((directory / "checkpoints").glob("[0-9]*")):
         raise UserError(f"{field}={str(directory)!r} holds no checkpoint yet")
@@ -221,8 +222,9 @@ def public_command(command: Sequence[str]) -> list[str]:
         name, equals, _ = argument.partition("=")
         place = name.lstrip("-").removeprefix("config.") in _PLACES and name.startswith("-")
         if not place and not value_follows:
-            # A configuration of this project, wherever the project lies.
-            kept.append(re.sub(r"^(--config=).*/(configs/\w+\.py)$", r"\1\2", argument))
+            # A configuration of this project, wherever that lies; other paths by their names.
+            argument = re.sub(r"^(--config=).*/(configs/\w+\.py)$", r"\1\2", argument)
+            kept.append(re.sub(r"^/.*/", "", argument))
         value_follows = place and not equals
     return kept
 

@@ -105,6 +105,7 @@ NOT_RUN = {
     r"\. \.venv/bin/activate": INSTALLS,
     r"pip install .*": INSTALLS,
     r"pytest -n 2": "this test is part of it",
+    r"JAXBIN_FUZZ_EXAMPLES=20000 pytest tests/faults/test_fuzz\.py": "takes an hour",
     r"ruff (format|check) \.": "continuous integration runs it",
     r"pyright": "continuous integration runs it",
     r"python benchmarks/against_torch\.py": "needs PyTorch, which is no dependency",
@@ -128,6 +129,7 @@ def commands(document: Path) -> list[str]:
             lines = [re.sub(r"\s+# .*", "", line) for line in joined.splitlines()]
             found += [part for line in lines for part in line.split(" && ")]
     spans = re.findall(r"`([^`]+)`", BLOCK.sub("", text))
+    spans = [re.sub(r"\s+", " ", span) for span in spans]
     found += [span for span in spans if re.match(r"(python|pip|git|srun|[A-Z_]+=\S+) ", span)]
     return [_filled_in(command) for command in found]
 

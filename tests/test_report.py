@@ -118,6 +118,53 @@ def test_report_of_directories_and_of_a_collection(runs: Path, tmp_path: Path):
     assert sorted(again.splitlines()) == sorted(table.splitlines()[: len(again.splitlines())])
 
 
+def test_measures_and_earlier_collections_can_be_collected(runs: Path, tmp_path: Path):
+    environment = json.loads((runs / "float" / "environment.json").read_text())
+    measure = tmp_path / "zero_shot.json"
+    content = json.loads((runs / "measures" / "zero_shot.json").read_text())
+    environment["command"] = ["python", "-m", "x", str(tmp_path / "RUN"), f"--output={tmp_path}"]
+    measure.write_text(json.dumps(content | {"measure": "zero_shot", "environment": environment}))
+    first, second = tmp_path / "first.json", tmp_path / "second.json"
+    collect.main([str(runs / "float"), str(measure), f"--output={first}"])
+    collect.main([str(first), str(runs / "iterative-1"), f"--output={second}"])
+    entries = json.loads(second.read_text())
+    assert [entry.get("measure") for entry in entries] == [None, "zero_shot", None]
+    assert entries[1]["command"] == ["python", "-m", "x", "RUN"]
+    assert len(report.load([second])) == 2
+    assert report.measures_in([second])["zero_shot"]["scores"] == content["scores"]
+    report.main([str(second), f"--output={tmp_path / 'out'}"])
+    assert "| zero_shot | 0.1 | 0.3 | -0.2 |" in (tmp_path / "out" / "report.md").read_text()
+    # neither a run nor a measure
+    (tmp_path / "measure.json").write_text("{}")
+    with pytest.raises(UserError, match="has no 'measure'"):
+        collect.main([str(tmp_path / "measure.json"), f"--output={first}"])
+
+
+def test_differences_by_hand():
+    def made(method: str, seed: int, accuracy: float, **fields: Any) -> report.Result:
+        line = {"epoch": 9, "test_accuracy": accuracy}
+        return report.result_of(
+            {
+                "fields": {"method": method, "seed": seed, "stage": "full", **fields},
+                "summary": {"metric": "test_accuracy", "epochs": 10, "best": line, "last": line},
+                "curve": {"epoch": [0, 9], "accuracy": [0.1, accuracy - 0.01]},
+            }
+        )
+
+    results = [
+        *(made("binary", seed, 0.97 + seed / 1000) for seed in (1, 2, 3)),
+        *(made("float", seed, 0.98 + 2 * seed / 1000) for seed in (1, 2, 3, 4)),
+        made("binary", 2, 0.962, latent_reset=True),
+        made("iterative", 9, 0.5),  # has no partner
+    ]
+    # float - binary: 1.1, 1.2, 1.3 points; Student's t of 2 degrees of freedom is 4.303,
+    # times 0.1 / sqrt(3).
+    assert report.difference_table(results).splitlines()[2:] == [
+        "| float - binary | 3 | +1.20 (+0.95 to +1.45) | +1.20 (+0.95 to +1.45) |",
+        "| binary-reset - binary | 1 | -1.00 | -1.00 |",
+    ]
+
+
 def test_a_collection_names_no_place(runs: Path, tmp_path: Path):
     order = tmp_path / "mine.json"
     order.write_text("[2, 3, 1]")

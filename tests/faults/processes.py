@@ -23,13 +23,13 @@ TIMES = ("images_per_second", "duration_seconds")
 _CACHE = tempfile.TemporaryDirectory(prefix="jaxbin-cache-")
 
 
-def start(workdir: Path, fields: dict[str, Any], **options: Any) -> subprocess.Popen:
-    """A run whose output goes to `WORKDIR.txt`."""
+def start(workdir: Path, fields: dict[str, Any], before: tuple[str, ...] = ()) -> subprocess.Popen:
+    """A run whose output goes to `WORKDIR.txt`; `before` is what starts it."""
     flags = [f"--config.{name}={value}" for name, value in fields.items()]
     with output(workdir).open("a") as file:
         return subprocess.Popen(
             [
-                *(sys.executable, "-m", "jaxbin.main", f"--config={QUICKSTART}"),
+                *(*before, sys.executable, "-m", "jaxbin.main", f"--config={QUICKSTART}"),
                 *(f"--workdir={workdir}", *flags),
             ],
             stdout=file,
@@ -40,7 +40,6 @@ def start(workdir: Path, fields: dict[str, Any], **options: Any) -> subprocess.P
                 "JAX_COMPILATION_CACHE_DIR": _CACHE.name,
                 "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             },
-            **options,
         )
 
 

@@ -84,5 +84,5 @@ def test_the_log_says_where_it_went_on(runs: tuple[Path, Path]):
     logs = [(run / "log.txt").read_text() for run in runs]
     begun = len(KINDS) - KINDS.count("start") + 1  # those may have been killed before they logged
     assert logs[0].count("run directory") >= begun
-    assert logs[0].count("resuming after epoch") + logs[0].count("going on in epoch") >= begun - 1
+    assert logs[0].count("resuming after epoch") + logs[0].count("going on in epoch") >= begun // 2
     assert logs[1].count("run directory") == 1
