@@ -151,6 +151,7 @@ def start(
             stdout=output,
             stderr=output,
             env=os.environ | cache | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": count},
+            start_new_session=True,  # as a terminal's: what is typed reaches all its processes
         )
 
 
@@ -177,6 +178,19 @@ def test_a_run_killed_within_an_epoch_goes_on_with_the_next_batch(
     assert process.wait(200) == 0, (tmp_path / "second.txt").read_text()
     assert "going on in epoch 1 after step" in (tmp_path / "run" / "log.txt").read_text()
     assert untimed(tmp_path / "run") == whole
+
+
+def test_a_signal_to_all_processes_does_not_keep_the_workers_from_the_last_step(
+    folder: Path, tmp_path: Path
+):
+    process = start(tmp_path, "run", fields(folder, epochs=300, input_workers=2))
+    wait_until(lambda: (tmp_path / "run" / "metrics.jsonl").exists(), process)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(60) == 128 + signal.SIGINT
+    said = (tmp_path / "run.txt").read_text()
+    assert "stopped by SIGINT; the same command goes on" in said
+    assert "Traceback" not in said
+    assert any((tmp_path / "run" / "positions").iterdir())
 
 
 def start_two(directory: Path, given: dict[str, Any], *flags: str) -> list[subprocess.Popen]:

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -112,8 +113,13 @@ def available_cores() -> int:
 
 
 def _end_with_parent(worker: int, workers: int) -> None:
-    """Let this worker process end when the one that it works for is killed."""
+    """Let this worker process end with the one that it works for, and by no signal of its own.
+
+    Ctrl-C and clusters signal all processes of a group; the run still wants batches for its step.
+    """
     del worker, workers
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
