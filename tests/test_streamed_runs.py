@@ -184,7 +184,7 @@ def test_a_signal_to_all_processes_does_not_keep_the_workers_from_the_last_step(
     folder: Path, tmp_path: Path
 ):
     process = start(tmp_path, "run", fields(folder, epochs=300, input_workers=2))
-    wait_until(lambda: (tmp_path / "run" / "metrics.jsonl").exists(), process)
+    wait_until((tmp_path / "run" / "checkpoints" / "0").exists, process)
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(60) == 128 + signal.SIGINT
     said = (tmp_path / "run.txt").read_text()
@@ -252,7 +252,7 @@ def test_processes_that_are_asked_to_end_stop_at_the_same_step(folder: Path, tmp
     # Long epochs: nothing is saved in them but what the signal asks for.
     given = fields(folder, epochs=40, epochs_per_layer=20)
     processes = start_two(tmp_path, given)
-    wait_until(lambda: (tmp_path / "run" / "metrics.jsonl").exists(), *processes)
+    wait_until((tmp_path / "run" / "checkpoints" / "0").exists, *processes)
     processes[1].send_signal(signal.SIGTERM)  # one of them is told
     assert [process.wait(60) for process in processes] == [143, 143], [
         (tmp_path / f"process{number}.txt").read_text() for number in (0, 1)
