@@ -45,3 +45,10 @@ def test_positions(tmp_path: Path):
 def test_what_is_stored_has_to_fit():
     with pytest.raises(UserError, match=r"here holds shape \(2,\) for a; the network wants"):
         checkpoint.fit({"a": np.zeros(2)}, {"a": np.zeros(3)}, "here")
+
+
+def test_a_size_is_not_believed(tmp_path: Path):
+    with checkpoint.open_checkpoints(tmp_path / "checkpoints") as manager:
+        checkpoint.save(manager, 0, {"a": np.zeros(3), "b": np.zeros(1_000_000)}, 0.5)
+        with pytest.raises(UserError, match=r"holds 8,000,024 bytes; accepted: 1,048,960$"):
+            checkpoint.restore(manager, 0, {"a": np.zeros(3)})

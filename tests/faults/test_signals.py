@@ -21,6 +21,8 @@ from processes import (
     wait_until,
 )
 
+from jaxbin import records
+
 FIELDS = {
     "epochs": 8,
     "epochs_per_layer": 2,
@@ -53,6 +55,9 @@ def test_a_signal_stops_a_run_between_two_steps(whole: Path, tmp_path: Path, num
     assert recorded(workdir) == 5
     (position,) = (workdir / "positions").iterdir()
     assert 5 * 400 < int(position.name) <= 6 * 400
+    # the best state so far is saved, too: no epoch will compute it again
+    best = records.best_epoch(lines(workdir), "test_accuracy")
+    assert (workdir / "checkpoints" / str(best["epoch"])).exists()
     finish(workdir, FIELDS)
     assert f"going on in epoch 5 after step {int(position.name) - 2000}\n" in said(workdir)
     assert_same_run(workdir, whole, FIELDS)
