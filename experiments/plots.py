@@ -17,6 +17,8 @@ _WIDTH, _DOTS_PER_INCH = 7.2, 120
 _STYLES = ("-", "--", ":", "-.", (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (1, 3)), (0, (8, 3)))
 _MARKERS = "osD^vPX*"
 _HATCHES = ("", "///", "...", "xxx", "\\\\\\")
+_MOST_LINES = 6
+_NEIGHBORS = 3
 
 
 def _colors(count: int) -> list[Any]:
@@ -51,7 +53,10 @@ def _label(variant: str, runs: "Sequence[Result]", several_rates: bool) -> str:
 
 
 def accuracies(runs: "Sequence[Result]", path: Path) -> bool:
-    """Variants side by side: mean and standard deviation of the last epoch and the best one."""
+    """Variants side by side: the last epoch, the mean of the last tenth, the best epoch.
+
+    Each with mean and standard deviation over seeds.
+    """
     groups = {
         (variant, rate): [run for run in of_variant if run.fields["learning_rate"] == rate]
         for variant, of_variant in _by_variant(runs).items()
@@ -60,21 +65,25 @@ def accuracies(runs: "Sequence[Result]", path: Path) -> bool:
     several = len({rate for _, rate in groups}) > 1
     figure, axes = plt.subplots(figsize=(_WIDTH, 0.9 + 0.32 * len(groups)))
     for row, of_variant in enumerate(groups.values()):
-        for which, marker, face, offset in (
-            ("last", "o", "black", 0.12),
-            ("best", "s", "white", -0.12),
+        accuracies_of: dict[str, list[float | None]] = {
+            "last epoch": [run.accuracy("last") for run in of_variant],
+            "mean of the last tenth": [run.late_accuracy for run in of_variant],
+            "best epoch": [run.accuracy("best") for run in of_variant],
+        }
+        for (which, of_runs), marker, face, offset in zip(
+            accuracies_of.items(), "oDs", ("black", "0.6", "white"), (0.2, 0, -0.2), strict=True
         ):
-            values = [100 * run.accuracy(which) for run in of_variant]
-            deviation = np.std(values, ddof=1) if len(values) > 1 else 0
+            values = [100 * value for value in of_runs if value is not None]
             axes.errorbar(
-                np.mean(values),
+                np.mean(values) if values else np.nan,
                 row - offset,
-                xerr=deviation or None,
+                xerr=np.std(values, ddof=1) if len(values) > 1 else None,
                 fmt=marker,
                 color="black",
                 markerfacecolor=face,
-                capsize=3,
-                label=f"{which} epoch" if not row else None,
+                markersize=5,
+                capsize=2,
+                label=None if row else which,
             )
     labels = [f"{variant}, lr {rate:g}" if several else variant for variant, rate in groups]
     labels = [f"{label} (n={len(g)})" for label, g in zip(labels, groups.values(), strict=True)]
@@ -89,46 +98,89 @@ def accuracies(runs: "Sequence[Result]", path: Path) -> bool:
 
 
 def curves(runs: "Sequence[Result]", path: Path) -> bool:
-    """Accuracy per epoch, a line for each variant, the moments of binarization marked."""
+    """Accuracy per epoch, a line for each variant, the moments of binarization marked.
+
+    More variants than one panel can show go into several: methods, orders, latent resets. Lines
+    are means over seeds and over a few neighboring epochs, never across a binarization; the
+    epochs themselves are drawn faintly behind them.
+    """
     drawn = {variant: _comparable(of_variant) for variant, of_variant in _by_variant(runs).items()}
     drawn = {variant: of_variant for variant, of_variant in drawn.items() if of_variant}
     if not drawn:
         return False
-    figure, axes = plt.subplots(figsize=(_WIDTH, 4.2))
+    panels = _panels(list(drawn))
+    figure, rows = plt.subplots(
+        len(panels),
+        sharex=True,
+        squeeze=False,
+        figsize=(_WIDTH, 4.2 if len(panels) == 1 else 0.6 + 2.5 * len(panels)),
+    )
     several = len({run.fields["learning_rate"] for run in runs}) > 1
-    moments: set[int] = set()
-    lows = []
-    for color, style, (variant, of_variant) in zip(
-        _colors(len(drawn)), _cycled(_STYLES, len(drawn)), drawn.items(), strict=True
-    ):
-        epochs = of_variant[0].curve["epoch"]
-        values = 100 * np.array([run.curve["accuracy"] for run in of_variant])
-        mean = values.mean(axis=0)
-        lows.append(np.percentile(mean, 5))
-        label = _label(variant, of_variant, several)
-        axes.plot(epochs, mean, color=color, linestyle=style, label=label, linewidth=1.3)
-        if variant.startswith("iterative"):
-            per_layer = of_variant[0].fields["epochs_per_layer"]
-            layers = len(of_variant[0].curve["layer_flip_ratios"][0])
-            moments |= {k * per_layer for k in range(1, layers) if k * per_layer <= epochs[-1]}
-    for moment in sorted(moments):
-        axes.axvline(moment, color="grey", linewidth=0.8, zorder=0)
-    if moments:
-        axes.annotate(
-            "one layer more of an iterative run binary",
-            (min(moments), 1.01),
-            xycoords=("data", "axes fraction"),
-            va="bottom",
-            fontsize=8,
-            color="0.3",
-        )
-    axes.set_ylim(bottom=min(lows) - 0.3)
-    axes.set_xlabel("epoch")
-    axes.set_ylabel(f"{runs[0].summary['metric'].replace('_', ' ')}, %")
-    axes.grid(alpha=0.3)
-    axes.legend(ncols=3, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.13))
+    for axes, variants in zip(rows[:, 0], panels, strict=True):
+        lows, highs = [], []
+        for color, style, variant in zip(
+            _colors(len(variants)), _cycled(_STYLES, len(variants)), variants, strict=True
+        ):
+            of_variant = drawn[variant]
+            epochs = np.array(of_variant[0].curve["epoch"])
+            mean = 100 * np.mean([run.curve["accuracy"] for run in of_variant], axis=0)
+            smooth = _smoothed(epochs, mean, _moments(of_variant[0]))
+            lows.append(np.percentile(mean, 5))
+            highs.append(mean.max())
+            axes.plot(epochs, mean, color=color, linewidth=0.6, alpha=0.25)
+            label = _label(variant, of_variant, several)
+            axes.plot(epochs, smooth, color=color, linestyle=style, label=label, linewidth=1.5)
+        moments = sorted({m for variant in variants for m in _moments(drawn[variant][0])})
+        for moment in moments:
+            axes.axvline(moment, color="grey", linewidth=0.8, zorder=0)
+        if moments and axes is rows[0, 0]:
+            axes.annotate(
+                "one layer more of an iterative run binary",
+                (min(moments), 1.01),
+                xycoords=("data", "axes fraction"),
+                va="bottom",
+                fontsize=8,
+                color="0.3",
+            )
+        margin = 0.05 * (max(highs) - min(lows)) + 0.02
+        axes.set_ylim(min(lows) - margin, max(highs) + margin)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    rows[-1, 0].set_xlabel("epoch")
+    figure.supylabel(f"{runs[0].summary['metric'].replace('_', ' ')}, %", fontsize="medium")
+    figure.tight_layout()
     _save(figure, path)
     return True
+
+
+def _panels(variants: Sequence[str]) -> list[list[str]]:
+    """Variants that are drawn together: all, or methods, orders, latent resets."""
+    if len(variants) <= _MOST_LINES:
+        return [list(variants)]
+    resets = [variant for variant in variants if variant.endswith("-reset")]
+    orders = [variant for variant in variants if variant.startswith("iterative-")]
+    orders = [variant for variant in orders if variant not in resets]
+    methods = [variant for variant in variants if variant not in (*resets, *orders)]
+    methods += orders[:1] if methods else []
+    return [group for group in (methods, orders if len(orders) > 1 else [], resets) if group]
+
+
+def _moments(run: "Result") -> list[int]:
+    """The epochs from which on one layer more of an iterative run is binary, after the first."""
+    if not run.variant.startswith("iterative"):
+        return []
+    per_layer, epochs = run.fields["epochs_per_layer"], run.curve["epoch"]
+    layers = len(run.curve["layer_flip_ratios"][0])
+    return [k * per_layer for k in range(1, layers) if k * per_layer <= epochs[-1]]
+
+
+def _smoothed(epochs: np.ndarray, values: np.ndarray, moments: Sequence[int]) -> np.ndarray:
+    """Means over the neighbors that lie between the same moments."""
+    part = np.searchsorted(moments, epochs, side="right")
+    places = np.arange(len(values))
+    near = np.abs(places[:, None] - places) <= _NEIGHBORS
+    weights = near & (part[:, None] == part)
+    return weights @ values / weights.sum(axis=1)
 
 
 def flips(runs: "Sequence[Result]", path: Path) -> bool:
@@ -153,10 +205,8 @@ def flips(runs: "Sequence[Result]", path: Path) -> bool:
     ):
         shown = np.maximum(ratios[:, layer], 1e-3)
         axes.plot(epochs, shown, color=color, linestyle=style, label=f"layer {layer + 1}")
-    per_layer = chosen[0].fields["epochs_per_layer"]
-    for k in range(1, layers):
-        if k * per_layer <= epochs[-1]:
-            axes.axvline(k * per_layer, color="grey", linewidth=0.8, zorder=0)
+    for moment in _moments(chosen[0]):
+        axes.axvline(moment, color="grey", linewidth=0.8, zorder=0)
     axes.set_yscale("log")
     axes.set_xlabel(f"epoch ({chosen[0].variant}; a line where one layer more becomes binary)")
     axes.set_ylabel("weights that change sign\nin an epoch, %")

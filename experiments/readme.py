@@ -84,7 +84,8 @@ def experiment_tables(runs: list[dict[str, Any]]) -> str:
             if stage == "full":
                 parts.append("The same, seed by seed (95 % intervals, n - 1 degrees of freedom):")
                 parts.append(report.difference_table(group))
-    return "\n\n".join(parts)
+                parts.append(report.order_test(group))
+    return "\n\n".join(filter(None, parts))
 
 
 def full_table(runs: list[dict[str, Any]]) -> str:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import scipy.stats
 
 from experiments import plots, selection
@@ -161,15 +162,12 @@ def difference_table(results: Sequence[Result]) -> str:
     """What methods and orders change, seed by seed: the same seed has the same first weights.
 
     Variants are compared with "binary", and with the published latent reset with themselves
-    without it. Intervals are Student's, of 95 %.
+    without it. Intervals are Student's, of 95 %. Empty without two runs of one seed.
     """
     by_variant: dict[str, dict[int, Result]] = {}
     for result in results:
         by_variant.setdefault(result.variant, {})[result.fields["seed"]] = result
-    lines = [
-        "| difference, same seeds | n | last epoch, points | mean of the last tenth, points |",
-        "| --- | --- | --- | --- |",
-    ]
+    lines = []
     for variant, by_seed in by_variant.items():
         base = variant.removesuffix("-reset") if variant.endswith("-reset") else "binary"
         seeds = sorted(by_seed.keys() & by_variant.get(base, {}).keys())
@@ -184,7 +182,39 @@ def difference_table(results: Sequence[Result]) -> str:
         ]
         cells = f"{mean_and_interval(last)} | {mean_and_interval(late)}"
         lines.append(f"| {variant} - {base} | {len(seeds)} | {cells} |")
-    return "\n".join(lines)
+    head = "| difference, same seeds | n | last epoch, points | mean of the last tenth, points |"
+    return "\n".join([head, "| --- | --- | --- | --- |", *lines]) if lines else ""
+
+
+def order_test(results: Sequence[Result]) -> str:
+    """Whether the orders of iterative runs differ by more than their seeds explain, in words.
+
+    A two-way analysis of variance without interaction, of the mean of the last tenth: orders, and
+    the seeds that all of them have as blocks. Empty with fewer than two orders or seeds.
+    """
+    by_variant: dict[str, dict[int, float]] = {}
+    for result in results:
+        plain = result.fields["method"] == "iterative" and not result.fields["latent_reset"]
+        if plain and result.late_accuracy is not None:
+            by_variant.setdefault(result.variant, {})[result.fields["seed"]] = result.late_accuracy
+    seeds = sorted(set.intersection(*map(set, by_variant.values()))) if by_variant else []
+    if len(by_variant) < 2 or len(seeds) < 2:
+        return ""
+    table = 100 * np.array([[of[seed] for seed in seeds] for of in by_variant.values()])
+    means = table.mean(axis=1)
+    degrees = len(by_variant) - 1, (len(by_variant) - 1) * (len(seeds) - 1)
+    rest = table - means[:, None] - table.mean(axis=0) + table.mean()
+    between = len(seeds) * np.sum((means - table.mean()) ** 2) / degrees[0]
+    within = np.sum(rest**2) / degrees[1]
+    if within == 0:
+        return ""
+    ratio = float(between / within)
+    return (
+        f"{len(by_variant)} orders, {len(seeds)} seeds: their means of the last tenth lie within "
+        f"{np.ptp(means):.2f} points; F({degrees[0]}, {degrees[1]}) = {ratio:.2f}, "
+        f"p = {scipy.stats.f.sf(ratio, *degrees):.2g} (two-way analysis of variance, seeds as "
+        "blocks)."
+    )
 
 
 def mean_and_interval(differences: Sequence[float]) -> str:
@@ -270,7 +300,9 @@ def write(
             title = f"{network}, {stage}, {epochs} epochs, {per_layer} per layer"
             parts.append(f"## {title}\n\n{accuracy_table(runs)}\n")
             if stage == "full":
-                parts.append(f"{difference_table(runs)}\n")
+                parts += [
+                    f"{text}\n" for text in (difference_table(runs), order_test(runs)) if text
+                ]
             stem = f"{network}-{stage}-{epochs}"
             for name, draw in (
                 ("accuracies", plots.accuracies),

@@ -42,6 +42,7 @@ _HEARTBEAT = flags.DEFINE_integer(
     lower_bound=1,
 )
 flags.mark_flag_as_required("config")
+_HELP = {"-h", "--h", "-help", "--help", "-?"}
 
 
 def main(argv: Sequence[str]) -> None:
@@ -89,8 +90,15 @@ def _join_others() -> None:
 
 def _parse_flags(argv: list[str]) -> list[str]:
     """Parse the command line; what absl or ml_collections refuse is one line too."""
-    sys.modules["__main__"].__doc__ = f"{__doc__}\nFields:\n{config.describe_fields()}\n"
+    if _HELP.intersection(argv[1:]):
+        sys.modules["__main__"].__doc__ = f"{__doc__}\nFields:\n{config.describe_fields()}\n"
+        app.usage(shorthelp=True, writeto_stdout=True, exitcode=0)
     try:
+        if not any(re.match("--?(config|flagfile)(=|$)", argument) for argument in argv[1:]):
+            raise UserError(
+                "--config is missing; accepted: the path of a configuration, as "
+                "--config=configs/quickstart.py (--help has every flag and field)"
+            )
         for argument in argv[1:]:
             override = re.match(r"--?config\.(\w+)", argument)
             if override:

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 CONFIGS = Path(__file__).parent.parent / "configs"
 QUICKSTART = CONFIGS / "quickstart.py"
 
@@ -23,13 +25,23 @@ def run(directory: Path, *arguments: str) -> subprocess.CompletedProcess:
 
 
 def test_help_explains_the_fields(tmp_path: Path):
-    result = run(tmp_path, f"--config={QUICKSTART}", "--help")
-    text = result.stdout + result.stderr
+    result = run(tmp_path, "--help")
+    assert (result.returncode, result.stderr) == (0, "")
+    text = result.stdout
     for name in ("network", "dataset", "method", "order", "epochs", "learning_rate", "seed"):
         assert re.search(rf"--config\.{name}='?\S*: \w", text), name
     assert "--workdir" in text
     assert "Traceback" not in text
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("arguments", [(), ("--config.epochs=3", "--workdir=somewhere")])
+def test_without_a_configuration(tmp_path: Path, arguments: tuple[str, ...]):
+    result = run(tmp_path, *arguments)
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: --config is missing; accepted: ")
+    assert "--help" in line
 
 
 def test_output_in_a_pipe(tmp_path: Path):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import collect, report
+from experiments import collect, plots, report
 from jaxbin import config, train
 from jaxbin.errors import UserError
 
@@ -140,17 +140,19 @@ def test_measures_and_earlier_collections_can_be_collected(runs: Path, tmp_path:
         collect.main([str(tmp_path / "measure.json"), f"--output={first}"])
 
 
-def test_differences_by_hand():
-    def made(method: str, seed: int, accuracy: float, **fields: Any) -> report.Result:
-        line = {"epoch": 9, "test_accuracy": accuracy}
-        return report.result_of(
-            {
-                "fields": {"method": method, "seed": seed, "stage": "full", **fields},
-                "summary": {"metric": "test_accuracy", "epochs": 10, "best": line, "last": line},
-                "curve": {"epoch": [0, 9], "accuracy": [0.1, accuracy - 0.01]},
-            }
-        )
+def made(method: str, seed: int, accuracy: float, **fields: Any) -> report.Result:
+    """A run of 10 epochs that ends with this accuracy; its last tenth had 1 point less."""
+    line = {"epoch": 9, "test_accuracy": accuracy}
+    return report.result_of(
+        {
+            "fields": {"method": method, "seed": seed, "stage": "full", **fields},
+            "summary": {"metric": "test_accuracy", "epochs": 10, "best": line, "last": line},
+            "curve": {"epoch": [0, 9], "accuracy": [0.1, accuracy - 0.01]},
+        }
+    )
 
+
+def test_differences_by_hand():
     results = [
         *(made("binary", seed, 0.97 + seed / 1000) for seed in (1, 2, 3)),
         *(made("float", seed, 0.98 + 2 * seed / 1000) for seed in (1, 2, 3, 4)),
@@ -163,6 +165,54 @@ def test_differences_by_hand():
         "| float - binary | 3 | +1.20 (+0.95 to +1.45) | +1.20 (+0.95 to +1.45) |",
         "| binary-reset - binary | 1 | -1.00 | -1.00 |",
     ]
+    assert report.difference_table(results[-1:]) == ""
+
+
+def test_the_comparison_of_orders_by_hand():
+    # Means 98.1 and 97.95 of the orders, 97.9 and 98.15 of the seeds, 98.025 of all: what is left
+    # is 0.025 everywhere, so F = 2 (0.075^2 + 0.075^2) / (4 x 0.025^2) = 9; Student's t = 3 with
+    # one degree of freedom is p = 1 - 2 atan(3) / pi = 0.2.
+    accuracies = {("forward", 1): 98.0, ("forward", 2): 98.2, ("213", 1): 97.8, ("213", 2): 98.1}
+    runs = [
+        made("iterative", seed, accuracy / 100 + 0.01, order=order)
+        for (order, seed), accuracy in accuracies.items()
+    ]
+    others = [
+        made("iterative", 3, 0.5),  # only one order has this seed
+        made("iterative", 1, 0.5, latent_reset=True),
+        *(made("binary", seed, 0.5) for seed in (1, 2)),
+    ]
+    said = report.order_test([*runs, *others])
+    assert said.startswith(
+        "2 orders, 2 seeds: their means of the last tenth lie within 0.15 points; "
+    )
+    assert "F(1, 1) = 9.00, p = 0.2 " in said
+    assert report.order_test(runs[:2]) == ""
+    assert report.order_test([runs[0], runs[2]]) == ""
+    assert report.order_test(others) == ""
+
+
+def test_many_variants_are_drawn_in_panels(tmp_path: Path):
+    orders = [f"iterative-{order}" for order in ("forward", "reverse", "132", "213", "231")]
+    resets = ["float-reset", "binary-reset", "iterative-forward-reset"]
+    assert plots._panels(["binary", "float", *orders, *resets]) == [
+        ["binary", "float", "iterative-forward"],
+        orders,
+        resets,
+    ]
+    assert plots._panels(["binary", "float", *orders[:1]]) == [["binary", "float", *orders[:1]]]
+    only = [f"iterative-{order}" for order in range(7)]
+    assert plots._panels(only) == [only]
+
+
+def test_curves_are_not_smoothed_across_a_binarization():
+    epochs = np.arange(0, 20, 2)
+    values = np.where(epochs < 10, 1.0, 5.0)
+    assert (plots._smoothed(epochs, values, [10]) == values).all()
+    across = plots._smoothed(epochs, values, [])
+    # three on either side of epoch 8: 1 1 1 1 5 5 5
+    assert across[4] == pytest.approx((4 * 1 + 3 * 5) / 7)
+    assert across[0] == 1
 
 
 def test_a_collection_names_no_place(runs: Path, tmp_path: Path):
