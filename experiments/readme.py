@@ -1,8 +1,9 @@
-"""Write the tables of README.md and docs/ from the files in experiments/results.
+"""Write the tables and plots of README.md and docs/ from the files in experiments/results.
 
     python -m experiments.readme
 
 A table stands between `<!-- NAME -->` and `<!-- end of NAME -->`; whatever was there is replaced.
+Plots lie beside the results they show.
 """
 
 import json
@@ -11,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments import report
+from experiments import plots, report
 from jaxbin import command_line
 
 _ROOT = Path(__file__).parent.parent
@@ -90,10 +91,13 @@ def experiment_tables(runs: list[dict[str, Any]]) -> str:
 
 def full_table(runs: list[dict[str, Any]]) -> str:
     """Only the results of the published schedule."""
-    results = [report.result_of(run) for run in runs if "summary" in run]
-    full = [result for result in results if result.stage == "full"]
-    table = report.accuracy_table(full)
+    table = report.accuracy_table(_full(runs))
     return f"{_conditions(*runs)}, mean ± standard deviation over n seeds:\n\n{table}"
+
+
+def _full(runs: list[dict[str, Any]]) -> list[report.Result]:
+    results = [report.result_of(run) for run in runs if "summary" in run]
+    return [result for result in results if result.stage == "full"]
 
 
 def measures_table(entries: list[dict[str, Any]]) -> str:
@@ -324,6 +328,13 @@ _TABLES: dict[str, tuple[str, str, Callable[[Any], str]]] = {
     "sizes of exports": ("docs/export.md", "sizes.json", export_table),
 }
 
+# By the plot's file: the file of results, what draws it.
+_PLOTS = {
+    "mnist_300_accuracies.png": ("mnist_300.json", plots.accuracies),
+    "mnist_300_curves.png": ("mnist_300.json", plots.curves),
+    "mnist_300_flips.png": ("mnist_300.json", plots.flips),
+}
+
 DOCUMENTS = sorted({document for document, _, _ in _TABLES.values()})
 
 
@@ -341,18 +352,24 @@ def with_tables(text: str, document: str) -> str:
             raise ValueError(f"{document} has no place for {name!r}")
         before, rest = text.split(begin, 1)
         after = rest.split(end, 1)[1]
-        content = table(json.loads((_RESULTS / file).read_text(encoding="utf-8")))
+        content = table(_read(file))
         text = f"{before}{begin}\n{content}\n{end}{after}"
     return text
 
 
+def _read(file: str) -> Any:
+    return json.loads((_RESULTS / file).read_text(encoding="utf-8"))
+
+
 def main(argv: Sequence[str]) -> None:
-    """Rewrite the documents."""
+    """Rewrite the documents, and draw the plots."""
     command_line.make_parser("python -m experiments.readme", __doc__ or "").parse_args(argv)
     for document in DOCUMENTS:
         path = _ROOT / document
         text = with_tables(path.read_text(encoding="utf-8"), document)
         path.write_text(text, encoding="utf-8")
+    for name, (file, draw) in _PLOTS.items():
+        draw(_full(_read(file)), _RESULTS / name)
 
 
 if __name__ == "__main__":
