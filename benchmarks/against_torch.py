@@ -82,9 +82,9 @@ def main() -> None:
     if arguments.output:
         import torch  # pyright: ignore[reportMissingImports]
 
-        from jaxbin import records
+        from jaxbin import provenance
 
-        content = {**records.environment(), "torch": torch.__version__, "results": results}
+        content = {**provenance.environment(), "torch": torch.__version__, "results": results}
         arguments.output.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 

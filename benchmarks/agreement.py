@@ -22,7 +22,7 @@ import onnxruntime
 import result_file
 
 import jaxbin
-from jaxbin import augment, data, export, freeze, models, records, step
+from jaxbin import augment, data, export, files, freeze, models, provenance, step
 
 
 def evaluation_logits(workdir: Path, which: str, images: np.ndarray) -> np.ndarray:
@@ -30,7 +30,7 @@ def evaluation_logits(workdir: Path, which: str, images: np.ndarray) -> np.ndarr
     run = freeze.read_configuration(workdir)
     spec = run.dataset_spec
     network = models.build(run.network, spec.classes, run.depth)
-    epoch = records.read_json(workdir / "summary.json")[which]["epoch"]
+    epoch = files.read_json(workdir / "summary.json")[which]["epoch"]
     variables = freeze.stored_variables(workdir, network, spec, epoch)
     state = step.TrainState(
         variables["params"],
@@ -62,10 +62,10 @@ def compare(workdir: Path, which: str, split: data.Split, single: int) -> dict[s
     expected = evaluation_logits(workdir, which, images)
     contents = {suffix: export.to_bytes(frozen, suffix) for suffix in export.SUFFIXES}
     forms = form_logits(contents, images, images[: single or len(images)])
-    summary = records.read_json(workdir / "summary.json")
-    environment = records.read_json(workdir / "environment.json")
+    summary = files.read_json(workdir / "summary.json")
+    environment = files.read_json(workdir / "environment.json")
     return {
-        "command": records.public_command(environment["command"]),
+        "command": provenance.public_command(environment["command"]),
         "commit": environment["commit"],
         "dataset": frozen.training["dataset"],
         "network": frozen.network_label,

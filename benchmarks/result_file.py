@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxbin import records
+from jaxbin import files, provenance
 
 # What else the machine does, before the benchmark adds its own.
 _LOAD_AVERAGE = os.getloadavg()[0]
@@ -14,12 +14,12 @@ _LOAD_AVERAGE = os.getloadavg()[0]
 
 def write(path: Path, results: Sequence[Any]) -> None:
     """Write results with what they may depend on: command, commit, versions, hardware, load."""
-    environment = records.environment()
+    environment = provenance.environment()
     content = {
         **environment,
-        "command": records.public_command(environment["command"]),
+        "command": provenance.public_command(environment["command"]),
         "processor": platform.processor() or platform.machine(),
         "load_average": round(_LOAD_AVERAGE, 2),
         "results": results,
     }
-    records.write_json(path, content)
+    files.write_json(path, content)

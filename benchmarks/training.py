@@ -227,10 +227,10 @@ def main() -> None:
                 flush=True,
             )
     if arguments.output:
-        from jaxbin import records
+        from jaxbin import provenance
 
         hardware = {"processor": platform.processor() or platform.machine()}
-        content = {**records.environment(), **hardware, "results": results}
+        content = {**provenance.environment(), **hardware, "results": results}
         arguments.output.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxbin import command_line, config, finished, orders, records
+from jaxbin import command_line, config, files, finished, orders, provenance, run_directory
 from jaxbin.errors import UserError
 
 _CURVE_EPOCHS = 90
@@ -26,7 +26,7 @@ def collect(directory: Path) -> dict[str, Any]:
     Raises:
       UserError: the directory holds no finished run.
     """
-    configuration = records.read_configuration(directory)
+    configuration = run_directory.read_configuration(directory)
     environment = finished.read_environment(directory)
     summary = finished.read_summary(directory)
     return {
@@ -50,7 +50,7 @@ def collect_measure(path: Path) -> dict[str, Any]:
     """
     accepted = {"measure": finished.text, "scores": finished.numbers, "seconds": finished.number}
     accepted |= {"ascending": finished.numbers, "environment": finished.fields}
-    content = finished.check_fields(records.read_json(path), str(path), accepted)
+    content = finished.check_fields(files.read_json(path), str(path), accepted)
     kept = {name: value for name, value in content.items() if name != "environment"}
     environment = finished.check_environment(content["environment"], f"{path}, 'environment'")
     return {**_origin(environment), **kept}
@@ -58,7 +58,7 @@ def collect_measure(path: Path) -> dict[str, Any]:
 
 def _origin(environment: dict[str, Any]) -> dict[str, Any]:
     return {
-        "command": records.public_command(environment["command"]),
+        "command": provenance.public_command(environment["command"]),
         "commit": environment["commit"],
         "versions": environment["versions"],
         "devices": environment["devices"],
@@ -69,7 +69,7 @@ def _origin(environment: dict[str, Any]) -> dict[str, Any]:
 def _entries(path: Path) -> list[dict[str, Any]]:
     if os.path.isdir(path):  # which, unlike Path.is_dir, no name can make raise
         return [collect(path)]
-    content = records.read_json(path)
+    content = files.read_json(path)
     return content if isinstance(content, list) else [collect_measure(path)]
 
 
@@ -98,7 +98,7 @@ def main(argv: Sequence[str]) -> None:
     # A line for each run: small, and a new one is one line in a diff.
     entries = [entry for path in arguments.runs for entry in _entries(path)]
     lines = [json.dumps(entry, allow_nan=False) for entry in entries]
-    records.write_text(arguments.output, "[\n" + ",\n".join(lines) + "\n]\n")
+    files.write_text(arguments.output, "[\n" + ",\n".join(lines) + "\n]\n")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.declarations import ROOT, Run
-from jaxbin import records, train
+from jaxbin import files, run_directory, train
 from jaxbin.errors import UserError
 
 POPULATIONS = ("auto", "vmap", "sequential")
@@ -72,7 +72,7 @@ def execute(
       Why each run that failed did, by its directory.
     """
     for run, directory in runs:
-        records.check_workdir(directory, run.config)
+        run_directory.check(directory, run.config)
     left = [(run, directory) for run, directory in runs if not has_ended(directory)]
     vmapped = left and _mode(population, network) == "vmap"
     groups = list(_groups(left, members)) if vmapped else [[one] for one in left]
@@ -100,7 +100,7 @@ def _mode(population: str, network: str) -> str:
     if population != "auto":
         return population
     platform = _run(["-c", "import jax; print(jax.default_backend())"], None).stdout.strip()
-    measured = records.read_json(_MEASURED)["results"]
+    measured = files.read_json(_MEASURED)["results"]
     ratios = [
         row["sequential_over_vmap"]
         for row in measured

@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxbin import command_line, records, sensitivity
+from jaxbin import command_line, files, provenance, sensitivity
 from jaxbin.errors import UserError
 
 
@@ -40,9 +40,9 @@ def main(argv: Sequence[str]) -> None:
             "ascending": sensitivity.ascending(scores),
             "seconds": time.perf_counter() - started,
             "samples": arguments.samples if name == "hessian" else None,
-            "environment": records.environment(),
+            "environment": provenance.environment(),
         }
-        records.write_json(arguments.output / f"{name}.json", result)
+        files.write_json(arguments.output / f"{name}.json", result)
         print(f"{name}: {' '.join(map(str, result['ascending']))}")
 
 

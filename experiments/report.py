@@ -23,7 +23,7 @@ import scipy.stats
 from experiments import plots, selection
 from experiments.collect import collect
 from experiments.declarations import variant_of
-from jaxbin import command_line, config, finished, models, orders, records, sensitivity
+from jaxbin import command_line, config, files, finished, models, orders, sensitivity
 from jaxbin.errors import UserError, shown
 
 
@@ -77,7 +77,7 @@ def load(paths: Iterable[Path]) -> list[Result]:
             summaries = sorted(path.rglob("summary.json"))
             runs = _checked_runs([collect(summary.parent) for summary in summaries], path)
         elif path.suffix == ".json" and os.path.exists(path):
-            runs = _checked_runs(records.read_json(path), path)
+            runs = _checked_runs(files.read_json(path), path)
         else:
             raise UserError(f"{shown(str(path))} is no directory and no JSON file of results")
         found += [result_of(run) for run in runs]
@@ -271,9 +271,9 @@ def measures_in(paths: Iterable[Path]) -> dict[str, dict[str, Any]]:
     for path in paths:
         if os.path.isdir(path):
             for file in path.rglob("measures/*.json"):
-                contents[file.stem] = records.read_json(file), str(file)
+                contents[file.stem] = files.read_json(file), str(file)
         else:
-            entries = [entry for entry in records.read_json(path) if "measure" in entry]
+            entries = [entry for entry in files.read_json(path) if "measure" in entry]
             contents |= {str(entry["measure"]): (entry, str(path)) for entry in entries}
     found = {}
     for name, (content, source) in contents.items():

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.declarations import EXPERIMENTS, Choices, published, variant_of
-from jaxbin import records, sensitivity
+from jaxbin import files, provenance, run_directory, sensitivity
 from jaxbin.errors import UserError
 
 TRAINING = "training"
@@ -20,8 +20,8 @@ def finished(stage_directory: Path) -> list[tuple[str, dict[str, Any], dict[str,
     """Variant, configuration and summary of every finished run in a stage's directory."""
     found = []
     for path in sorted(stage_directory.glob("*/summary.json")):
-        configuration = records.read_configuration(path.parent)
-        found.append((variant_of(configuration), configuration, records.read_json(path)))
+        configuration = run_directory.read_configuration(path.parent)
+        found.append((variant_of(configuration), configuration, files.read_json(path)))
     return found
 
 
@@ -110,16 +110,16 @@ def write_training_scores(directory: Path) -> None:
             "ascending": sensitivity.ascending(scores),
             "seconds": sum(seconds.values()),
             "epochs": [errors[layer][0] for layer in range(1, layers + 1)],
-            "environment": records.environment(),
+            "environment": provenance.environment(),
         }
         (directory / "measures").mkdir(exist_ok=True)
-        records.write_json(directory / "measures" / f"{TRAINING}.json", result)
+        files.write_json(directory / "measures" / f"{TRAINING}.json", result)
 
 
 def scores(directory: Path, measure: str) -> list[float] | None:
     """The scores of layers 1..L by a measure; None if they have not been measured."""
     path = directory / "measures" / f"{measure}.json"
-    return records.read_json(path)["scores"] if path.exists() else None
+    return files.read_json(path)["scores"] if path.exists() else None
 
 
 def write_orders(directory: Path, measure: str, scores: Sequence[float]) -> tuple[Path, Path]:
@@ -135,6 +135,6 @@ def write_orders(directory: Path, measure: str, scores: Sequence[float]) -> tupl
     for name, order in (("ascend", ascending), ("descend", ascending[::-1])):
         path = directory / "orders" / f"{name}-{measure}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        records.write_json(path, list(order))
+        files.write_json(path, list(order))
         paths.append(path)
     return paths[0], paths[1]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import jaxbin
 from experiments.collect import collect
-from jaxbin import artifact, command_line, data, freeze, records
+from jaxbin import artifact, command_line, data, files, freeze
 
 ZOO = Path(__file__).parent.parent / "jaxbin" / "zoo"
 
@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> None:
         "test_accuracy": round(float((classes == test.labels).mean()), 6),
         "run": collect(arguments.run),
     }
-    records.write_json(path.with_suffix(".json"), result)
+    files.write_json(path.with_suffix(".json"), result)
     print({name: value for name, value in result.items() if name != "run"})
 
 

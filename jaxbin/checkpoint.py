@@ -16,7 +16,7 @@ from absl import logging
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from jaxbin import records
+from jaxbin import files
 from jaxbin.errors import UserError
 
 PyTree = Any
@@ -121,7 +121,7 @@ def _silent() -> Iterator[None]:
 def _write_checksums(checkpoint: Any) -> None:
     directory = Path(checkpoint)
     sums = {name: _checksum(directory / name) for name in _files(directory)}
-    records.write_json(directory / _CHECKSUMS, sums)
+    files.write_json(directory / _CHECKSUMS, sums)
 
 
 def _files(directory: Path) -> list[str]:
@@ -144,7 +144,7 @@ def damage(checkpoint: Path) -> str | None:
     if not path.exists():
         return None
     try:
-        sums = dict(records.read_json(path))
+        sums = dict(files.read_json(path))
     except (UserError, TypeError, ValueError):
         return f"{_CHECKSUMS} is not what was written"
     for name, wanted in sums.items():

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxbin import records
+from jaxbin import files
 from jaxbin.errors import UserError, shown
 
 
@@ -20,7 +20,7 @@ def read_summary(workdir: Path, more: Sequence[str] = ()) -> dict[str, Any]:
       UserError: there is none, or it is none.
     """
     path = workdir / "summary.json"
-    return check_summary(records.read_json(path), str(path), more)
+    return check_summary(files.read_json(path), str(path), more)
 
 
 def check_summary(summary: Any, source: str, more: Sequence[str] = ()) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def read_environment(workdir: Path) -> dict[str, Any]:
       UserError: there is none, or it is none.
     """
     path = workdir / "environment.json"
-    return check_environment(records.read_json(path), str(path))
+    return check_environment(files.read_json(path), str(path))
 
 
 def check_environment(environment: Any, source: str) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def read_metrics(workdir: Path, metric: str) -> list[dict[str, Any]]:
     """
     path = workdir / "metrics.jsonl"
     accepted = {"epoch": whole, metric: number, "layer_flip_ratios": numbers}
-    lines = records.read_json_lines(path)
+    lines = files.read_json_lines(path)
     return [
         check_fields(line, f"{path}, line {count}", accepted)
         for count, line in enumerate(lines, start=1)

@@ -10,7 +10,7 @@ import flax.traverse_util
 import jax
 import numpy as np
 
-from jaxbin import checkpoint, config, data, finished, models, records
+from jaxbin import checkpoint, config, data, files, finished, models, run_directory
 from jaxbin.artifact import FOLDED, UNFOLDED, Artifact, pack
 from jaxbin.errors import UserError, one_line
 from jaxbin.layers import BINARIZATION, forward_order, norms_after, variable_shapes
@@ -136,7 +136,7 @@ def read_configuration(workdir: Path) -> config.Config:
     path = workdir / "config.json"
     if not os.path.exists(path):
         raise UserError(f"workdir={str(workdir)!r} holds no run: there is no config.json")
-    stored = records.read_configuration(workdir)
+    stored = run_directory.read_configuration(workdir)
     run = config.Config(**{k: config.check_value(k, stored[k]) for k in config.FIELDS})
     try:
         spec = run.dataset_spec
@@ -155,7 +155,7 @@ def read_summary(workdir: Path, run: config.Config) -> dict[str, Any]:
     if os.path.exists(workdir / "summary.json"):
         return finished.read_summary(workdir)
     metrics = workdir / "metrics.jsonl"
-    done = len(records.read_json_lines(metrics)) if os.path.exists(metrics) else 0
+    done = len(files.read_json_lines(metrics)) if os.path.exists(metrics) else 0
     raise UserError(
         f"workdir={str(workdir)!r} has not ended: {done} of {run.run_epochs} epochs are done; "
         "its own command goes on with it"

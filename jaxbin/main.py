@@ -20,7 +20,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from jaxbin import config, distributed, records, signals, terminal, train
+from jaxbin import config, distributed, run_directory, signals, terminal, train
 from jaxbin.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The configuration file.")
@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> None:
             raise UserError(f"argument {argv[1]!r} is not accepted; flags begin with --")
         _join_others()
         parsed = config.parse(_CONFIG.value)
-        workdir = Path(_WORKDIR.value) if _WORKDIR.value else records.default_workdir(parsed)
+        workdir = Path(_WORKDIR.value) if _WORKDIR.value else run_directory.default_workdir(parsed)
         if distributed.is_first():
             terminal.log_to_terminal()
         with signals.requests() as requests:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import orbax.checkpoint as ocp
 
-from jaxbin import checkpoint, distributed, positions, records, schedule, terminal
+from jaxbin import checkpoint, distributed, files, positions, records, schedule, terminal
 from jaxbin.config import Config
 from jaxbin.epoch import NEVER, Carry
 from jaxbin.errors import UserError
@@ -167,7 +167,7 @@ class OpenRun:
             "train_step_traces": traces,
         }
         if self.checkpoints is not None:
-            records.write_json(self.workdir / "summary.json", summary)
+            files.write_json(self.workdir / "summary.json", summary)
         if self.positions is not None:
             for number in self.positions.all_steps():
                 self.positions.delete(number)
@@ -196,7 +196,7 @@ def open_run(
 
     Args:
       config: the run.
-      workdir: its directory, which `records.claim` holds.
+      workdir: its directory, which `run_directory.claim` holds.
       first_state: the state before the first epoch, on one device.
       alone: whether what it logs goes to the terminal too.
       steps: in an epoch.

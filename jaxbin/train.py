@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxbin import data, distributed, records, runs, schedule, terminal
+from jaxbin import data, distributed, files, run_directory, runs, schedule, terminal
 from jaxbin.config import Config, to_json
 from jaxbin.epoch import EpochInputs
 from jaxbin.errors import UserError
@@ -119,7 +119,7 @@ def run_population(
         if jax.process_count() > 1:
             raise UserError("a population takes one process; several are for one run")
         check_devices(config, Layout(len(members)))
-        records.check_workdir(workdir, config)
+        run_directory.check(workdir, config)
     outcomes: dict[Path, Any] = {workdir: _ended(config, workdir) for config, workdir in members}
     left = [member for member in members if outcomes[member[1]] is None]
     dataset = _load(left[0][0]) if left else None
@@ -146,14 +146,14 @@ def population_key(config: Config) -> str:
 
 def _checked(config: Config, workdir: Path) -> dict[str, Any] | None:
     """`_ended`, once the run's directory has been accepted."""
-    records.check_workdir(workdir, config)
+    run_directory.check(workdir, config)
     return _ended(config, workdir)
 
 
 def _ended(config: Config, workdir: Path) -> dict[str, Any] | None:
     """The summary of a run that has nothing left to do."""
     path = workdir / "summary.json"
-    return records.read_json(path) if path.exists() and not config.evaluate_only else None
+    return files.read_json(path) if path.exists() and not config.evaluate_only else None
 
 
 def _place(member: tuple[Config, Path]) -> tuple[int, int]:
@@ -187,7 +187,7 @@ def _train(
 
         def claim() -> None:
             for config, workdir in members:
-                stack.enter_context(records.claim(workdir, config))
+                stack.enter_context(run_directory.claim(workdir, config))
 
         distributed.from_first(claim)
         trainer = build_trainer(members[0][0], dataset, layout)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxbin import records
+from jaxbin import provenance
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -29,7 +29,8 @@ def test_a_missing_place_is_no_silent_success():
 
 def test_commands_are_published_without_places():
     command = ["python", "x.py", "--config.data_dir=/a", "--workdir", "/b", "--data_dir=/c", "RUN"]
-    assert records.public_command([*command, "--seed=1"]) == ["python", "x.py", "RUN", "--seed=1"]
+    public = provenance.public_command([*command, "--seed=1"])
+    assert public == ["python", "x.py", "RUN", "--seed=1"]
 
 
 @pytest.mark.parametrize(

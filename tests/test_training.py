@@ -11,7 +11,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxbin import checkpoint, config, data, epoch, records, runs, step, train, trainer
+from jaxbin import (
+    checkpoint,
+    config,
+    data,
+    epoch,
+    records,
+    run_directory,
+    runs,
+    step,
+    train,
+    trainer,
+)
 from jaxbin.errors import UserError
 from jaxbin.layers import latent_weights, write_mask
 from jaxbin.parallel import Layout
@@ -571,7 +582,7 @@ def test_best_epoch(epochs: list[tuple[float, int]], best: int):
     ],
 )
 def test_default_workdir(fields: dict[str, Any], name: str):
-    assert records.default_workdir(config.parse(fields)) == Path("logs") / name
+    assert run_directory.default_workdir(config.parse(fields)) == Path("logs") / name
 
 
 def test_a_workdir_that_cannot_be_made_is_refused(tmp_path: Path):

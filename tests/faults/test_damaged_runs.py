@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from experiments import collect, measure, report
-from jaxbin import config, export, records, train
+from jaxbin import config, export, files, train
 from jaxbin.errors import UserError
 
 Command = Callable[[Sequence[str]], None]
@@ -222,4 +222,4 @@ def test_seeds_with_other_curves_are_left_out_of_a_plot(run_directory: Path, tmp
 def test_json_that_is_too_deep_cannot_be_read(tmp_path: Path):
     (tmp_path / "a.json").write_text(DEEP)
     with pytest.raises(UserError, match="cannot be read"):
-        records.read_json(tmp_path / "a.json")
+        files.read_json(tmp_path / "a.json")

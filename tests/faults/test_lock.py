@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from processes import finish, output, recorded, said, start, wait_until
 
-from jaxbin import config, records, train
+from jaxbin import config, run_directory, train
 from jaxbin.errors import UserError
 
 FIELDS = {"epochs": 200, "max_steps_per_epoch": 4, "checkpoint_every": 50}
@@ -28,7 +28,9 @@ def test_the_second_process_is_refused(running: tuple[subprocess.Popen, Path]):
     process, workdir = running
     before = recorded(workdir)
     output(workdir).rename(workdir.parent / "first.txt")
-    assert start(workdir, FIELDS).wait(60) == 2
+    process.send_signal(signal.SIGSTOP)  # or it could end before the second has started
+    assert start(workdir, FIELDS).wait(100) == 2
+    process.send_signal(signal.SIGCONT)
     (line,) = said(workdir).splitlines()
     assert f"is in use by process {process.pid} on " in line
     assert "accepted: another directory, or this one when that has ended" in line
@@ -42,7 +44,7 @@ def test_the_second_process_is_refused(running: tuple[subprocess.Popen, Path]):
 
 def test_of_two_that_start_together_one_is_refused(tmp_path: Path):
     workdir = tmp_path / "run"
-    processes = [start(workdir, FIELDS) for _ in range(2)]
+    processes = [start(workdir, {**FIELDS, "epochs": 100_000}) for _ in range(2)]
     deadline = time.monotonic() + 100
     while all(process.poll() is None for process in processes):
         assert time.monotonic() < deadline
@@ -57,7 +59,8 @@ def test_of_two_that_start_together_one_is_refused(tmp_path: Path):
 
 def test_a_population_does_not_take_a_directory_twice(tmp_path: Path):
     parsed = config.parse(config.base_config(epochs=1, max_steps_per_epoch=1))
-    with records.claim(tmp_path / "run", parsed), pytest.raises(UserError, match="is in use by"):
+    claimed = run_directory.claim(tmp_path / "run", parsed)
+    with claimed, pytest.raises(UserError, match="is in use by"):
         train.run_population([(parsed, tmp_path / "other"), (parsed, tmp_path / "run")])
     with pytest.raises(UserError, match="is in use by"):
         train.run_population([(parsed, tmp_path / "same"), (parsed, tmp_path / "same")])
