@@ -178,6 +178,7 @@ def test_a_run_killed_within_an_epoch_goes_on_with_the_next_batch(
     assert process.wait(200) == 0, (tmp_path / "second.txt").read_text()
     assert "going on in epoch 1 after step" in (tmp_path / "run" / "log.txt").read_text()
     assert untimed(tmp_path / "run") == whole
+    assert "leaked" not in (tmp_path / "second.txt").read_text()  # shared memory
 
 
 def test_a_signal_to_all_processes_does_not_keep_the_workers_from_the_last_step(
@@ -190,6 +191,7 @@ def test_a_signal_to_all_processes_does_not_keep_the_workers_from_the_last_step(
     said = (tmp_path / "run.txt").read_text()
     assert "stopped by SIGINT; the same command goes on" in said
     assert "Traceback" not in said
+    assert "leaked" not in said
     assert any((tmp_path / "run" / "positions").iterdir())
 
 
