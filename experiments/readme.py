@@ -66,7 +66,7 @@ def mnist_table(runs: list[dict[str, Any]]) -> str:
 
 def experiment_tables(runs: list[dict[str, Any]]) -> str:
     """The runs of an experiment: the full stage's results, and the search that chose the rates."""
-    results = [report.result_of(run) for run in runs if "summary" in run]
+    results = _results(runs)
     parts = [f"{_conditions(*runs)}."]
     for stage, title in (
         ("full", "Evaluated on the test set; the best epoch was chosen on it, too"),
@@ -96,8 +96,11 @@ def full_table(runs: list[dict[str, Any]]) -> str:
 
 
 def _full(runs: list[dict[str, Any]]) -> list[report.Result]:
-    results = [report.result_of(run) for run in runs if "summary" in run]
-    return [result for result in results if result.stage == "full"]
+    return [result for result in _results(runs) if result.stage == "full"]
+
+
+def _results(runs: list[dict[str, Any]]) -> list[report.Result]:
+    return report.arranged(report.result_of(run) for run in runs if "summary" in run)
 
 
 def measures_table(entries: list[dict[str, Any]]) -> str:

@@ -23,7 +23,7 @@ import scipy.stats
 from experiments import plots, selection
 from experiments.collect import collect
 from experiments.declarations import variant_of
-from jaxbin import command_line, config, files, finished, models, orders, sensitivity
+from jaxbin import command_line, config, files, finished, models, orders, schedule, sensitivity
 from jaxbin.errors import UserError, shown
 
 
@@ -66,7 +66,7 @@ class Result:
 
 
 def load(paths: Iterable[Path]) -> list[Result]:
-    """The finished runs in directories and files.
+    """The finished runs in directories and files, `arranged`.
 
     Raises:
       UserError: a path is neither, or there is no run.
@@ -83,7 +83,7 @@ def load(paths: Iterable[Path]) -> list[Result]:
         found += [result_of(run) for run in runs]
     if not found:
         raise UserError(f"no finished run in {', '.join(map(str, paths))}")
-    return found
+    return arranged(found)
 
 
 def _checked_runs(entries: Any, path: Path) -> list[dict[str, Any]]:
@@ -125,6 +125,17 @@ def result_of(run: Mapping[str, Any]) -> Result:
     )
 
 
+def arranged(results: Iterable[Result]) -> list[Result]:
+    """Float before binary before iterative, latent resets last; else in the order they come."""
+    return sorted(
+        results,
+        key=lambda result: (
+            result.fields["latent_reset"],
+            schedule.METHODS.index(result.fields["method"]),
+        ),
+    )
+
+
 def grouped(results: Iterable[Result], key: Callable[[Result], Any]) -> dict[Any, list[Result]]:
     """Results by key, in the order in which they come."""
     groups: dict[Any, list[Result]] = {}
@@ -161,15 +172,19 @@ def accuracy_table(results: Sequence[Result]) -> str:
 def difference_table(results: Sequence[Result]) -> str:
     """What methods and orders change, seed by seed: the same seed has the same first weights.
 
-    Variants are compared with "binary", and with the published latent reset with themselves
-    without it. Intervals are Student's, of 95 %. Empty without two runs of one seed.
+    Variants are compared with "binary", those with the published latent reset with "binary-reset",
+    and these with themselves without it. Intervals are Student's, of 95 %. Empty without two runs
+    of one seed.
     """
     by_variant: dict[str, dict[int, Result]] = {}
     for result in results:
         by_variant.setdefault(result.variant, {})[result.fields["seed"]] = result
     lines = []
-    for variant, by_seed in by_variant.items():
-        base = variant.removesuffix("-reset") if variant.endswith("-reset") else "binary"
+    plain = {variant: variant.removesuffix("-reset") for variant in by_variant}
+    compared = [(name, "binary-reset" if name != plain[name] else "binary") for name in by_variant]
+    compared += [(name, plain[name]) for name in by_variant]
+    for variant, base in compared:
+        by_seed = by_variant[variant]
         seeds = sorted(by_seed.keys() & by_variant.get(base, {}).keys())
         if variant == base or not seeds:
             continue
@@ -190,13 +205,15 @@ def order_test(results: Sequence[Result]) -> str:
     """Whether the orders of iterative runs differ by more than their seeds explain, in words.
 
     A two-way analysis of variance without interaction, of the mean of the last tenth: orders, and
-    the seeds that all of them have as blocks. Empty with fewer than two orders or seeds.
+    the seeds that all of them have as blocks. Then all orders against "binary", if it has these
+    seeds. Empty with fewer than two orders or seeds.
     """
     by_variant: dict[str, dict[int, float]] = {}
     for result in results:
-        plain = result.fields["method"] == "iterative" and not result.fields["latent_reset"]
-        if plain and result.late_accuracy is not None:
+        compared = result.fields["method"] in ("iterative", "binary")
+        if compared and not result.fields["latent_reset"] and result.late_accuracy is not None:
             by_variant.setdefault(result.variant, {})[result.fields["seed"]] = result.late_accuracy
+    binary = by_variant.pop("binary", {})
     seeds = sorted(set.intersection(*map(set, by_variant.values()))) if by_variant else []
     if len(by_variant) < 2 or len(seeds) < 2:
         return ""
@@ -209,12 +226,16 @@ def order_test(results: Sequence[Result]) -> str:
     if within == 0:
         return ""
     ratio = float(between / within)
-    return (
+    said = (
         f"{len(by_variant)} orders, {len(seeds)} seeds: their means of the last tenth lie within "
         f"{np.ptp(means):.2f} points; F({degrees[0]}, {degrees[1]}) = {ratio:.2f}, "
         f"p = {scipy.stats.f.sf(ratio, *degrees):.2g} (two-way analysis of variance, seeds as "
         "blocks)."
     )
+    if binary.keys() >= set(seeds):
+        differences = table.mean(axis=0) / 100 - [binary[seed] for seed in seeds]
+        said += f" All orders together - binary: {mean_and_interval(differences.tolist())}."
+    return said
 
 
 def mean_and_interval(differences: Sequence[float]) -> str:

@@ -50,6 +50,15 @@ def test_accuracy_table_by_hand():
     ]
 
 
+def test_resets_come_last_and_methods_in_their_order():
+    came = ["iterative-reverse", "binary-reset", "binary", "iterative-forward", "float-reset"]
+    came += ["float", "binary"]
+    assert [run.variant for run in report.arranged(result(name, 0.5, 0.5) for name in came)] == [
+        *("float", "binary", "binary", "iterative-reverse", "iterative-forward"),
+        *("float-reset", "binary-reset"),
+    ]
+
+
 def test_late_accuracy_by_hand():
     """Of 450 epochs the last tenth begins with epoch 405."""
     curve = {"epoch": [399, 404, 405, 449], "accuracy": [0.1, 0.2, 0.7, 0.8]}
@@ -157,13 +166,16 @@ def test_differences_by_hand():
         *(made("binary", seed, 0.97 + seed / 1000) for seed in (1, 2, 3)),
         *(made("float", seed, 0.98 + 2 * seed / 1000) for seed in (1, 2, 3, 4)),
         made("binary", 2, 0.962, latent_reset=True),
+        made("float", 2, 0.982, latent_reset=True),
         made("iterative", 9, 0.5),  # has no partner
     ]
     # float - binary: 1.1, 1.2, 1.3 points; Student's t of 2 degrees of freedom is 4.303,
     # times 0.1 / sqrt(3).
     assert report.difference_table(results).splitlines()[2:] == [
         "| float - binary | 3 | +1.20 (+0.95 to +1.45) | +1.20 (+0.95 to +1.45) |",
+        "| float-reset - binary-reset | 1 | +2.00 | +2.00 |",
         "| binary-reset - binary | 1 | -1.00 | -1.00 |",
+        "| float-reset - float | 1 | -0.20 | -0.20 |",
     ]
     assert report.difference_table(results[-1:]) == ""
 
@@ -180,13 +192,18 @@ def test_the_comparison_of_orders_by_hand():
     others = [
         made("iterative", 3, 0.5),  # only one order has this seed
         made("iterative", 1, 0.5, latent_reset=True),
-        *(made("binary", seed, 0.5) for seed in (1, 2)),
+        made("binary", 1, 0.5),
     ]
     said = report.order_test([*runs, *others])
+    assert said.endswith("seeds as blocks).")
     assert said.startswith(
         "2 orders, 2 seeds: their means of the last tenth lie within 0.15 points; "
     )
     assert "F(1, 1) = 9.00, p = 0.2 " in said
+    # 97.9 - 97.5 and 98.15 - 97.55: 0.5, and Student's t of 12.71 times 0.1
+    binary = [made("binary", 1, 0.985), made("binary", 2, 0.9855)]
+    said = report.order_test([*runs, *binary])
+    assert said.endswith("All orders together - binary: +0.50 (-0.77 to +1.77).")
     assert report.order_test(runs[:2]) == ""
     assert report.order_test([runs[0], runs[2]]) == ""
     assert report.order_test(others) == ""
