@@ -37,12 +37,19 @@ def _save(figure: Any, path: Path) -> None:
     colors.save(path, optimize=True)
 
 
-def _by_variant(runs: "Sequence[Result]") -> "dict[str, list[Result]]":
-    """Runs by variant, those of the learning rate that most variants share."""
-    variants: dict[str, list[Result]] = {}
-    for run in runs:
-        variants.setdefault(run.variant, []).append(run)
-    return variants
+def _lines(runs: "Sequence[Result]") -> "dict[str, list[Result]]":
+    """Runs by what is drawn as one: a variant, with several learning rates one of each."""
+    rates = sorted({run.fields["learning_rate"] for run in runs})
+    lines: dict[str, list[Result]] = {}
+    for variant in dict.fromkeys(run.variant for run in runs):
+        for rate in rates:
+            label = f"{variant}, lr {rate:g}" if len(rates) > 1 else variant
+            lines[label] = [
+                run
+                for run in runs
+                if run.variant == variant and run.fields["learning_rate"] == rate
+            ]
+    return {label: of_line for label, of_line in lines.items() if of_line}
 
 
 def _comparable(runs: "Sequence[Result]") -> "list[Result]":
@@ -52,22 +59,12 @@ def _comparable(runs: "Sequence[Result]") -> "list[Result]":
     return [run for run, shape in zip(with_curve, shapes, strict=True) if shape == shapes[0]]
 
 
-def _label(variant: str, runs: "Sequence[Result]", several_rates: bool) -> str:
-    rates = sorted({run.fields["learning_rate"] for run in runs})
-    return f"{variant}, {rates[0]:g}" if several_rates and len(rates) == 1 else variant
-
-
 def accuracies(runs: "Sequence[Result]", path: Path) -> bool:
     """Variants side by side: the last epoch, the mean of the last tenth, the best epoch.
 
     Each with mean and standard deviation over seeds.
     """
-    groups = {
-        (variant, rate): [run for run in of_variant if run.fields["learning_rate"] == rate]
-        for variant, of_variant in _by_variant(runs).items()
-        for rate in sorted({run.fields["learning_rate"] for run in of_variant})
-    }
-    several = len({rate for _, rate in groups}) > 1
+    groups = _lines(runs)
     figure, axes = plt.subplots(figsize=(_WIDTH, 0.9 + 0.32 * len(groups)))
     for row, of_variant in enumerate(groups.values()):
         accuracies_of: dict[str, list[float | None]] = {
@@ -90,8 +87,7 @@ def accuracies(runs: "Sequence[Result]", path: Path) -> bool:
                 capsize=2,
                 label=None if row else which,
             )
-    labels = [f"{variant}, lr {rate:g}" if several else variant for variant, rate in groups]
-    labels = [f"{label} (n={len(g)})" for label, g in zip(labels, groups.values(), strict=True)]
+    labels = [f"{label} (n={len(of_line)})" for label, of_line in groups.items()]
     axes.set_yticks(range(len(groups)), labels)
     axes.invert_yaxis()
     axes.grid(axis="x", alpha=0.3)
@@ -109,33 +105,31 @@ def curves(runs: "Sequence[Result]", path: Path) -> bool:
     are means over seeds and over a few neighboring epochs, never across a binarization; the
     epochs themselves are drawn faintly behind them.
     """
-    drawn = {variant: _comparable(of_variant) for variant, of_variant in _by_variant(runs).items()}
-    drawn = {variant: of_variant for variant, of_variant in drawn.items() if of_variant}
+    drawn = {label: _comparable(of_line) for label, of_line in _lines(runs).items()}
+    drawn = {label: of_line for label, of_line in drawn.items() if of_line}
     if not drawn:
         return False
-    panels = _panels(list(drawn))
+    panels = _panels(drawn)
     figure, rows = plt.subplots(
         len(panels),
         sharex=True,
         squeeze=False,
         figsize=(_WIDTH, 4.2 if len(panels) == 1 else 0.6 + 2.5 * len(panels)),
     )
-    several = len({run.fields["learning_rate"] for run in runs}) > 1
-    for axes, variants in zip(rows[:, 0], panels, strict=True):
+    for axes, labels in zip(rows[:, 0], panels, strict=True):
         lows, highs = [], []
-        for color, style, variant in zip(
-            _colors(len(variants)), _cycled(_STYLES, len(variants)), variants, strict=True
+        for color, style, label in zip(
+            _colors(len(labels)), _cycled(_STYLES, len(labels)), labels, strict=True
         ):
-            of_variant = drawn[variant]
-            epochs = np.array(of_variant[0].curve["epoch"])
-            mean = 100 * np.mean([run.curve["accuracy"] for run in of_variant], axis=0)
-            smooth = _smoothed(epochs, mean, _moments(of_variant[0]))
+            of_line = drawn[label]
+            epochs = np.array(of_line[0].curve["epoch"])
+            mean = 100 * np.mean([run.curve["accuracy"] for run in of_line], axis=0)
+            smooth = _smoothed(epochs, mean, _moments(of_line[0]))
             lows.append(np.percentile(mean, 5))
             highs.append(mean.max())
             axes.plot(epochs, mean, color=color, linewidth=0.6, alpha=0.25)
-            label = _label(variant, of_variant, several)
             axes.plot(epochs, smooth, color=color, linestyle=style, label=label, linewidth=1.5)
-        moments = sorted({m for variant in variants for m in _moments(drawn[variant][0])})
+        moments = sorted({m for label in labels for m in _moments(drawn[label][0])})
         for moment in moments:
             axes.axvline(moment, color="grey", linewidth=0.8, zorder=0)
         if moments and axes is rows[0, 0]:
@@ -158,14 +152,20 @@ def curves(runs: "Sequence[Result]", path: Path) -> bool:
     return True
 
 
-def _panels(variants: Sequence[str]) -> list[list[str]]:
-    """Variants that are drawn together: all, or methods, orders, latent resets."""
-    if len(variants) <= _MOST_LINES:
-        return [list(variants)]
-    resets = [variant for variant in variants if variant.endswith("-reset")]
-    orders = [variant for variant in variants if variant.startswith("iterative-")]
-    orders = [variant for variant in orders if variant not in resets]
-    methods = [variant for variant in variants if variant not in (*resets, *orders)]
+def _panels(lines: "Mapping[str, Sequence[Result]]") -> list[list[str]]:
+    """Lines that are drawn together: all, or by learning rate, or methods, orders and resets."""
+    if len(lines) <= _MOST_LINES:
+        return [list(lines)]
+    by_rate: dict[float, dict[str, Sequence[Result]]] = {}
+    for label, runs in lines.items():
+        by_rate.setdefault(runs[0].fields["learning_rate"], {})[label] = runs
+    if len(by_rate) > 1:
+        return [panel for rate in sorted(by_rate) for panel in _panels(by_rate[rate])]
+    variants = {label: runs[0].variant for label, runs in lines.items()}
+    resets = [label for label in lines if variants[label].endswith("-reset")]
+    orders = [label for label in lines if variants[label].startswith("iterative-")]
+    orders = [label for label in orders if label not in resets]
+    methods = [label for label in lines if label not in (*resets, *orders)]
     methods += orders[:1] if methods else []
     return [group for group in (methods, orders if len(orders) > 1 else [], resets) if group]
 
@@ -191,14 +191,16 @@ def _smoothed(epochs: np.ndarray, values: np.ndarray, moments: Sequence[int]) ->
 def flips(runs: "Sequence[Result]", path: Path) -> bool:
     """Share of each layer's weights whose sign an epoch changes, over time.
 
-    Of the forward order, or of the first iterative variant there is.
+    Of the forward order, or of another iterative variant, at the learning rate with most runs.
     """
-    variants = {
-        variant: _comparable(of_variant)
-        for variant, of_variant in _by_variant(runs).items()
-        if variant.startswith("iterative")
-    }
-    chosen = variants.get("iterative-forward") or next(iter(variants.values()), [])
+    lines = [
+        _comparable(of_line)
+        for of_line in _lines(runs).values()
+        if of_line[0].fields["method"] == "iterative"
+    ]
+    lines = [of_line for of_line in lines if of_line]
+    forward = [of_line for of_line in lines if of_line[0].variant == "iterative-forward"]
+    chosen = max(forward or lines, key=len, default=[])
     if not chosen:
         return False
     figure, axes = plt.subplots(figsize=(_WIDTH, 3.4))

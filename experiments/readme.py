@@ -372,7 +372,8 @@ def main(argv: Sequence[str]) -> None:
         text = with_tables(path.read_text(encoding="utf-8"), document)
         path.write_text(text, encoding="utf-8")
     for name, (file, draw) in _PLOTS.items():
-        draw(_full(_read(file)), _RESULTS / name)
+        by_rate = report.grouped(_full(_read(file)), lambda run: run.fields["learning_rate"])
+        draw(max(by_rate.values(), key=len), _RESULTS / name)  # the chosen rate's
 
 
 if __name__ == "__main__":

@@ -173,22 +173,24 @@ def difference_table(results: Sequence[Result]) -> str:
     """What methods and orders change, seed by seed: the same seed has the same first weights.
 
     Variants are compared with "binary", those with the published latent reset with "binary-reset",
-    and these with themselves without it. Intervals are Student's, of 95 %. Empty without two runs
-    of one seed.
+    and these with themselves without it, at the same learning rate. Intervals are Student's, of
+    95 %. Empty without two runs of one seed.
     """
-    by_variant: dict[str, dict[int, Result]] = {}
+    by_variant: dict[tuple[str, float], dict[int, Result]] = {}
     for result in results:
-        by_variant.setdefault(result.variant, {})[result.fields["seed"]] = result
+        key = result.variant, result.fields["learning_rate"]
+        by_variant.setdefault(key, {})[result.fields["seed"]] = result
+    several = len({rate for _, rate in by_variant}) > 1
     lines = []
-    plain = {variant: variant.removesuffix("-reset") for variant in by_variant}
-    compared = [(name, "binary-reset" if name != plain[name] else "binary") for name in by_variant]
-    compared += [(name, plain[name]) for name in by_variant]
-    for variant, base in compared:
-        by_seed = by_variant[variant]
-        seeds = sorted(by_seed.keys() & by_variant.get(base, {}).keys())
+    plain = {variant: variant.removesuffix("-reset") for variant, _ in by_variant}
+    pairs_of = [(of, "binary-reset" if of[0] != plain[of[0]] else "binary") for of in by_variant]
+    pairs_of += [(of, plain[of[0]]) for of in by_variant]
+    for (variant, rate), base in pairs_of:
+        by_seed, others = by_variant[variant, rate], by_variant.get((base, rate), {})
+        seeds = sorted(by_seed.keys() & others.keys())
         if variant == base or not seeds:
             continue
-        pairs = [(by_seed[seed], by_variant[base][seed]) for seed in seeds]
+        pairs = [(by_seed[seed], others[seed]) for seed in seeds]
         last = [one.accuracy("last") - other.accuracy("last") for one, other in pairs]
         late = [
             one.late_accuracy - other.late_accuracy
@@ -196,7 +198,8 @@ def difference_table(results: Sequence[Result]) -> str:
             if one.late_accuracy is not None and other.late_accuracy is not None
         ]
         cells = f"{mean_and_interval(last)} | {mean_and_interval(late)}"
-        lines.append(f"| {variant} - {base} | {len(seeds)} | {cells} |")
+        name = f"{variant} - {base}" + (f", lr {rate:g}" if several else "")
+        lines.append(f"| {name} | {len(seeds)} | {cells} |")
     head = "| difference, same seeds | n | last epoch, points | mean of the last tenth, points |"
     return "\n".join([head, "| --- | --- | --- | --- |", *lines]) if lines else ""
 
@@ -206,8 +209,18 @@ def order_test(results: Sequence[Result]) -> str:
 
     A two-way analysis of variance without interaction, of the mean of the last tenth: orders, and
     the seeds that all of them have as blocks. Then all orders against "binary", if it has these
-    seeds. Empty with fewer than two orders or seeds.
+    seeds. Each learning rate by itself. Empty with fewer than two orders or seeds.
     """
+    by_rate = grouped(results, lambda result: result.fields["learning_rate"])
+    said = {rate: _order_test(runs) for rate, runs in by_rate.items()}
+    return "\n\n".join(
+        f"At the learning rate {rate:g}: {text}" if len(by_rate) > 1 else text
+        for rate, text in said.items()
+        if text
+    )
+
+
+def _order_test(results: Sequence[Result]) -> str:
     by_variant: dict[str, dict[int, float]] = {}
     for result in results:
         compared = result.fields["method"] in ("iterative", "binary")

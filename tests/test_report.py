@@ -178,6 +178,13 @@ def test_differences_by_hand():
         "| float-reset - float | 1 | -0.20 | -0.20 |",
     ]
     assert report.difference_table(results[-1:]) == ""
+    # Learning rates do not meet.
+    results.append(made("float", 1, 0.9, learning_rate=0.02))
+    assert len(report.difference_table(results).splitlines()) == 6
+    results.append(made("binary", 1, 0.95, learning_rate=0.02))
+    lines = report.difference_table(results).splitlines()
+    assert "| float - binary, lr 0.02 | 1 | -5.00 | -5.00 |" in lines
+    assert len(lines) == 7
 
 
 def test_the_comparison_of_orders_by_hand():
@@ -204,22 +211,43 @@ def test_the_comparison_of_orders_by_hand():
     binary = [made("binary", 1, 0.985), made("binary", 2, 0.9855)]
     said = report.order_test([*runs, *binary])
     assert said.endswith("All orders together - binary: +0.50 (-0.77 to +1.77).")
+    # another learning rate is compared with itself
+    fast = made("iterative", 1, 0.5, order="132", learning_rate=0.02)
+    said = report.order_test([*runs, *binary, fast])
+    assert said.startswith("At the learning rate 0.1: 2 orders, ")
+    assert "\n" not in said
     assert report.order_test(runs[:2]) == ""
     assert report.order_test([runs[0], runs[2]]) == ""
     assert report.order_test(others) == ""
 
 
-def test_many_variants_are_drawn_in_panels(tmp_path: Path):
+def panels(*results: report.Result) -> list[list[str]]:
+    return plots._panels(plots._lines(results))
+
+
+def test_many_variants_are_drawn_in_panels():
     orders = [f"iterative-{order}" for order in ("forward", "reverse", "132", "213", "231")]
     resets = ["float-reset", "binary-reset", "iterative-forward-reset"]
-    assert plots._panels(["binary", "float", *orders, *resets]) == [
-        ["binary", "float", "iterative-forward"],
-        orders,
-        resets,
-    ]
-    assert plots._panels(["binary", "float", *orders[:1]]) == [["binary", "float", *orders[:1]]]
+    all_of_them = [result(name, 0.5, 0.5) for name in ("binary", "float", *orders, *resets)]
+    methods = ["binary", "float", "iterative-forward"]
+    assert panels(*all_of_them) == [methods, orders, resets]
+    assert panels(*all_of_them[:3]) == [methods]
+    assert panels(*all_of_them[:3], *all_of_them[:3]) == [methods]  # two seeds
     only = [f"iterative-{order}" for order in range(7)]
-    assert plots._panels(only) == [only]
+    assert panels(*(result(name, 0.5, 0.5) for name in only)) == [only]
+
+
+def test_learning_rates_are_not_drawn_as_seeds():
+    runs = [
+        result(name, 0.5, 0.5, learning_rate=rate)
+        for name in ("binary", "float", "iterative-forward")
+        for rate in (0.1, 0.01, 0.001)
+    ]
+    assert panels(*runs) == [
+        [f"{name}, lr {rate}" for name in ("binary", "float", "iterative-forward")]
+        for rate in (0.001, 0.01, 0.1)
+    ]
+    assert panels(*runs[:2]) == [["binary, lr 0.01", "binary, lr 0.1"]]
 
 
 def test_curves_are_not_smoothed_across_a_binarization():
