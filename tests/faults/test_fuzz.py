@@ -17,18 +17,17 @@ from typing import Any
 
 import hypothesis
 import numpy as np
-import pytest
 import safetensors
 from hypothesis import strategies as st
+from refusals import check_line
 
 import jaxbin
 from experiments import collect
-from jaxbin import artifact, config, data, freeze, models, orders, train
+from jaxbin import artifact, data, freeze, models, orders
 from jaxbin.errors import UserError
 from jaxbin.layers import forward_order, variable_shapes
 
 EXAMPLES = int(os.environ.get("JAXBIN_FUZZ_EXAMPLES", "250"))
-LONGEST_LINE = 1000
 
 fuzz = hypothesis.settings(
     max_examples=EXAMPLES,
@@ -45,10 +44,7 @@ def refusal_is_one_clear_line() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        line = str(error)
-        assert line
-        assert line.isprintable(), ascii(line)
-        assert len(line) <= LONGEST_LINE
+        check_line(str(error))
 
 
 # --- JSON as nobody would write it --------------------------------------------------------------
@@ -372,14 +368,6 @@ def test_any_file_is_a_split_or_refused(content: bytes):
 
 
 # --- Run directories ----------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def run_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    fields = {"epochs": 1, "max_steps_per_epoch": 1, "learning_rate": 0.01, "method": "binary"}
-    directory = tmp_path_factory.mktemp("runs") / "run"
-    train.run(config.parse(fields), directory)
-    return directory
 
 
 LIKELY_RUN: dict[str, list[Any]] = {

@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from refusals import check_refused
 
-from jaxbin import artifact, config, data, export, inference, orders, predict, torch_import, train
+from jaxbin import artifact, data, export, inference, orders, predict, torch_import
 from jaxbin.data import imagenet_originals
 from jaxbin.errors import UserError
 
@@ -44,23 +45,6 @@ def payload(tmp_path: Path) -> bytes:
     pickle.loads(content)
     executed.rmdir()
     return content
-
-
-def check_refused(call: Callable[[], Any], message: str = "") -> None:
-    with pytest.raises(UserError) as caught:
-        call()
-    line = str(caught.value)
-    assert message in line
-    assert line.isprintable()
-    assert len(line) < 1000
-
-
-@pytest.fixture(scope="module")
-def run_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    fields = {"epochs": 1, "max_steps_per_epoch": 1, "learning_rate": 0.01, "method": "binary"}
-    directory = tmp_path_factory.mktemp("runs") / "run"
-    train.run(config.parse(fields), directory)
-    return directory
 
 
 # --- Nothing is executed --------------------------------------------------------------------------
