@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 _WIDTH, _DOTS_PER_INCH = 7.2, 120
 _STYLES = ("-", "--", ":", "-.", (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (1, 3)), (0, (8, 3)))
-_MARKERS = "osD^vPX*"
 _HATCHES = ("", "///", "...", "xxx", "\\\\\\")
 _MOST_LINES = 6
 _NEIGHBORS = 3

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments import plots, report
+from experiments import plots, report, tables
 from jaxbin import command_line
 
 _ROOT = Path(__file__).parent.parent
@@ -77,21 +77,21 @@ def experiment_tables(runs: list[dict[str, Any]]) -> str:
             for result in results
             if result.stage == stage and result.fields["method"] != "sensitivity"
         ]
-        for (epochs, per_layer), group in report.grouped(of_stage, lambda r: r.schedule).items():
+        for (epochs, per_layer), group in tables.grouped(of_stage, lambda r: r.schedule).items():
             if stage == "validation" and len(group) == 1:
                 continue  # the network that sensitivity was measured of
             parts.append(f"{title}, {epochs} epochs, {per_layer} per layer:")
-            parts.append(report.accuracy_table(group))
+            parts.append(tables.accuracy_table(group))
             if stage == "full":
                 parts.append("The same, seed by seed (95 % intervals, n - 1 degrees of freedom):")
-                parts.append(report.difference_table(group))
-                parts.append(report.order_test(group))
+                parts.append(tables.difference_table(group))
+                parts.append(tables.order_test(group))
     return "\n\n".join(filter(None, parts))
 
 
 def full_table(runs: list[dict[str, Any]]) -> str:
     """Only the results of the published schedule."""
-    table = report.accuracy_table(_full(runs))
+    table = tables.accuracy_table(_full(runs))
     return f"{_conditions(*runs)}, mean ± standard deviation over n seeds:\n\n{table}"
 
 
@@ -106,7 +106,7 @@ def _results(runs: list[dict[str, Any]]) -> list[report.Result]:
 def measures_table(entries: list[dict[str, Any]]) -> str:
     """Sensitivity of every layer by every measure."""
     measured = {entry["measure"]: entry for entry in entries if "measure" in entry}
-    return f"{_conditions(*measured.values())}:\n\n{report.sensitivity_table('', measured)}"
+    return f"{_conditions(*measured.values())}:\n\n{tables.sensitivity_table('', measured)}"
 
 
 def short_runs_table(runs: list[dict[str, Any]]) -> str:
@@ -372,7 +372,7 @@ def main(argv: Sequence[str]) -> None:
         text = with_tables(path.read_text(encoding="utf-8"), document)
         path.write_text(text, encoding="utf-8")
     for name, (file, draw) in _PLOTS.items():
-        by_rate = report.grouped(_full(_read(file)), lambda run: run.fields["learning_rate"])
+        by_rate = tables.grouped(_full(_read(file)), lambda run: run.fields["learning_rate"])
         draw(max(by_rate.values(), key=len), _RESULTS / name)  # the chosen rate's
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import collect, plots, report
+from experiments import collect, plots, report, tables
 from jaxbin import config, train
 from jaxbin.errors import UserError
 
@@ -43,7 +43,7 @@ def test_accuracy_table_by_hand():
         result("float", 0.5, 0.6, learning_rate=0.1),
     ]
     # of 98, 98.1 and 98.5: mean 98.2, squared deviations 0.04 + 0.01 + 0.09, over n - 1
-    assert report.accuracy_table(results).splitlines()[2:] == [
+    assert tables.accuracy_table(results).splitlines()[2:] == [
         "| float | 0.01 | 3 | 98.20 ± 0.26 | - | 99.00 ± 0.00 |",
         "| binary | 0.01 | 1 | 97.00 | - | 97.50 |",
         "| float | 0.1 | 1 | 50.00 | - | 60.00 |",
@@ -64,7 +64,7 @@ def test_late_accuracy_by_hand():
     curve = {"epoch": [399, 404, 405, 449], "accuracy": [0.1, 0.2, 0.7, 0.8]}
     late = dataclasses.replace(result("float", 0.8, 0.9), curve=curve)
     assert late.late_accuracy == pytest.approx(0.75)
-    assert "| 80.00 | 75.00 | 90.00 |" in report.accuracy_table([late])
+    assert "| 80.00 | 75.00 | 90.00 |" in tables.accuracy_table([late])
 
 
 def test_sensitivity_table_by_hand():
@@ -72,7 +72,7 @@ def test_sensitivity_table_by_hand():
         "training": {"scores": [0.03, 0.01, 0.02], "ascending": [2, 3, 1], "seconds": 100.0},
         "weight_error": {"scores": [1.0, 2.0, 3.0], "ascending": [1, 2, 3], "seconds": 0.25},
     }
-    lines = report.sensitivity_table("mlp300", measured).splitlines()
+    lines = tables.sensitivity_table("mlp300", measured).splitlines()
     assert lines[2] == "| training | 0.03 | 0.01 | 0.02 | 2 3 1 | 100.0 | +1.00 | - |"
     assert lines[3] == "| weight_error | 1 | 2 | 3 | 1 2 3 | 0.2 | -0.50 | - |"
 
@@ -80,7 +80,7 @@ def test_sensitivity_table_by_hand():
 def test_rank_correlation_with_the_published_order():
     scores = [3.0, 5.0, 4.0, 2.0, 1.0]  # VGG-5's published order is 5 4 1 3 2
     measured = {"training": {"scores": scores, "ascending": [5, 4, 1, 3, 2], "seconds": 1.0}}
-    assert report.sensitivity_table("vgg5", measured).splitlines()[2].endswith("| +1.00 | +1.00 |")
+    assert tables.sensitivity_table("vgg5", measured).splitlines()[2].endswith("| +1.00 | +1.00 |")
 
 
 @pytest.fixture(scope="module")
@@ -171,18 +171,18 @@ def test_differences_by_hand():
     ]
     # float - binary: 1.1, 1.2, 1.3 points; Student's t of 2 degrees of freedom is 4.303,
     # times 0.1 / sqrt(3).
-    assert report.difference_table(results).splitlines()[2:] == [
+    assert tables.difference_table(results).splitlines()[2:] == [
         "| float - binary | 3 | +1.20 (+0.95 to +1.45) | +1.20 (+0.95 to +1.45) |",
         "| float-reset - binary-reset | 1 | +2.00 | +2.00 |",
         "| binary-reset - binary | 1 | -1.00 | -1.00 |",
         "| float-reset - float | 1 | -0.20 | -0.20 |",
     ]
-    assert report.difference_table(results[-1:]) == ""
+    assert tables.difference_table(results[-1:]) == ""
     # Learning rates do not meet.
     results.append(made("float", 1, 0.9, learning_rate=0.02))
-    assert len(report.difference_table(results).splitlines()) == 6
+    assert len(tables.difference_table(results).splitlines()) == 6
     results.append(made("binary", 1, 0.95, learning_rate=0.02))
-    lines = report.difference_table(results).splitlines()
+    lines = tables.difference_table(results).splitlines()
     assert "| float - binary, lr 0.02 | 1 | -5.00 | -5.00 |" in lines
     assert len(lines) == 7
 
@@ -201,7 +201,7 @@ def test_the_comparison_of_orders_by_hand():
         made("iterative", 1, 0.5, latent_reset=True),
         made("binary", 1, 0.5),
     ]
-    said = report.order_test([*runs, *others])
+    said = tables.order_test([*runs, *others])
     assert said.endswith("seeds as blocks).")
     assert said.startswith(
         "2 orders, 2 seeds: their means of the last tenth lie within 0.15 points; "
@@ -209,16 +209,16 @@ def test_the_comparison_of_orders_by_hand():
     assert "F(1, 1) = 9.00, p = 0.2 " in said
     # 97.9 - 97.5 and 98.15 - 97.55: 0.5, and Student's t of 12.71 times 0.1
     binary = [made("binary", 1, 0.985), made("binary", 2, 0.9855)]
-    said = report.order_test([*runs, *binary])
+    said = tables.order_test([*runs, *binary])
     assert said.endswith("All orders together - binary: +0.50 (-0.77 to +1.77).")
     # another learning rate is compared with itself
     fast = made("iterative", 1, 0.5, order="132", learning_rate=0.02)
-    said = report.order_test([*runs, *binary, fast])
+    said = tables.order_test([*runs, *binary, fast])
     assert said.startswith("At the learning rate 0.1: 2 orders, ")
     assert "\n" not in said
-    assert report.order_test(runs[:2]) == ""
-    assert report.order_test([runs[0], runs[2]]) == ""
-    assert report.order_test(others) == ""
+    assert tables.order_test(runs[:2]) == ""
+    assert tables.order_test([runs[0], runs[2]]) == ""
+    assert tables.order_test(others) == ""
 
 
 def panels(*results: report.Result) -> list[list[str]]:
