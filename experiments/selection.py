@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.declarations import EXPERIMENTS, Choices, published, variant_of
-from jaxbin import files, provenance, run_directory, sensitivity
+from jaxbin import files, finished, provenance, run_directory, sensitivity
 from jaxbin.errors import UserError
 
 TRAINING = "training"
@@ -16,12 +16,18 @@ MEASURES = (TRAINING, *sensitivity.MEASURES)
 FALLBACK = "iterative-forward"
 
 
-def finished(stage_directory: Path) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
-    """Variant, configuration and summary of every finished run in a stage's directory."""
+def finished_runs(stage_directory: Path) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
+    """Variant, configuration and summary of every finished run in a stage's directory.
+
+    Raises:
+      UserError: a file of one of them cannot be read, or lacks what is looked at here.
+    """
+    measured = ("validation_accuracy", "validation_loss", "duration_seconds")
     found = []
     for path in sorted(stage_directory.glob("*/summary.json")):
         configuration = run_directory.read_configuration(path.parent)
-        found.append((variant_of(configuration), configuration, files.read_json(path)))
+        summary = finished.read_summary(path.parent, measured)
+        found.append((variant_of(configuration), configuration, summary))
     return found
 
 
@@ -35,7 +41,7 @@ def searched_rates(directory: Path) -> dict[str, float]:
       directory: of the network; its subdirectory "search" is read.
     """
     candidates: dict[str, list[tuple[int, float, float, float]]] = {}
-    for variant, configuration, summary in finished(directory / "search"):
+    for variant, configuration, summary in finished_runs(directory / "search"):
         best = summary["best"]
         candidates.setdefault(variant, []).append(
             (
@@ -93,7 +99,7 @@ def write_training_scores(directory: Path) -> None:
     errors: dict[int, tuple[int, float]] = {}
     seconds: dict[int, float] = {}
     layers = 0
-    for variant, configuration, summary in finished(directory / "sensitivity"):
+    for variant, configuration, summary in finished_runs(directory / "sensitivity"):
         layers = len(configuration["layer_names"])
         layer = configuration["sensitivity_layer"]
         if variant != f"layer-{layer}":
@@ -117,9 +123,16 @@ def write_training_scores(directory: Path) -> None:
 
 
 def scores(directory: Path, measure: str) -> list[float] | None:
-    """The scores of layers 1..L by a measure; None if they have not been measured."""
+    """The scores of layers 1..L by a measure; None if they have not been measured.
+
+    Raises:
+      UserError: the file cannot be read, or holds none.
+    """
     path = directory / "measures" / f"{measure}.json"
-    return files.read_json(path)["scores"] if path.exists() else None
+    if not path.exists():
+        return None
+    content = files.read_json(path)
+    return finished.check_fields(content, str(path), {"scores": finished.numbers})["scores"]
 
 
 def write_orders(directory: Path, measure: str, scores: Sequence[float]) -> tuple[Path, Path]:

@@ -195,10 +195,12 @@ def test_training_scores_by_hand(tmp_path: Path):
         directory.mkdir(parents=True)
         made = declarations.make_run("mnist_300", "sensitivity", f"layer-{layer}", Choices())
         (directory / "config.json").write_text(json.dumps(config.to_json(made.config)))
+        line = {"epoch": 0, "validation_loss": 0.5, "duration_seconds": 10.0}
         summary = {
             "epochs": epochs,
-            "best": {"validation_accuracy": best},
-            "last": {"validation_accuracy": 0.5, "duration_seconds": 10.0},
+            "metric": "validation_accuracy",
+            "best": {**line, "validation_accuracy": best},
+            "last": {**line, "validation_accuracy": 0.5},
         }
         (directory / "summary.json").write_text(json.dumps(summary))
     selection.write_training_scores(tmp_path)
@@ -215,6 +217,19 @@ def test_no_training_scores_while_a_layer_lacks(tmp_path: Path):
     (tmp_path / "sensitivity" / "layer-3-2" / "summary.json").unlink()
     selection.write_training_scores(tmp_path)
     assert selection.scores(tmp_path, "training") is None
+
+
+def test_damaged_results_decide_nothing(tmp_path: Path):
+    test_training_scores_by_hand(tmp_path)
+    path = tmp_path / "sensitivity" / "layer-1-2" / "summary.json"
+    path.write_text(path.read_text().replace("0.9", '"0.9"'))
+    with pytest.raises(UserError, match=r"summary\.json, 'best': 'validation_accuracy' is '0\.9'"):
+        selection.write_training_scores(tmp_path)
+    measured = tmp_path / "measures" / "training.json"
+    for content, message in (("{}", "has no 'scores'"), ('{"scores": 3}', "'scores' is 3")):
+        measured.write_text(content)
+        with pytest.raises(UserError, match=message):
+            selection.scores(tmp_path, "training")
 
 
 def test_a_failure_is_listed_and_the_others_run(tmp_path: Path):
