@@ -321,6 +321,7 @@ _TABLES: dict[str, tuple[str, str, Callable[[Any], str]]] = {
     "cifar10 3 epochs": ("README.md", "cifar10_3_epochs.json", short_runs_table),
     "mnist 300": ("README.md", "mnist_300.json", full_table),
     "mnist 300 experiment": ("experiments/FINDINGS.md", "mnist_300.json", experiment_tables),
+    "mnist 784 experiment": ("experiments/FINDINGS.md", "mnist_784.json", experiment_tables),
     "mnist 300 sensitivity": ("experiments/FINDINGS.md", "mnist_300.json", measures_table),
     "populations": ("docs/experiments.md", "populations.json", population_table),
     "inference": ("docs/inference.md", "inference_cpu.json", inference_table),
