@@ -4,6 +4,7 @@ import hashlib
 import math
 import re
 import shutil
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -110,12 +111,20 @@ def save(
 @contextmanager
 def _silent() -> Iterator[None]:
     """Orbax logs errors, with tracebacks of its threads, that it raises anyway."""
-    before = logging.get_verbosity()
+    verbosity, report = logging.get_verbosity(), sys.unraisablehook
+
+    def report_others(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            report(unraisable)
+
     logging.set_verbosity(logging.FATAL)
+    sys.unraisablehook = report_others
     try:
         yield
     finally:
-        logging.set_verbosity(before)
+        logging.set_verbosity(verbosity)
+    # Only here: after a failure its threads go on telling a loop that nobody runs any more.
+    sys.unraisablehook = report
 
 
 def _write_checksums(checkpoint: Any) -> None:

@@ -1,6 +1,9 @@
 """Which checkpoints are kept, and how an epoch's position is stored."""
 
+import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,3 +55,32 @@ def test_a_size_is_not_believed(tmp_path: Path):
         checkpoint.save(manager, 0, {"a": np.zeros(3), "b": np.zeros(1_000_000)}, 0.5)
         with pytest.raises(UserError, match=r"holds 8,000,024 bytes; accepted: 1,048,960$"):
             checkpoint.restore(manager, 0, {"a": np.zeros(3)})
+
+
+def test_threads_that_outlive_a_failure_are_not_heard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Storage that is still writing calls an event loop that Orbax has closed."""
+    heard: list[str] = []
+    monkeypatch.setattr(
+        sys, "unraisablehook", lambda unraisable: heard.append(str(unraisable.exc_value))
+    )
+
+    def speak() -> None:
+        for said in ("Event loop is closed", "something else"):
+            unraisable: Any = SimpleNamespace(exc_value=RuntimeError(said))
+            sys.unraisablehook(unraisable)
+
+    def fail(*_: Any, **__: Any) -> None:
+        speak()
+        raise OSError("File too large")
+
+    with checkpoint.open_checkpoints(tmp_path / "checkpoints") as manager:
+        checkpoint.save(manager, 0, {"a": np.zeros(3)}, 0.5)
+        speak()
+        assert heard == ["Event loop is closed", "something else"]
+        monkeypatch.setattr(manager, "save", fail)
+        with pytest.raises(UserError, match="1 cannot be written: File too large; the checkpoints"):
+            checkpoint.save(manager, 1, {"a": np.zeros(3)}, 0.5)
+    speak()
+    assert heard[2:] == ["something else", "something else"]
