@@ -82,7 +82,7 @@ def main() -> None:
     if arguments.output:
         import torch  # pyright: ignore[reportMissingImports]
 
-        from jaxbin import provenance
+        from jaxbin.common import provenance
 
         content = {**provenance.environment(), "torch": torch.__version__, "results": results}
         arguments.output.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

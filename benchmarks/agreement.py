@@ -22,14 +22,19 @@ import onnxruntime
 import result_file
 
 import jaxbin
-from jaxbin import augment, data, export, files, freeze, models, provenance, step
+from jaxbin import data
+from jaxbin.common import files, provenance
+from jaxbin.engine import preprocessing, step
+from jaxbin.export import __main__ as export
+from jaxbin.export import freeze
+from jaxbin.networks import registry
 
 
 def evaluation_logits(workdir: Path, which: str, images: np.ndarray) -> np.ndarray:
     """What the run's evaluation step computes of the images, latent weights, masks and all."""
     run = freeze.read_configuration(workdir)
     spec = run.dataset_spec
-    network = models.build(run.network, spec.classes, run.depth)
+    network = registry.build(run.network, spec.classes, run.depth)
     epoch = files.read_json(workdir / "summary.json")[which]["epoch"]
     variables = freeze.stored_variables(workdir, network, spec, epoch)
     state = step.TrainState(
@@ -42,7 +47,7 @@ def evaluation_logits(workdir: Path, which: str, images: np.ndarray) -> np.ndarr
 
     def logits_of(batch: np.ndarray) -> np.ndarray:
         nothing = np.zeros(len(batch), np.int32), np.ones(len(batch), bool)
-        pixels = augment.normalize(jax.numpy.asarray(batch), spec.mean, spec.std)
+        pixels = preprocessing.normalize(jax.numpy.asarray(batch), spec.mean, spec.std)
         return np.asarray(eval_step(state, pixels, *nothing)[1])
 
     with jax.default_matmul_precision("float32"):

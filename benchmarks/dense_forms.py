@@ -1,8 +1,8 @@
 """Ways to multiply one image by binary dense layers, for `benchmarks/inference.py --forms`.
 
 A form prepares a layer's weights, True for +1, shape (inputs, outputs), and multiplies one input
-(1, inputs) by what it prepared. `jaxbin.packed` uses "pixels, then table" for one image on CPUs and
-"unpack" for everything else.
+(1, inputs) by what it prepared. `jaxbin.export.packed` uses "pixels, then table" for one image on
+CPUs and "unpack" for everything else.
 """
 
 import dataclasses
@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxbin.artifact import pack
-from jaxbin.packed import multiply_by_table, multiply_pixels, unpack
+from jaxbin.export.artifact import pack
+from jaxbin.export.packed import multiply_by_table, multiply_pixels, unpack
 
 NETWORKS = {
     "mlp300": ((784, 300), (300, 100), (100, 10)),

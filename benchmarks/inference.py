@@ -28,9 +28,11 @@ import numpy as np
 import result_file
 from dense_forms import FORMS, NETWORKS, make_network
 
-from jaxbin import artifact, data, freeze, inference, models
-from jaxbin.layers import BINARIZATION, forward_order, write_mask
-from jaxbin.packed import make_forward
+from jaxbin import data
+from jaxbin.binarization.layers import BINARIZATION, forward_order, write_mask
+from jaxbin.export import artifact, freeze, inference
+from jaxbin.export.packed import make_forward
+from jaxbin.networks import registry
 
 # name and depth of the network, dataset
 CHOICES = {
@@ -48,7 +50,7 @@ def untrained(choice: str, binary: bool) -> artifact.Artifact:
     """An untrained network, all of its layers binary or none."""
     name, depth, dataset = CHOICES[choice]
     spec = data.spec(dataset)
-    network = models.build(name, spec.classes, depth)
+    network = registry.build(name, spec.classes, depth)
     images = np.zeros((1, *spec.image_shape), np.float32)
     variables = dict(network.init(jax.random.key(0), images, train=False))
     layers = forward_order(network, spec.image_shape)
@@ -63,19 +65,19 @@ def measure(choice: str, repeats: int) -> list[dict[str, Any]]:
     calls, results = {}, []
     for form, bitwise in (("float32", False), ("packed", True), ("packed, always unpacked", False)):
         network = frozen[form.split(",")[0]]
-        model = inference.make_model(network)
+        loaded = inference.make_model(network)
         forward = jax.jit(make_forward(network, bitwise=bitwise))
         line = {
             "network": choice,
             "form": form,
             "file_bytes": len(artifact.to_bytes(network)),
             "resident_bytes": sum(
-                array.nbytes for array in (*model.kernels.values(), model.channels)
+                array.nbytes for array in (*loaded.kernels.values(), loaded.channels)
             ),
         }
         for batch in (1, 256):
             images = rng.integers(0, 256, (batch, *network.image_shape)).astype(np.uint8)
-            arguments = (model.kernels, model.channels, jnp.asarray(images))
+            arguments = (loaded.kernels, loaded.channels, jnp.asarray(images))
             compiled = forward.lower(*arguments).compile()
             line[f"temporary_bytes_{batch}"] = _temporary_bytes(compiled)
             calls[form, batch] = (compiled, arguments)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxbin import files, provenance
+from jaxbin.common import files, provenance
 
 # What else the machine does, before the benchmark adds its own.
 _LOAD_AVERAGE = os.getloadavg()[0]

@@ -13,7 +13,8 @@ from typing import Any
 import result_file
 from inference import CHOICES, untrained
 
-from jaxbin import artifact, export
+from jaxbin.export import __main__ as export
+from jaxbin.export import artifact
 
 
 def sizes(choice: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The training step of the CIFAR-10 networks in plain PyTorch, to compare speeds with.
 
 Development only: it needs torch, shares no code with the package, and is no reference for results.
-The layers, shapes, optimizer and data path are those of `jaxbin.models` and `configs/`.
+The layers, shapes, optimizer and data path are those of `jaxbin.networks.registry` and `configs/`.
 """
 
 from collections.abc import Callable

@@ -34,7 +34,7 @@ class Training:
 
     Attributes:
       config: its configuration.
-      trainer: from `jaxbin.trainer.build_trainer`.
+      trainer: from `jaxbin.engine.trainer.build_trainer`.
       time_steps: runs `steps` training steps and returns the seconds they took.
     """
 
@@ -57,11 +57,12 @@ def prepare(
     import jax
     import numpy as np
 
-    from jaxbin import data, schedule
-    from jaxbin.epoch import EpochInputs
-    from jaxbin.layers import write_mask
-    from jaxbin.parallel import Layout
-    from jaxbin.trainer import build_trainer, initial_state, matmul_precision, random_keys
+    from jaxbin import data
+    from jaxbin.binarization import schedule
+    from jaxbin.binarization.layers import write_mask
+    from jaxbin.engine.devices import Layout
+    from jaxbin.engine.epoch import EpochInputs
+    from jaxbin.engine.trainer import build_trainer, initial_state, matmul_precision, random_keys
 
     config = _configuration(name, precision, steps, batch_size)
     jax.config.update("jax_default_matmul_precision", matmul_precision(config))
@@ -144,12 +145,12 @@ def _step_flops(training: Training) -> float:
     import jax
     import numpy as np
 
-    from jaxbin import models
-    from jaxbin.layers import Conv, Dense
+    from jaxbin.binarization.layers import Conv, Dense
+    from jaxbin.networks import registry
 
     config = training.config
     spec = config.dataset_spec
-    network = models.build(config.network, spec.classes, config.depth)
+    network = registry.build(config.network, spec.classes, config.depth)
     forward: list[float] = []
 
     def count(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
@@ -227,7 +228,7 @@ def main() -> None:
                 flush=True,
             )
     if arguments.output:
-        from jaxbin import provenance
+        from jaxbin.common import provenance
 
         hardware = {"processor": platform.processor() or platform.machine()}
         content = {**provenance.environment(), **hardware, "results": results}

@@ -13,8 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxbin import command_line, config, files, finished, orders, provenance, run_directory
-from jaxbin.errors import UserError
+from jaxbin import config
+from jaxbin.binarization import orders
+from jaxbin.common import command_line, files, provenance
+from jaxbin.common.errors import UserError
+from jaxbin.runs import finished, run_directory
 
 _CURVE_EPOCHS = 90
 _PLACES = ("data_dir", "split_file", "initialize_from")

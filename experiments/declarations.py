@@ -12,9 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxbin import config, orders
+from jaxbin import config
+from jaxbin.binarization import orders
+from jaxbin.common.errors import UserError
 from jaxbin.config import Config
-from jaxbin.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 STAGES = ("sensitivity", "search", "full", "guided")

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from experiments.declarations import ROOT, Run
-from jaxbin import files, run_directory, train
-from jaxbin.errors import UserError
+from jaxbin import train
+from jaxbin.common import files
+from jaxbin.common.errors import UserError
+from jaxbin.runs import run_directory
 
 POPULATIONS = ("auto", "vmap", "sequential")
 _WORTHWHILE = 1.1  # timings of shared machines differ by less than that for no reason

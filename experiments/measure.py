@@ -10,8 +10,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxbin import command_line, files, provenance, sensitivity
-from jaxbin.errors import UserError
+from jaxbin.common import command_line, files, provenance
+from jaxbin.common.errors import UserError
+from jaxbin.engine import sensitivity
 
 
 def main(argv: Sequence[str]) -> None:

@@ -11,8 +11,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxbin import command_line, config, signals, terminal, train
-from jaxbin.errors import UserError
+from jaxbin import config, train
+from jaxbin.common import command_line
+from jaxbin.common.errors import UserError
+from jaxbin.engine import stopping
+from jaxbin.runs import terminal
 
 
 def main(argv: Sequence[str]) -> None:
@@ -33,10 +36,10 @@ def main(argv: Sequence[str]) -> None:
     ]
     terminal.log_to_terminal()
     try:
-        with signals.requests() as requests:
+        with stopping.requests() as requests:
             outcomes = train.run_population(members, requests)
-    except signals.Stopped as stopped:
-        signals.leave(stopped)
+    except stopping.Stopped as stopped:
+        stopping.leave(stopped)
     for (_, workdir), outcome in zip(members, outcomes, strict=True):
         if isinstance(outcome, UserError):
             raise UserError(f"{workdir}: {outcome}")

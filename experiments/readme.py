@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments import plots, report, tables
-from jaxbin import command_line
+from jaxbin.common import command_line
 
 _ROOT = Path(__file__).parent.parent
 _RESULTS = _ROOT / "experiments" / "results"

@@ -20,8 +20,12 @@ from typing import Any
 from experiments import plots, selection, tables
 from experiments.collect import collect
 from experiments.declarations import variant_of
-from jaxbin import command_line, config, files, finished, models, schedule
-from jaxbin.errors import UserError, shown
+from jaxbin import config
+from jaxbin.binarization import schedule
+from jaxbin.common import command_line, files
+from jaxbin.common.errors import UserError, shown
+from jaxbin.networks import registry
+from jaxbin.runs import finished
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +120,7 @@ def result_of(run: Mapping[str, Any]) -> Result:
     """A run as `experiments.collect` keeps it."""
     defaults = {name: field.default for name, field in config.FIELDS.items()}
     fields = defaults | run["fields"]
-    network = models.label(fields["network"], fields["depth"])
+    network = registry.label(fields["network"], fields["depth"])
     return Result(
         network, fields["stage"], variant_of(fields), fields, run["summary"], run.get("curve", {})
     )

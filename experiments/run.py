@@ -23,8 +23,11 @@ import jax
 
 from experiments import declarations, execution, selection
 from experiments.declarations import ROOT, Choices, Run
-from jaxbin import command_line, config, schedule, terminal
-from jaxbin.errors import UserError
+from jaxbin import config
+from jaxbin.binarization import schedule
+from jaxbin.common import command_line
+from jaxbin.common.errors import UserError
+from jaxbin.runs import terminal
 
 # What later stages need of earlier ones comes first.
 _ALL = ("search", "sensitivity", "full", "guided")

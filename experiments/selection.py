@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from experiments.declarations import EXPERIMENTS, Choices, published, variant_of
-from jaxbin import files, finished, provenance, run_directory, sensitivity
-from jaxbin.errors import UserError
+from jaxbin.common import files, provenance
+from jaxbin.common.errors import UserError
+from jaxbin.engine import sensitivity
+from jaxbin.runs import finished, run_directory
 
 TRAINING = "training"
 MEASURES = (TRAINING, *sensitivity.MEASURES)
@@ -34,8 +36,8 @@ def finished_runs(stage_directory: Path) -> list[tuple[str, dict[str, Any], dict
 def searched_rates(directory: Path) -> dict[str, float]:
     """The learning rate with the best validation accuracy, by variant, of those searched.
 
-    The best epoch counts, as `jaxbin.records.best_epoch` has it; of equal ones the one with the
-    smaller loss. Only the longest runs of a variant are compared with each other.
+    The best epoch counts, as `jaxbin.runs.records.best_epoch` has it; of equal ones the one with
+    the smaller loss. Only the longest runs of a variant are compared with each other.
 
     Args:
       directory: of the network; its subdirectory "search" is read.

@@ -8,7 +8,8 @@ import numpy as np
 import scipy.stats
 
 from experiments import selection
-from jaxbin import orders, sensitivity
+from jaxbin.binarization import orders
+from jaxbin.engine import sensitivity
 
 if TYPE_CHECKING:
     from experiments.report import Result

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import jaxbin
 from experiments.collect import collect
-from jaxbin import artifact, command_line, data, files, freeze
+from jaxbin import data
+from jaxbin.common import command_line, files
+from jaxbin.export import artifact, freeze
 
 ZOO = Path(__file__).parent.parent / "jaxbin" / "zoo"
 

@@ -7,10 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jaxbin.artifact import pack
-    from jaxbin.errors import UserError
-    from jaxbin.inference import load
-    from jaxbin.layers import (
+    from jaxbin.binarization.layers import (
         BINARIZATION,
         Conv,
         Dense,
@@ -18,8 +15,11 @@ if TYPE_CHECKING:
         latent_weights,
         write_mask,
     )
-    from jaxbin.schedule import mask_at
-    from jaxbin.step import create_state, make_eval_step, make_optimizer, make_train_step
+    from jaxbin.binarization.schedule import mask_at
+    from jaxbin.common.errors import UserError
+    from jaxbin.engine.step import create_state, make_eval_step, make_optimizer, make_train_step
+    from jaxbin.export.artifact import pack
+    from jaxbin.export.inference import load
 
 __version__ = "0.1.0"
 
@@ -41,12 +41,19 @@ __all__ = [
 ]
 
 _MODULES = {
-    "artifact": ("pack",),
-    "errors": ("UserError",),
-    "inference": ("load",),
-    "layers": ("BINARIZATION", "Conv", "Dense", "forward_order", "latent_weights", "write_mask"),
-    "schedule": ("mask_at",),
-    "step": ("create_state", "make_eval_step", "make_optimizer", "make_train_step"),
+    "export.artifact": ("pack",),
+    "common.errors": ("UserError",),
+    "export.inference": ("load",),
+    "binarization.layers": (
+        "BINARIZATION",
+        "Conv",
+        "Dense",
+        "forward_order",
+        "latent_weights",
+        "write_mask",
+    ),
+    "binarization.schedule": ("mask_at",),
+    "engine.step": ("create_state", "make_eval_step", "make_optimizer", "make_train_step"),
 }
 
 if not TYPE_CHECKING:  # a type checker would take every name for one that exists

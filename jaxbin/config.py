@@ -14,9 +14,11 @@ from typing import Any
 
 import ml_collections
 
-from jaxbin import data, models, orders, schedule
-from jaxbin.errors import UserError, one_line, shown
-from jaxbin.layers import forward_order
+from jaxbin import data
+from jaxbin.binarization import orders, schedule
+from jaxbin.binarization.layers import forward_order
+from jaxbin.common.errors import UserError, one_line, shown
+from jaxbin.networks import registry
 
 
 def _field(default: Any, help_text: str, accepted: str = "", check: Callable | None = None) -> Any:
@@ -60,7 +62,7 @@ class Config:
     `layer_names` the layers themselves. Durations are in epochs.
     """
 
-    network: str = _one_of("mlp300", "the network", tuple(models.NETWORKS))
+    network: str = _one_of("mlp300", "the network", tuple(registry.NETWORKS))
     depth: int = _at_least(0, 0, "layers of network='resnet': 20, 32, 44, 56 or 110; else 0")
     dataset: str = _one_of("mnist_5k", "the dataset", data.DATASETS)
     data_dir: str = _field(
@@ -171,7 +173,7 @@ class Config:
     @property
     def network_label(self) -> str:
         """The network's name, as "resnet20"."""
-        return models.label(self.network, self.depth)
+        return registry.label(self.network, self.depth)
 
     @property
     def dataset_spec(self) -> data.DatasetSpec:
@@ -219,9 +221,9 @@ def parse(config: Mapping[str, Any] | ml_collections.ConfigDict) -> Config:
         check_name(name)
         values[name] = check_value(name, value)
     parsed = Config(**values)
-    models.check(parsed.network, parsed.depth)
+    registry.check(parsed.network, parsed.depth)
     spec = parsed.dataset_spec
-    network = models.build(parsed.network, spec.classes, parsed.depth)
+    network = registry.build(parsed.network, spec.classes, parsed.depth)
     layer_names = find_layer_names(parsed, network, spec)
     order = orders.resolve(parsed.order, len(layer_names), parsed.network_label)
     object.__setattr__(parsed, "layer_names", layer_names)

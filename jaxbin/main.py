@@ -20,8 +20,10 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from jaxbin import config, distributed, run_directory, signals, terminal, train
-from jaxbin.errors import UserError
+from jaxbin import config, train
+from jaxbin.common.errors import UserError
+from jaxbin.engine import processes, stopping
+from jaxbin.runs import run_directory, terminal
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The configuration file.")
 _WORKDIR = flags.DEFINE_string(
@@ -37,7 +39,7 @@ _PROCESSES = flags.DEFINE_integer("processes", None, "How many processes there a
 _PROCESS = flags.DEFINE_integer("process", None, "The number of this process, from 0.")
 _HEARTBEAT = flags.DEFINE_integer(
     "heartbeat_seconds",
-    distributed.HEARTBEAT_SECONDS,
+    processes.HEARTBEAT_SECONDS,
     "After how long without a sign of life a process counts as dead, and all others end.",
     lower_bound=1,
 )
@@ -53,26 +55,26 @@ def main(argv: Sequence[str]) -> None:
         _join_others()
         parsed = config.parse(_CONFIG.value)
         workdir = Path(_WORKDIR.value) if _WORKDIR.value else run_directory.default_workdir(parsed)
-        if distributed.is_first():
+        if processes.is_first():
             terminal.log_to_terminal()
-        with signals.requests() as requests:
+        with stopping.requests() as requests:
             train.run(parsed, workdir, requests)
-    except signals.Stopped as stopped:
-        signals.leave(stopped)
+    except stopping.Stopped as stopped:
+        stopping.leave(stopped)
     except UserError as error:
         _exit_with(error)
     except jax.errors.JaxRuntimeError as error:
         if not jax.distributed.is_initialized():
             raise
-        print(f"error: {distributed.describe_failure(error)}", file=sys.stderr)
-        distributed.leave(1)
+        print(f"error: {processes.describe_failure(error)}", file=sys.stderr)
+        processes.leave(1)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         _leave(130)
     except Exception:
         if jax.distributed.is_initialized():
             traceback.print_exc()
-            distributed.leave(1)
+            processes.leave(1)
         raise
 
 
@@ -85,7 +87,7 @@ def _join_others() -> None:
             "accepted: all three, or --distributed instead"
         )
     if _DISTRIBUTED.value or given[0] is not None:
-        distributed.start(*given, _HEARTBEAT.value)
+        processes.start(*given, _HEARTBEAT.value)
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
@@ -132,7 +134,7 @@ def _exit_with(error: Exception) -> NoReturn:
 
 def _leave(status: int) -> NoReturn:
     if jax.distributed.is_initialized():
-        distributed.leave(status)
+        processes.leave(status)
     sys.exit(status)
 
 

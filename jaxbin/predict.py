@@ -20,9 +20,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from jaxbin import command_line, inference
-from jaxbin.errors import UserError
-from jaxbin.inference import BATCH_SIZE, Prediction
+from jaxbin.common import command_line
+from jaxbin.common.errors import UserError
+from jaxbin.export import inference
+from jaxbin.export.inference import BATCH_SIZE, Prediction
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 """What is an image in a folder; anything else there is passed over."""
@@ -39,11 +40,11 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--json", action="store_true", help="JSON lines, all probabilities")
     flags = parser.parse_args(arguments)
     names = list(_image_names(flags.images))
-    model = inference.load(flags.model)
+    network = inference.load(flags.model)
     for start in range(0, len(names), BATCH_SIZE):
         batch = names[start : start + BATCH_SIZE]
-        images = [read_image(name, model.artifact.image_shape) for name in batch]
-        prediction = model.predict(np.stack(images))
+        images = [read_image(name, network.artifact.image_shape) for name in batch]
+        prediction = network.predict(np.stack(images))
         for index, name in enumerate(batch):
             line = _json_line if flags.json else _text_line
             print(line(name, prediction, index), flush=True)

@@ -13,9 +13,10 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxbin import command_line, data
+from jaxbin import data
+from jaxbin.common import command_line
+from jaxbin.common.errors import UserError
 from jaxbin.data.streaming import available_cores
-from jaxbin.errors import UserError
 
 DATASETS = ("mnist", "cifar10", "imagenet2012")
 
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _imagenet(flags: argparse.Namespace) -> Path:
-    from jaxbin.data.imagenet_preparation import prepare_imagenet
+    from jaxbin.data.imagenet.preparation import prepare_imagenet
 
     if flags.source is None:
         raise UserError("imagenet2012 cannot be downloaded; --source=DIR must hold its files")

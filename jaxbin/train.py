@@ -16,17 +16,18 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxbin import data, distributed, files, run_directory, runs, schedule, terminal
+from jaxbin import data
+from jaxbin.binarization import schedule
+from jaxbin.binarization.layers import latent_weights, write_mask
+from jaxbin.common import files
+from jaxbin.common.errors import UserError
 from jaxbin.config import Config, to_json
-from jaxbin.epoch import EpochInputs
-from jaxbin.errors import UserError
-from jaxbin.layers import latent_weights, write_mask
-from jaxbin.parallel import Layout
-from jaxbin.positions import Watch
-from jaxbin.signals import Requests
-from jaxbin.step import TrainState
-from jaxbin.terminal import logger
-from jaxbin.trainer import (
+from jaxbin.engine import processes
+from jaxbin.engine.devices import Layout
+from jaxbin.engine.epoch import EpochInputs
+from jaxbin.engine.step import TrainState
+from jaxbin.engine.stopping import Requests
+from jaxbin.engine.trainer import (
     Trainer,
     build_trainer,
     check_devices,
@@ -35,6 +36,10 @@ from jaxbin.trainer import (
     matmul_precision,
     random_keys,
 )
+from jaxbin.runs import run as runs
+from jaxbin.runs import run_directory, terminal
+from jaxbin.runs.positions import Watch
+from jaxbin.runs.terminal import logger
 
 # What may differ between the members of a population: nothing that the program is compiled from.
 _MEMBERS_MAY_DIFFER = (
@@ -64,7 +69,7 @@ def run(config: Config, workdir: Path, requests: Requests | None = None) -> dict
     Args:
       config: the run.
       workdir: its directory.
-      requests: to stop between two steps, see `jaxbin.signals`.
+      requests: to stop between two steps, see `jaxbin.engine.stopping`.
 
     Returns:
       The content of `summary.json`; with `evaluate_only` the metrics of the last checkpoint.
@@ -74,7 +79,7 @@ def run(config: Config, workdir: Path, requests: Requests | None = None) -> dict
       Stopped: as requested.
     """
     check_devices(config, Layout())
-    ended = distributed.from_first(lambda: _checked(config, workdir))
+    ended = processes.from_first(lambda: _checked(config, workdir))
     if ended:
         logger.info("%s has already ended", workdir)
         logger.info(terminal.summary_lines(ended))
@@ -100,7 +105,7 @@ def run_population(
 
     Args:
       members: configurations with the same `population_key`, and their run directories.
-      requests: to stop between two steps, see `jaxbin.signals`.
+      requests: to stop between two steps, see `jaxbin.engine.stopping`.
 
     Returns:
       What `summary.json` of each holds, or why a member failed; the others are not affected.
@@ -164,7 +169,7 @@ def _load(config: Config) -> data.Dataset:
     """The dataset; of several processes the first prepares what is missing."""
     if jax.process_count() > 1 and config.dataset in ("mnist", "cifar10"):
         prepare = functools.partial(data.prepare, config.dataset, config.data_dir, logger.info)
-        distributed.from_first(prepare)
+        processes.from_first(prepare)
     return data.load(
         config.dataset_spec,
         stage=config.stage,
@@ -189,7 +194,7 @@ def _train(
             for config, workdir in members:
                 stack.enter_context(run_directory.claim(workdir, config))
 
-        distributed.from_first(claim)
+        processes.from_first(claim)
         trainer = build_trainer(members[0][0], dataset, layout)
         opened = [
             stack.enter_context(
@@ -356,7 +361,7 @@ def _evaluate_run(config: Config, workdir: Path, dataset: data.Dataset) -> dict[
     """Metrics of a run's last checkpoint; nothing is written."""
     trainer = build_trainer(config, dataset, Layout())
     weights = ("params", "batch_stats", "binarization")
-    state = distributed.from_first(
+    state = processes.from_first(
         lambda: runs.with_weights_of(workdir, initial_state(config, trainer), logger, weights)
     )
     (metrics,) = _evaluate(config, trainer, trainer.layout.place([state]), 1)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from jaxbin.data.synsets import synsets, validation_synsets
+from jaxbin.data.imagenet.synsets import synsets, validation_synsets
 
 
 def jpeg(width: int, height: int, seed: int, mode: str = "RGB", kind: str = "JPEG") -> bytes:

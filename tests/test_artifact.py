@@ -12,10 +12,13 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from jaxbin import artifact, data, freeze, models
-from jaxbin.artifact import Artifact
-from jaxbin.errors import UserError
-from jaxbin.layers import BINARIZATION, forward_order, write_mask
+from jaxbin import data
+from jaxbin.binarization.layers import BINARIZATION, forward_order, write_mask
+from jaxbin.common.errors import UserError
+from jaxbin.export import artifact, freeze
+from jaxbin.export.artifact import Artifact
+from jaxbin.networks import registry
+from jaxbin.networks.mlp import MLP
 
 DIGITS = data.spec("mnist_5k")
 
@@ -37,7 +40,7 @@ def variables_of(network: Any, spec: data.DatasetSpec, mask: list[bool]) -> dict
 
 
 def frozen(mask: tuple[bool, ...] = (True, False, True), **changed: Any) -> Artifact:
-    network = models.build("mlp300", 10)
+    network = registry.build("mlp300", 10)
     variables = variables_of(network, DIGITS, list(mask))
     made = freeze.freeze_variables(network, variables, DIGITS, network_name=("mlp300", 0))
     return dataclasses.replace(made, **changed)
@@ -57,7 +60,7 @@ def test_pack_by_hand():
 
 
 def test_zeros_of_either_sign_are_plus_one():
-    network = models.MLP((), 2)
+    network = MLP((), 2)
     variables = {
         "params": {
             "dense1": {"kernel": np.array([[0.0, -0.0], [-1e-30, 1e-30]]), "bias": np.zeros(2)},
@@ -72,7 +75,7 @@ def test_zeros_of_either_sign_are_plus_one():
 
 
 def test_batch_norm_and_bias_are_folded_by_hand():
-    network = models.MLP((), 1)
+    network = MLP((), 1)
     variables = {
         "params": {
             "dense1": {"kernel": np.ones((1, 1)), "bias": np.array([3.0])},
@@ -89,7 +92,7 @@ def test_batch_norm_and_bias_are_folded_by_hand():
 
 
 def test_a_layer_without_batch_norm_keeps_its_bias():
-    network, spec = models.build("resnet", 10, 8), data.spec("cifar10")
+    network, spec = registry.build("resnet", 10, 8), data.spec("cifar10")
     variables = variables_of(network, spec, [True] * 8)
     made = freeze.freeze_variables(network, variables, spec, network_name=("resnet", 8))
     np.testing.assert_array_equal(made.channels[0, -10:], np.ones(10))
@@ -98,7 +101,7 @@ def test_a_layer_without_batch_norm_keeps_its_bias():
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_write_and_read(tmp_path: Path, precision: str):
-    network = models.build("mlp300", 10)
+    network = registry.build("mlp300", 10)
     variables = variables_of(network, DIGITS, [True, False, True])
     made = freeze.freeze_variables(
         network,
@@ -131,7 +134,7 @@ SMALL = [("mlp300", 0, "mnist", 1_069_720), ("resnet", 20, "cifar10", 1_078_888)
 
 @pytest.mark.parametrize(("name", "depth", "dataset", "float_bytes"), SMALL)
 def test_all_binary_networks_are_a_25th_of_float32(name, depth, dataset, float_bytes: int):
-    network, spec = models.build(name, 10, depth), data.spec(dataset)
+    network, spec = registry.build(name, 10, depth), data.spec(dataset)
     layers = len(forward_order(network, spec.image_shape))
     variables = variables_of(network, spec, [True] * layers)
     training = {  # as long as it gets

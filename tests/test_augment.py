@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxbin.augment import crop_and_flip, normalize
+from jaxbin.engine.preprocessing import crop_and_flip, normalize
 
 EXAMPLES = 4000
 augment = jax.jit(crop_and_flip)

@@ -17,7 +17,10 @@ from test_config import WRONG as WRONG_FIELDS
 
 from experiments import collect, measure, report
 from experiments import run as experiments_run
-from jaxbin import command_line, export, inference, main, predict
+from jaxbin import main, predict
+from jaxbin.common import command_line
+from jaxbin.export import __main__ as export
+from jaxbin.export import inference
 
 ROOT = Path(__file__).parent.parent
 QUICKSTART = f"--config={ROOT / 'configs' / 'quickstart.py'}"

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxbin.binarize import binarize, sign
+from jaxbin.binarization.binarize import binarize, sign
 
 SIGNS = (
     (-jnp.inf, -1),

@@ -8,19 +8,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jaxbin import checkpoint, positions
-from jaxbin.errors import UserError
+from jaxbin.common.errors import UserError
+from jaxbin.runs import checkpoints, positions
 
 
 def kept(directory: Path, scores: list[float]) -> list[int]:
     directory.mkdir()
-    with checkpoint.open_checkpoints(directory / "checkpoints") as manager:
+    with checkpoints.open_checkpoints(directory / "checkpoints") as manager:
         for epoch, score in enumerate(scores):
-            checkpoint.save(manager, epoch, {"epoch": np.array(epoch)}, score)
+            checkpoints.save(manager, epoch, {"epoch": np.array(epoch)}, score)
         numbers = sorted(manager.all_steps())
         for number in numbers:
             template = {"epoch": np.array(0)}
-            assert checkpoint.restore(manager, number, template)["epoch"] == number
+            assert checkpoints.restore(manager, number, template)["epoch"] == number
         return numbers
 
 
@@ -32,10 +32,10 @@ def test_the_best_and_the_latest_are_kept(tmp_path: Path):
 
 def test_positions(tmp_path: Path):
     directory = tmp_path / "positions"
-    with checkpoint.open_positions(directory) as manager:
+    with checkpoints.open_positions(directory) as manager:
         assert positions.newest(directory, print) is None
         for number in (3, 5, 8):
-            checkpoint.save(manager, number, {"a": np.arange(number)})
+            checkpoints.save(manager, number, {"a": np.arange(number)})
         assert sorted(manager.all_steps()) == [5, 8]
         assert positions.newest(directory, print) == 8
         within = positions.read(manager, 5, 4)
@@ -47,14 +47,14 @@ def test_positions(tmp_path: Path):
 
 def test_what_is_stored_has_to_fit():
     with pytest.raises(UserError, match=r"here holds shape \(2,\) for a; the network wants"):
-        checkpoint.fit({"a": np.zeros(2)}, {"a": np.zeros(3)}, "here")
+        checkpoints.fit({"a": np.zeros(2)}, {"a": np.zeros(3)}, "here")
 
 
 def test_a_size_is_not_believed(tmp_path: Path):
-    with checkpoint.open_checkpoints(tmp_path / "checkpoints") as manager:
-        checkpoint.save(manager, 0, {"a": np.zeros(3), "b": np.zeros(1_000_000)}, 0.5)
+    with checkpoints.open_checkpoints(tmp_path / "checkpoints") as manager:
+        checkpoints.save(manager, 0, {"a": np.zeros(3), "b": np.zeros(1_000_000)}, 0.5)
         with pytest.raises(UserError, match=r"holds 8,000,024 bytes; accepted: 1,048,960$"):
-            checkpoint.restore(manager, 0, {"a": np.zeros(3)})
+            checkpoints.restore(manager, 0, {"a": np.zeros(3)})
 
 
 def test_threads_that_outlive_a_failure_are_not_heard(
@@ -75,12 +75,12 @@ def test_threads_that_outlive_a_failure_are_not_heard(
         speak()
         raise OSError("File too large")
 
-    with checkpoint.open_checkpoints(tmp_path / "checkpoints") as manager:
-        checkpoint.save(manager, 0, {"a": np.zeros(3)}, 0.5)
+    with checkpoints.open_checkpoints(tmp_path / "checkpoints") as manager:
+        checkpoints.save(manager, 0, {"a": np.zeros(3)}, 0.5)
         speak()
         assert heard == ["Event loop is closed", "something else"]
         monkeypatch.setattr(manager, "save", fail)
         with pytest.raises(UserError, match="1 cannot be written: File too large; the checkpoints"):
-            checkpoint.save(manager, 1, {"a": np.zeros(3)}, 0.5)
+            checkpoints.save(manager, 1, {"a": np.zeros(3)}, 0.5)
     speak()
     assert heard[2:] == ["something else", "something else"]

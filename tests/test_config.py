@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from jaxbin import config
-from jaxbin.errors import UserError
+from jaxbin.common.errors import UserError
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 SYNTHETIC = {"dataset": "synthetic"}

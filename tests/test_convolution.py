@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxbin import convolution
+from jaxbin.binarization import convolution_forms
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +31,9 @@ def test_convolve_and_its_gradients(batch, strides, size):
     inputs = rng.standard_normal((batch, 6, 8, 3))
     kernel = rng.standard_normal((*size, 3, 4))
     expected, expected_backward = jax.vjp(lambda x, k: plain(x, k, strides), inputs, kernel)
-    computed, backward = jax.vjp(lambda x, k: convolution.convolve(x, k, strides), inputs, kernel)
+    computed, backward = jax.vjp(
+        lambda x, k: convolution_forms.convolve(x, k, strides), inputs, kernel
+    )
     np.testing.assert_allclose(computed, expected, rtol=1e-12, atol=1e-12)
     gradient = rng.standard_normal(expected.shape)
     for ours, theirs in zip(backward(gradient), expected_backward(gradient), strict=True):
@@ -43,7 +45,7 @@ def test_max_pool_and_its_gradient(values):
     rng = np.random.default_rng(0)
     images = rng.integers(0, values, (5, 6, 8, 3)).astype(np.float64)
     expected, expected_backward = jax.vjp(lambda x: nn.max_pool(x, (2, 2), (2, 2)), images)
-    computed, backward = jax.vjp(convolution.max_pool, images)
+    computed, backward = jax.vjp(convolution_forms.max_pool, images)
     np.testing.assert_array_equal(computed, expected)
     gradient = rng.standard_normal(expected.shape)
     np.testing.assert_array_equal(backward(gradient)[0], expected_backward(gradient)[0])
@@ -51,7 +53,7 @@ def test_max_pool_and_its_gradient(values):
 
 def test_max_pool_gives_a_tie_to_the_first():
     images = jnp.ones((1, 2, 2, 1))
-    gradient = jax.grad(lambda x: convolution.max_pool(x).sum())(images)
+    gradient = jax.grad(lambda x: convolution_forms.max_pool(x).sum())(images)
     np.testing.assert_array_equal(gradient[0, :, :, 0], [[1, 0], [0, 0]])
 
 
@@ -64,5 +66,5 @@ def test_convolve_has_second_derivatives():
         return jax.grad(lambda k: (jax.grad(loss)(k) * kernel).sum())(kernel)
 
     np.testing.assert_allclose(
-        curvature(convolution.convolve), curvature(lambda x, k: plain(x, k, 1)), rtol=1e-10
+        curvature(convolution_forms.convolve), curvature(lambda x, k: plain(x, k, 1)), rtol=1e-10
     )

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 import jaxbin.data as data
-from jaxbin.data.originals import ORIGINALS, Original
+from jaxbin.data.originals.files import ORIGINALS, Original
 from jaxbin.data.splits import default_positions
 
 MNIST = dataclasses.replace(

@@ -12,7 +12,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 import jaxbin.data as data
-from jaxbin.data import builders, preparation
+from jaxbin.data.originals import builders, preparation
 from jaxbin.data.splits import default_positions
 
 MNIST = dataclasses.replace(

@@ -14,11 +14,16 @@ SCRIPT = """
 import json, sys
 from pathlib import Path
 import jax, jax.numpy as jnp, numpy as np
-from jaxbin import checkpoint, config, epoch, parallel, step, train, trainer
-from jaxbin.errors import UserError
+from jaxbin import config, train
+from jaxbin.runs import checkpoints
+from jaxbin.engine import epoch
+from jaxbin.engine import devices
+from jaxbin.engine import step
+from jaxbin.engine import trainer
+from jaxbin.common.errors import UserError
 
 directory, results = Path(sys.argv[1]), {"devices": jax.device_count()}
-layout = parallel.Layout()
+layout = devices.Layout()
 dense = dict(epochs=3, epochs_per_layer=1, max_steps_per_epoch=3, evaluate_train=True,
              eval_batch_size=333, optimizer="sgd", learning_rate=0.05)
 conv = dict(network="resnet", depth=8, dataset="synthetic", synthetic_shape=(8, 8, 3),
@@ -35,8 +40,8 @@ for name, fields in (("dense", dense), ("conv", conv), ("adam", adam)):
     built = trainer.build_trainer(parsed, train.data.load(
         parsed.dataset_spec, stage=parsed.stage, data_dir="", seed=parsed.seed), layout)
     template = trainer.initial_state(parsed, built)
-    with checkpoint.open_checkpoints(directory / name / "checkpoints", True) as manager:
-        state = checkpoint.restore(manager, parsed.epochs - 1, template)
+    with checkpoints.open_checkpoints(directory / name / "checkpoints", True) as manager:
+        state = checkpoints.restore(manager, parsed.epochs - 1, template)
     arrays = {jax.tree_util.keystr(path): leaf
               for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]}
     np.savez(directory / f"{name}.npz", **arrays)
@@ -46,7 +51,7 @@ examples = epoch.Examples(np.random.default_rng(0).integers(0, 256, (40, 5, 5, 3
 
 def note(state, images, labels, rate):
     seen = jnp.zeros((40, 5, 5, 3)).at[labels].set(images)
-    kernel = state.params["seen"]["kernel"] + jax.lax.psum(seen, parallel.AXIS)
+    kernel = state.params["seen"]["kernel"] + jax.lax.psum(seen, devices.AXIS)
     metrics = step.Metrics.single_from_model_output(
         loss=jnp.ones(len(labels)), logits=jnp.zeros((len(labels), 2)), labels=labels)
     return state.replace(params={"seen": {"kernel": kernel}}), metrics, None
@@ -161,6 +166,6 @@ def test_a_batch_that_devices_cannot_share_is_refused(both):
     ],
 )
 def test_batch_sizes(batch_size: int, devices: int, problem: str | None):
-    from jaxbin import parallel
+    from jaxbin.engine import devices
 
-    assert parallel.check_batch_size(batch_size, devices) == problem
+    assert devices.check_batch_size(batch_size, devices) == problem

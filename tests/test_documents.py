@@ -16,8 +16,9 @@ import pytest
 from PIL import Image
 
 import jaxbin
-from jaxbin import augment, config, data, train
-from jaxbin.layers import BINARIZATION, forward_order, write_mask
+from jaxbin import config, data, train
+from jaxbin.binarization.layers import BINARIZATION, forward_order, write_mask
+from jaxbin.engine import preprocessing
 
 DOCS = Path(__file__).parent.parent / "docs"
 IMAGES = data.load(data.spec("mnist_5k"), stage="full", data_dir="").evaluation.images[:5]
@@ -102,7 +103,7 @@ def test_export_to_torch(place: Path):
     # Latent weights: what the run's network computes with no layer binary.
     names = forward_order(left["network"], SPEC.image_shape)
     variables = {**left["variables"], BINARIZATION: write_mask(names, [False] * 3)}
-    pixels = np.asarray(augment.normalize(IMAGES, SPEC.mean, SPEC.std))
+    pixels = np.asarray(preprocessing.normalize(IMAGES, SPEC.mean, SPEC.std))
     expected = left["network"].apply(variables, pixels, train=False)
     assert_agree(published_logits(torch, left["state_dict"], pixels), np.asarray(expected))
     state_dict = {name: torch.tensor(array) for name, array in run_python(second)["arrays"].items()}

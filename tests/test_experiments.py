@@ -13,7 +13,7 @@ import pytest
 from experiments import declarations, execution, measure, run, selection
 from experiments.declarations import Choices
 from jaxbin import config
-from jaxbin.errors import UserError
+from jaxbin.common.errors import UserError
 
 # Two epochs of two steps on the embedded digits.
 TINY = [

@@ -14,9 +14,13 @@ import numpy as np
 import pytest
 
 import jaxbin
-from jaxbin import augment, config, data, export, freeze, interchange, models, step, train
-from jaxbin.artifact import read
-from jaxbin.errors import UserError
+from jaxbin import config, data, train
+from jaxbin.common.errors import UserError
+from jaxbin.engine import preprocessing, step
+from jaxbin.export import __main__ as export
+from jaxbin.export import freeze, interchange
+from jaxbin.export.artifact import read
+from jaxbin.networks import registry
 
 TEST = data.load(data.spec("mnist_5k"), stage="full", data_dir="").evaluation
 
@@ -61,13 +65,13 @@ def evaluated(workdir: Path) -> tuple[np.ndarray, dict[str, Any]]:
     run = freeze.read_configuration(workdir)
     spec = run.dataset_spec
     dtype = jax.numpy.bfloat16 if run.precision == "bfloat16" else None
-    network = models.build(run.network, spec.classes, run.depth, dtype=dtype)
+    network = registry.build(run.network, spec.classes, run.depth, dtype=dtype)
     line = json.loads((workdir / "summary.json").read_text())["last"]
     variables = freeze.stored_variables(workdir, network, spec, line["epoch"])
     state = step.TrainState(
         variables["params"], variables["batch_stats"], variables["binarization"], ()
     )
-    pixels = augment.normalize(TEST.images, spec.mean, spec.std)
+    pixels = preprocessing.normalize(TEST.images, spec.mean, spec.std)
     counted = np.ones(len(TEST.labels), bool)
     with jax.default_matmul_precision("float32"):
         _, logits = jax.jit(step.make_eval_step(network))(state, pixels, TEST.labels, counted)
@@ -95,7 +99,7 @@ def assert_agree(logits: np.ndarray, expected: np.ndarray) -> None:
 
 @pytest.mark.parametrize("name", ["partly", "bfloat16"])
 def test_one_image_at_a_time_gives_the_same(run_directory, name: str):
-    model = jaxbin.inference.make_model(freeze.freeze(run_directory(name), "last"))
+    model = jaxbin.export.inference.make_model(freeze.freeze(run_directory(name), "last"))
     expected, _ = evaluated(run_directory(name))
     single = np.concatenate([model.predict(image).logits for image in TEST.images[:20]])
     assert_agree(single, expected[:20])
@@ -226,11 +230,11 @@ def test_a_killed_export_leaves_no_file(run_directory, tmp_path: Path, monkeypat
     frozen = freeze.freeze(run_directory("binary"), "last")
     monkeypatch.setattr(os, "fsync", fail)
     with contextlib.suppress(UserError):
-        jaxbin.artifact.write(frozen, tmp_path / "model.jaxbin")
+        jaxbin.export.artifact.write(frozen, tmp_path / "model.jaxbin")
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "model.jaxbin").write_text("an older export")
     with contextlib.suppress(UserError):
-        jaxbin.artifact.write(frozen, tmp_path / "model.jaxbin")
+        jaxbin.export.artifact.write(frozen, tmp_path / "model.jaxbin")
     assert (tmp_path / "model.jaxbin").read_text() == "an older export"
 
 

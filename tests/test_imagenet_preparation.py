@@ -13,9 +13,9 @@ from imagenet_files import jpeg, tar, train_images, validation_images, write_arc
 from PIL import Image
 
 from jaxbin import data, prepare
-from jaxbin.data import imagenet, imagenet_originals, imagenet_preparation
-from jaxbin.data.synsets import synsets, validation_synsets
-from jaxbin.errors import UserError
+from jaxbin.common.errors import UserError
+from jaxbin.data.imagenet import dataset, originals, preparation
+from jaxbin.data.imagenet.synsets import synsets, validation_synsets
 
 TRAIN, VALIDATION = train_images(3, 2), validation_images(4)
 SPEC = dataclasses.replace(
@@ -27,14 +27,14 @@ def prepared(source: Path, data_dir: Path, **changed: Any) -> tuple[Path, list[s
     messages: list[str] = []
     options = {"workers": 0, "damaged_limit": 1, "partial": False} | changed
     spec = options.pop("spec", SPEC)
-    directory = imagenet_preparation.prepare_imagenet(
+    directory = preparation.prepare_imagenet(
         spec, source, data_dir, **options, report=messages.append
     )
     return directory, messages
 
 
 def content(directory: Path, split: str) -> list[tuple[bytes, int]]:
-    images = imagenet._stored_images(directory, split)
+    images = dataset._stored_images(directory, split)
     return images.read(range(len(images)))
 
 
@@ -74,7 +74,7 @@ def test_there_and_back(tmp_path: Path, write):
 
 def test_it_goes_on_where_it_was_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     write_archives(tmp_path, TRAIN, VALIDATION)
-    write_shard, written = imagenet_preparation.write_shard, []
+    write_shard, written = preparation.write_shard, []
 
     def interrupted(piece, shard):
         if len(written) == 2:
@@ -82,7 +82,7 @@ def test_it_goes_on_where_it_was_interrupted(tmp_path: Path, monkeypatch: pytest
         written.append(shard.name)
         return write_shard(piece, shard)
 
-    monkeypatch.setattr(imagenet_preparation, "write_shard", interrupted)
+    monkeypatch.setattr(preparation, "write_shard", interrupted)
     with pytest.raises(KeyboardInterrupt):
         prepared(tmp_path, tmp_path / "tfds")
     (unfinished,) = (tmp_path / "tfds" / "imagenet2012").iterdir()
@@ -92,7 +92,7 @@ def test_it_goes_on_where_it_was_interrupted(tmp_path: Path, monkeypatch: pytest
     shard.write_bytes(shard.read_bytes()[:-1])
     again: list[str] = []
     monkeypatch.setattr(
-        imagenet_preparation,
+        preparation,
         "write_shard",
         lambda piece, shard: (again.append(shard.name), write_shard(piece, shard))[1],
     )
@@ -128,12 +128,12 @@ def test_damaged_images_are_named_counted_and_left_out(tmp_path: Path):
 
 def test_other_kinds_of_images_become_rgb_jpegs():
     grey = jpeg(20, 30, 1, "L")
-    assert imagenet_preparation.checked_image(grey) is grey
+    assert preparation.checked_image(grey) is grey
     for converted in (jpeg(20, 30, 1, "CMYK"), jpeg(20, 30, 1, "RGB", "PNG")):
-        with Image.open(io.BytesIO(imagenet_preparation.checked_image(converted))) as image:
+        with Image.open(io.BytesIO(preparation.checked_image(converted))) as image:
             assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (20, 30))
     for damaged in (b"", b"no image", grey[: len(grey) // 2], jpeg(20, 30, 1, "RGB", "GIF")):
-        assert imagenet_preparation.checked_image(damaged) is None
+        assert preparation.checked_image(damaged) is None
 
 
 def test_counts_are_checked(tmp_path: Path):
@@ -163,24 +163,24 @@ def test_no_member_escapes(tmp_path: Path):
 
 def _kit(numbers: list[int]) -> bytes:
     text = "".join(f"{number}\n" for number in numbers).encode()
-    return tar({imagenet_originals._GROUND_TRUTH: text}, "w:gz")
+    return tar({originals._GROUND_TRUTH: text}, "w:gz")
 
 
 def test_the_development_kit_checks_the_labels(tmp_path: Path):
     path = tmp_path / "kit.tar.gz"
-    imagenet_originals.check_development_kit(path)  # it need not be there
+    originals.check_development_kit(path)  # it need not be there
     # the kit's own numbers: any renaming of the synsets, here the labels backwards from 1000
     numbers = [1000 - synsets().index(synset) for synset in validation_synsets()]
     path.write_bytes(_kit(numbers))
-    imagenet_originals.check_development_kit(path)
+    originals.check_development_kit(path)
     swapped = [numbers[1], numbers[0], *numbers[2:]]
     for wrong in (swapped, numbers[:-1], [1] * 50_000):
         path.write_bytes(_kit(wrong))
         with pytest.raises(UserError, match="not those of ILSVRC2012"):
-            imagenet_originals.check_development_kit(path)
+            originals.check_development_kit(path)
     path.write_bytes(_kit(numbers)[:-100])
     with pytest.raises(UserError, match="is damaged"):
-        imagenet_originals.check_development_kit(path)
+        originals.check_development_kit(path)
 
 
 TWO = tar({"n01440764_10.JPEG": b"a", "n01440764_11.JPEG": b"b"})

@@ -14,9 +14,12 @@ import pytest
 from PIL import Image
 
 import jaxbin
-from jaxbin import artifact, data, freeze, inference, models, packed, predict
-from jaxbin.errors import UserError
-from jaxbin.layers import BINARIZATION, forward_order, write_mask
+from jaxbin import data, predict
+from jaxbin.binarization.layers import BINARIZATION, forward_order, write_mask
+from jaxbin.common.errors import UserError
+from jaxbin.export import artifact, freeze, inference, packed
+from jaxbin.networks import registry
+from jaxbin.networks.norm import EPSILON
 
 DIGITS = data.load(data.spec("mnist_5k"), stage="full", data_dir="").evaluation
 
@@ -271,7 +274,7 @@ def test_both_forms_of_one_image_agree(name: str, depth: int):
 def untrained(name: str, depth: int) -> artifact.Artifact:
     """A network for CIFAR-10, all of its layers binary."""
     spec = data.spec("cifar10")
-    network = models.build(name, 10, depth)
+    network = registry.build(name, 10, depth)
     variables = dict(network.init(jax.random.key(0), np.zeros((1, 32, 32, 3)), train=False))
     # Variances as if trained: with ones, activations grow until no bias matters.
     variables["batch_stats"] = jax.tree.map(lambda array: 500 * array, variables["batch_stats"])
@@ -285,7 +288,7 @@ def test_folded_batch_norms_only_scale_and_shift():
     frozen = artifact.read(inference.locate("mnist_300"))
     variables = packed.variables_from(frozen)(frozen.kernels, frozen.channels)
     for norm in variables["batch_stats"].values():
-        np.testing.assert_array_equal(norm["var"] + np.float32(models.EPSILON), 1)
+        np.testing.assert_array_equal(norm["var"] + np.float32(EPSILON), 1)
         np.testing.assert_array_equal(norm["mean"], 0)
 
 

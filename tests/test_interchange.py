@@ -7,8 +7,10 @@ import jax.export
 import numpy as np
 import pytest
 
-from jaxbin import artifact, data, freeze, inference, interchange, models
-from jaxbin.layers import BINARIZATION, forward_order, write_mask
+from jaxbin import data
+from jaxbin.binarization.layers import BINARIZATION, forward_order, write_mask
+from jaxbin.export import artifact, freeze, inference, interchange
+from jaxbin.networks import registry
 
 CIFAR10 = data.spec("cifar10")
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3)).astype(np.uint8)
@@ -17,7 +19,7 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3)).astype(np.uin
 @pytest.fixture(scope="module")
 def resnet8() -> artifact.Artifact:
     """An untrained one, every second layer binary."""
-    network = models.build("resnet", 10, 8)
+    network = registry.build("resnet", 10, 8)
     variables = dict(network.init(jax.random.key(0), IMAGES / 255.0, train=False))
     # Variances as if trained: with ones, activations grow until no bias matters.
     variables["batch_stats"] = jax.tree.map(lambda array: 100 * array, variables["batch_stats"])

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxbin.layers import (
+from jaxbin.binarization.layers import (
     BINARIZATION,
     Conv,
     Dense,

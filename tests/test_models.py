@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxbin import models
-from jaxbin.errors import UserError
-from jaxbin.layers import BINARIZATION, forward_order, latent_weights, write_mask
+from jaxbin.binarization.layers import BINARIZATION, forward_order, latent_weights, write_mask
+from jaxbin.common.errors import UserError
+from jaxbin.networks import registry
+from jaxbin.networks.mlp import MLP
+from jaxbin.networks.resnet import BasicBlock
 
 MNIST, CIFAR, IMAGENET = (28, 28, 1), (32, 32, 3), (224, 224, 3)
 
@@ -90,7 +92,7 @@ NETWORKS = [
         11_689_512 - 990 * 513,
     ),
 ]
-IDS = [models.label(name, depth) for name, depth, *_ in NETWORKS]
+IDS = [registry.label(name, depth) for name, depth, *_ in NETWORKS]
 LAYERS = [3, 3, 3, 5, 9, 20, 32, 44, 56, 110, 21]
 
 
@@ -104,7 +106,7 @@ def abstract(network: nn.Module, shape: tuple[int, ...]):
 @pytest.mark.parametrize(("row", "layers"), list(zip(NETWORKS, LAYERS, strict=True)), ids=IDS)
 def test_layers_shapes_and_parameters(row, layers: int):
     name, depth, shape, kernels, parameters = row
-    network = models.build(name, 10, depth)
+    network = registry.build(name, 10, depth)
     variables = abstract(network, shape)
     names = forward_order(network, shape)
     assert len(names) == len(set(names)) == len(kernels) == layers
@@ -126,7 +128,7 @@ RULES = [
 
 @pytest.mark.parametrize(("name", "depth", "shape", "biases", "norms"), RULES)
 def test_biases_and_batch_norms(name, depth, shape, biases: set[int], norms: int):
-    network = models.build(name, 10, depth)
+    network = registry.build(name, 10, depth)
     params = flax.traverse_util.flatten_dict(abstract(network, shape)["params"], sep="/")
     layers = forward_order(network, shape)
     assert {k for k, layer in enumerate(layers, 1) if f"{layer}/bias" in params} == biases
@@ -136,7 +138,7 @@ def test_biases_and_batch_norms(name, depth, shape, biases: set[int], norms: int
 @pytest.mark.parametrize("name", ["mlp300", "vgg5", "resnet", "resnet21"])
 @pytest.mark.parametrize("classes", [2, 7])
 def test_classes(name: str, classes: int):
-    network = models.build(name, classes, 8 if name == "resnet" else 0)
+    network = registry.build(name, classes, 8 if name == "resnet" else 0)
     images = jax.ShapeDtypeStruct((3, 8, 8, 3), jnp.float32)
     outputs, _ = jax.eval_shape(
         lambda x: network.init_with_output(jax.random.key(0), x, train=False), images
@@ -145,12 +147,12 @@ def test_classes(name: str, classes: int):
 
 
 def test_every_network_is_in_the_table():
-    assert {name for name, *_ in NETWORKS} == set(models.NETWORKS)
+    assert {name for name, *_ in NETWORKS} == set(registry.NETWORKS)
 
 
 def test_mlp_ends_in_batch_norm():
     # With running mean 1 and variance 4 - 1e-5 the last batch norm makes (x - 1) / 2 of its input.
-    network = models.MLP((2,), 1)
+    network = MLP((2,), 1)
     variables = {
         "params": {
             "dense1": {"kernel": jnp.array([[1.0, -1.0]]), "bias": jnp.zeros(2)},
@@ -170,7 +172,7 @@ def test_mlp_ends_in_batch_norm():
 
 
 def test_batch_norm_runs_with_weight_a_tenth():
-    network = models.MLP((), 1)
+    network = MLP((), 1)
     images = jnp.array([[[[1.0]]], [[[3.0]]]])
     variables = network.init(jax.random.key(0), images, train=False)
     params = variables["params"] | {
@@ -188,7 +190,7 @@ def test_batch_norm_runs_with_weight_a_tenth():
 
 def _silent_block(features: int, strides: int, inputs: jax.Array) -> jax.Array:
     """A block whose convolutions are zero: what is left is its shortcut, then ReLU."""
-    block = models.BasicBlock(features, strides)
+    block = BasicBlock(features, strides)
     variables = jax.jit(lambda: block.init(jax.random.key(0), inputs, train=False))()
     silent = variables["params"] | {
         name: {"kernel": np.zeros_like(variables["params"][name]["kernel"])}
@@ -212,7 +214,7 @@ def test_shortcut_is_the_identity_where_nothing_changes_and_relu_follows():
 
 def test_a_projection_where_shapes_differ_and_only_there():
     def names(inputs: tuple[int, ...], features: int, strides: int) -> tuple[str, ...]:
-        return forward_order(models.BasicBlock(features, strides, projection=True), inputs)
+        return forward_order(BasicBlock(features, strides, projection=True), inputs)
 
     assert names((4, 4, 2), 2, 1) == ("conv1", "conv2")
     assert names((4, 4, 2), 4, 1) == ("conv1", "conv2", "downsample")
@@ -220,7 +222,7 @@ def test_a_projection_where_shapes_differ_and_only_there():
 
 
 def test_resnet21_starts_he_normal():
-    variables = models.build("resnet21", 10).init(
+    variables = registry.build("resnet21", 10).init(
         jax.random.key(0), jnp.ones((1, 32, 32, 3)), train=False
     )
     params = flax.traverse_util.flatten_dict(variables["params"], sep="/")
@@ -243,7 +245,7 @@ def test_vgg_pools_after_each_pair():
         return result
 
     with nn.intercept_methods(note):
-        abstract(models.build("vgg9", 10), CIFAR)
+        abstract(registry.build("vgg9", 10), CIFAR)
     sides = [shapes[f"stage{stage}_conv{number}"][1] for stage in (1, 2, 3) for number in (1, 2)]
     assert sides == [32, 32, 16, 16, 8, 8]
 
@@ -261,9 +263,9 @@ def test_vgg_pools_after_each_pair():
 )
 def test_unknown_networks_are_refused(name: str, depth: int, message: str):
     with pytest.raises(UserError, match=message) as caught:
-        models.build(name, 10, depth)
+        registry.build(name, 10, depth)
     assert "\n" not in str(caught.value)
 
 
 def test_labels():
-    assert [models.label("resnet", 20), models.label("vgg5")] == ["resnet20", "vgg5"]
+    assert [registry.label("resnet", 20), registry.label("vgg5")] == ["resnet20", "vgg5"]

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from jaxbin import orders
-from jaxbin.errors import UserError
+from jaxbin.binarization import orders
+from jaxbin.common.errors import UserError
 
 FORMS = [
     ("forward", (1, 2, 3)),

@@ -16,8 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxbin import models, orders, schedule, step, torch_import
-from jaxbin.layers import forward_order, write_mask
+from jaxbin.binarization import orders, schedule
+from jaxbin.binarization.layers import forward_order, write_mask
+from jaxbin.engine import step
+from jaxbin.export import torch_weights
+from jaxbin.networks import registry
 
 GOLDEN = Path(os.environ.get("JAXBIN_GOLDEN", Path(__file__).parent / "golden"))
 
@@ -63,9 +66,9 @@ class Run:
         self.seed, self.reset = int(seed), reset == "reference"
         name, depth, self.image_shape, self.batch_size, self.classes = NETWORKS[network_key]
         self.golden = np.load(path)
-        self.network = models.build(name, self.classes, depth)
+        self.network = registry.build(name, self.classes, depth)
         self.names = forward_order(self.network, self.image_shape)
-        self.label = models.label(name, depth)
+        self.label = registry.label(name, depth)
         optimizer = (
             step.make_optimizer("sgd", 0.9, 1e-4)
             if name.startswith("resnet")
@@ -82,8 +85,8 @@ class Run:
             for key, shape in shapes.items()
             if "running" not in key
         }
-        self.torch_layers, self.torch_norms = torch_import.module_order(arrays)
-        variables = torch_import.variables_from_arrays(self.network, self.image_shape, arrays)
+        self.torch_layers, self.torch_norms = torch_weights.module_order(arrays)
+        variables = torch_weights.variables_from_arrays(self.network, self.image_shape, arrays)
         self.state = step.create_state(optimizer, self.names, variables, self.reset)
         train = step.make_train_step(self.network, optimizer, self.names, None, self.reset)
         self.train_step = jax.jit(train)
@@ -159,7 +162,7 @@ class Run:
         """Parameters and running statistics by PyTorch name, in PyTorch's layout."""
         stats = self.unbiased(EPOCHS * STEPS_PER_EPOCH)
         variables = {"params": self.state.params, "batch_stats": stats}
-        return torch_import.arrays_from_variables(self.network, self.image_shape, variables)
+        return torch_weights.arrays_from_variables(self.network, self.image_shape, variables)
 
 
 def summary(values: np.ndarray) -> np.ndarray:

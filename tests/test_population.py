@@ -12,9 +12,10 @@ import jax
 import numpy as np
 import pytest
 
-from jaxbin import checkpoint, config, train
-from jaxbin.errors import UserError
-from jaxbin.parallel import Layout
+from jaxbin import config, train
+from jaxbin.common.errors import UserError
+from jaxbin.engine.devices import Layout
+from jaxbin.runs import checkpoints
 
 DENSE = {
     "epochs": 3,
@@ -86,7 +87,7 @@ def assert_same_runs(alone: Path, together: Path, number: int) -> None:
                 ), (number, one["epoch"], name)
     states = []
     for directory in (alone, together):
-        with checkpoint.open_checkpoints(directory / "checkpoints", read_only=True) as manager:
+        with checkpoints.open_checkpoints(directory / "checkpoints", read_only=True) as manager:
             latest = manager.latest_step()
             states.append((latest, manager.restore(latest)["state"]))
     assert states[0][0] == states[1][0]
@@ -154,13 +155,13 @@ def test_a_population_that_was_interrupted_goes_on(
         saves.append(epoch)
         original(manager, epoch, *arguments)
 
-    original = checkpoint.save
-    monkeypatch.setattr(checkpoint, "save", save)
+    original = checkpoints.save
+    monkeypatch.setattr(checkpoints, "save", save)
     with pytest.raises(KeyboardInterrupt):
         train.run_population(group)
     monkeypatch.undo()
     assert saves == [0, 0, 1]
-    assert [checkpoint.newest(tmp_path / n / "checkpoints", print) for n in ("0", "2")] == [1, 0]
+    assert [checkpoints.newest(tmp_path / n / "checkpoints", print) for n in ("0", "2")] == [1, 0]
     train.run_population(group)
     for number in range(len(OWN)):
         assert_same_runs(alone / str(number), tmp_path / str(number), number)
@@ -183,7 +184,7 @@ def test_a_member_without_patience_ends_alone(tmp_path: Path):
     assert outcomes[0]["epochs"] == 6
     assert outcomes[1]["stopped_early"]
     stopped = outcomes[1]["epochs"]
-    assert checkpoint.newest(tmp_path / "1" / "checkpoints", print) == stopped - 1
+    assert checkpoints.newest(tmp_path / "1" / "checkpoints", print) == stopped - 1
     train.run(config.parse(fields | own[1]), tmp_path / "alone")
     assert lines_of(tmp_path / "alone")[-1]["epoch"] == stopped - 1
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxbin import provenance
+from jaxbin.common import provenance
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -11,7 +11,7 @@ from PIL import Image
 
 from experiments import collect, plots, report, tables
 from jaxbin import config, train
-from jaxbin.errors import UserError
+from jaxbin.common.errors import UserError
 
 FIELDS = {"epochs": 3, "epochs_per_layer": 1, "max_steps_per_epoch": 2, "learning_rate": 0.003}
 

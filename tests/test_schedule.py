@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from jaxbin import schedule
+from jaxbin.binarization import schedule
 
 # 1 is binary; a row is an epoch, a column a layer
 MASKS = {

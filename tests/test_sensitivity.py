@@ -7,11 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxbin import config, data, models, sensitivity, train
-from jaxbin.errors import UserError
-from jaxbin.layers import BINARIZATION, forward_order, write_mask
-from jaxbin.sensitivity import Trained
-from jaxbin.step import cross_entropy
+from jaxbin import config, data, train
+from jaxbin.binarization.layers import BINARIZATION, forward_order, write_mask
+from jaxbin.common.errors import UserError
+from jaxbin.engine import sensitivity
+from jaxbin.engine.sensitivity import Trained
+from jaxbin.engine.step import cross_entropy
+from jaxbin.networks.mlp import MLP
 
 SHAPE = (3, 3, 1)
 
@@ -21,7 +23,7 @@ def small() -> Trained:
     """A dense network of 3 layers on 40 random images of 9 pixels."""
     spec = data.spec("synthetic", synthetic_shape=SHAPE, synthetic_classes=3, synthetic_examples=40)
     dataset = data.load(spec, stage="validation", data_dir="", seed=1)
-    network = models.MLP((4, 5), classes=3)
+    network = MLP((4, 5), classes=3)
     variables = network.init(jax.random.key(0), jnp.ones((1, *SHAPE)), train=False)
     kept = {name: variables[name] for name in ("params", "batch_stats")}
     return Trained(network, kept, forward_order(network, SHAPE), dataset)

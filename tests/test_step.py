@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxbin import models, step
-from jaxbin.layers import BINARIZATION, Dense, forward_order, write_mask
+from jaxbin.binarization.layers import BINARIZATION, Dense, forward_order, write_mask
+from jaxbin.engine import step
+from jaxbin.networks.mlp import MLP
 
 RATE = np.float32(0.5)
 LATENT = np.array([[0.3, -0.2, 1.5], [-2.0, 0.1, -0.4]], np.float32)
@@ -91,7 +92,7 @@ def test_adam(decay: float):
 @pytest.fixture(scope="module")
 def small():
     """A network with biases and batch norm, its layers' names, and variables."""
-    network = models.MLP((4,), 3)
+    network = MLP((4,), 3)
     images = jax.random.normal(jax.random.key(1), (6, 1, 1, 2))
     variables = jax.jit(lambda key: network.init(key, images, train=False))(jax.random.key(0))
     return network, forward_order(network, (1, 1, 2)), dict(variables), images

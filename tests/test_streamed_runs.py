@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 from imagenet_files import train_images, validation_images, write_tree
 
-from jaxbin import config, data, epoch, parallel, train, trainer
-from jaxbin.errors import UserError
+from jaxbin import config, data, train
+from jaxbin.common.errors import UserError
+from jaxbin.engine import devices, epoch, trainer
 
 TIMES = ("images_per_second", "duration_seconds")
 CONFIG = """
@@ -83,7 +84,7 @@ def test_a_streamed_run_records_what_others_record(whole: list[dict[str, Any]]):
 def test_the_evaluation_is_that_of_images_in_memory(folder: Path):
     parsed = config.parse(fields(folder))
     dataset = data.load(parsed.dataset_spec, stage="validation", data_dir=str(folder))
-    layout = parallel.Layout()
+    layout = devices.Layout()
     streamed = trainer.build_trainer(parsed, dataset, layout)
     state = trainer.initial_state(parsed, streamed)
     metrics = streamed.evaluations["validation"](layout.place([state]), dataset.evaluation)

@@ -10,9 +10,9 @@ from imagenet_files import jpeg, train_images, validation_images, write_tree
 from PIL import Image
 
 from jaxbin import data
+from jaxbin.common.errors import UserError
 from jaxbin.data import images, streaming
 from jaxbin.data.streaming import EvaluationBatches, TrainingBatches
-from jaxbin.errors import UserError
 
 TRAIN, VALIDATION = train_images(3, 4), validation_images(5)
 SPEC = data.spec("imagenet2012", image_size=16)

@@ -8,15 +8,17 @@ import jax
 import numpy as np
 import pytest
 
-from jaxbin import models, torch_import
-from jaxbin.errors import UserError
-from jaxbin.layers import Dense, forward_order
+from jaxbin.binarization.layers import Dense, forward_order
+from jaxbin.common.errors import UserError
+from jaxbin.export import torch_weights
+from jaxbin.networks import registry
+from jaxbin.networks.vgg import VGG
 
 SHAPE = (8, 8, 3)
 
 
 def arrays() -> dict[str, np.ndarray]:
-    """Of models.VGG((2,), 3) on 8x8x3, as PyTorch names and lays them out."""
+    """Of VGG((2,), 3) on 8x8x3, as PyTorch names and lays them out."""
     rng = np.random.default_rng(0)
     shapes = {}
     for number, shape in enumerate([(2, 3, 3, 3), (2, 2, 3, 3)]):
@@ -32,7 +34,7 @@ def arrays() -> dict[str, np.ndarray]:
     return {name: rng.standard_normal(shape) for name, shape in shapes.items()}
 
 
-NETWORK = models.VGG((2,), 3)
+NETWORK = VGG((2,), 3)
 
 
 def flat(variables) -> dict[str, np.ndarray]:
@@ -41,7 +43,7 @@ def flat(variables) -> dict[str, np.ndarray]:
 
 def test_layouts():
     given = arrays()
-    variables = flat(torch_import.variables_from_arrays(NETWORK, SHAPE, given))
+    variables = flat(torch_weights.variables_from_arrays(NETWORK, SHAPE, given))
     names = forward_order(NETWORK, SHAPE)
     kernels = [variables[f"params/{name}/kernel"] for name in names]
     # (out, in, height, width) to (height, width, in, out)
@@ -64,7 +66,7 @@ def test_layouts():
 
 
 def test_the_network_accepts_the_variables():
-    variables = torch_import.variables_from_arrays(NETWORK, SHAPE, arrays())
+    variables = torch_weights.variables_from_arrays(NETWORK, SHAPE, arrays())
     fresh = jax.eval_shape(lambda: NETWORK.init(jax.random.key(0), np.zeros((1, *SHAPE)), False))
     for collection in ("params", "batch_stats"):
         assert jax.tree.structure(variables[collection]) == jax.tree.structure(fresh[collection])
@@ -76,8 +78,10 @@ def test_the_order_of_the_keys_does_not_matter(seed: int):
     keys = list(given)
     np.random.default_rng(seed).shuffle(keys)
     assert keys != list(given)
-    shuffled = torch_import.variables_from_arrays(NETWORK, SHAPE, {key: given[key] for key in keys})
-    expected = torch_import.variables_from_arrays(NETWORK, SHAPE, given)
+    shuffled = torch_weights.variables_from_arrays(
+        NETWORK, SHAPE, {key: given[key] for key in keys}
+    )
+    expected = torch_weights.variables_from_arrays(NETWORK, SHAPE, given)
     jax.tree.map(np.testing.assert_array_equal, shuffled, expected)
 
 
@@ -99,12 +103,12 @@ ORDERS = [
 def test_forward_order_of_module_names(given, expected):
     expected = expected or ["features.2", "features.9", "features.10", "classifier.0"]
     weights = {f"{name}.weight": np.zeros((2, 2)) for name in given}
-    assert torch_import.module_order(weights) == (tuple(expected), ())
+    assert torch_weights.module_order(weights) == (tuple(expected), ())
 
 
 def test_without_running_statistics_they_are_zero_and_one():
     given = {name: array for name, array in arrays().items() if "running" not in name}
-    stats = torch_import.variables_from_arrays(NETWORK, SHAPE, given)["batch_stats"]
+    stats = torch_weights.variables_from_arrays(NETWORK, SHAPE, given)["batch_stats"]
     for name, array in flat(stats).items():
         np.testing.assert_array_equal(array, float(name.endswith("var")), err_msg=name)
 
@@ -138,12 +142,12 @@ WRONG = [
 @pytest.mark.parametrize(("change", "message"), WRONG, ids=[message for _, message in WRONG])
 def test_arrays_of_another_network_are_refused(change, message: str):
     with pytest.raises(UserError, match=message) as caught:
-        torch_import.variables_from_arrays(NETWORK, SHAPE, change(arrays()))
+        torch_weights.variables_from_arrays(NETWORK, SHAPE, change(arrays()))
     assert len(str(caught.value).splitlines()) == 1
 
 
 def test_a_bias_that_the_network_lacks_is_refused():
-    network, given = models.build("resnet", 10, 8), {}
+    network, given = registry.build("resnet", 10, 8), {}
     for name, count in (("conv", 7), ("fc", 1)):
         for number in range(count):
             shape = (10, 64) if name == "fc" else (16, 3, 3, 3)
@@ -152,14 +156,14 @@ def test_a_bias_that_the_network_lacks_is_refused():
     for number in range(7):
         given[f"bn{number}.weight"] = given[f"bn{number}.bias"] = np.ones(16)
     with pytest.raises(UserError, match=r"is missing from the network|has shape"):
-        torch_import.variables_from_arrays(network, (8, 8, 3), given)
+        torch_weights.variables_from_arrays(network, (8, 8, 3), given)
 
 
 def test_a_file_without_torch_or_of_another_kind_is_refused(tmp_path: Path):
     path = tmp_path / "checkpoint.pth"
     path.write_text("nothing that torch wrote")
     with pytest.raises(UserError) as caught:
-        torch_import.load_checkpoint(path)
+        torch_weights.load_checkpoint(path)
     assert len(str(caught.value).splitlines()) == 1
     assert str(path) in str(caught.value)
 
@@ -171,7 +175,7 @@ def test_checkpoint_files(tmp_path: Path, key: str | None, prefix: str):
     torch = pytest.importorskip("torch")
     state = {f"{prefix}{name}": torch.tensor(array) for name, array in arrays().items()}
     torch.save({key: state, "epoch": 3} if key else state, tmp_path / "checkpoint.pth")
-    loaded = torch_import.load_checkpoint(tmp_path / "checkpoint.pth")
+    loaded = torch_weights.load_checkpoint(tmp_path / "checkpoint.pth")
     assert loaded.keys() == arrays().keys()
     for name, array in arrays().items():
         np.testing.assert_array_equal(loaded[name], array)
@@ -182,7 +186,7 @@ def test_checkpoint_files_without_weights_are_refused(tmp_path: Path, content):
     torch = pytest.importorskip("torch")
     torch.save(content, tmp_path / "checkpoint.pth")
     with pytest.raises(UserError, match="holds no state dict"):
-        torch_import.load_checkpoint(tmp_path / "checkpoint.pth")
+        torch_weights.load_checkpoint(tmp_path / "checkpoint.pth")
 
 
 # name, depth, images, PyTorch's names of the layers and of the batch norms
@@ -209,13 +213,13 @@ PUBLISHED = [
 
 @pytest.mark.parametrize(("name", "depth", "shape", "layers", "norms"), PUBLISHED)
 def test_names_in_the_published_sequentials(name, depth, shape, layers: str, norms: str):
-    network = models.build(name, 10, depth)
-    given = torch_import.arrays_from_variables(network, shape, _drawn(network, shape))
+    network = registry.build(name, 10, depth)
+    given = torch_weights.arrays_from_variables(network, shape, _drawn(network, shape))
     expected_norms = tuple(
         f"classifier.{number[1:]}" if number[0] == "c" else f"features.{number}"
         for number in norms.split()
     )
-    assert torch_import.module_order(given) == (tuple(layers.split()), expected_norms)
+    assert torch_weights.module_order(given) == (tuple(layers.split()), expected_norms)
     for module in expected_norms:
         assert f"{module}.running_mean" in given
         assert f"{module}.running_var" in given
@@ -243,17 +247,17 @@ def _drawn(network: nn.Module, shape: tuple[int, int, int]):
     ],
 )
 def test_there_and_back(name: str, depth: int, shape: tuple[int, int, int]):
-    network = models.build(name, 10, depth)
+    network = registry.build(name, 10, depth)
     variables = _drawn(network, shape)
-    given = torch_import.arrays_from_variables(network, shape, variables)
-    back = torch_import.variables_from_arrays(network, shape, given)
+    given = torch_weights.arrays_from_variables(network, shape, variables)
+    back = torch_weights.variables_from_arrays(network, shape, given)
     jax.tree.map(np.testing.assert_array_equal, back, variables)
 
 
 def test_names_in_the_published_resnet():
-    network = models.build("resnet", 10, 8)
-    given = torch_import.arrays_from_variables(network, (8, 8, 3), _drawn(network, (8, 8, 3)))
-    layers, norms = torch_import.module_order(given)
+    network = registry.build("resnet", 10, 8)
+    given = torch_weights.arrays_from_variables(network, (8, 8, 3), _drawn(network, (8, 8, 3)))
+    layers, norms = torch_weights.module_order(given)
     assert layers[:3] == ("conv1", "layer1.0.conv1", "layer1.0.conv2")
     assert layers[-2:] == ("layer3.0.conv2", "linear")
     assert norms == tuple(name.replace("conv", "bn") for name in layers[:-1])
@@ -262,9 +266,9 @@ def test_names_in_the_published_resnet():
 
 
 def test_names_in_torchvisions_resnet():
-    network, shape = models.build("resnet21", 10), (32, 32, 3)
-    given = torch_import.arrays_from_variables(network, shape, _drawn(network, shape))
-    layers, norms = torch_import.module_order(given)
+    network, shape = registry.build("resnet21", 10), (32, 32, 3)
+    given = torch_weights.arrays_from_variables(network, shape, _drawn(network, shape))
+    layers, norms = torch_weights.module_order(given)
     assert layers[:2] == ("conv1", "layer1.0.conv1")
     assert layers[5:8] == ("layer2.0.conv1", "layer2.0.conv2", "layer2.0.downsample.0")
     assert layers[-2:] == ("layer4.1.conv2", "fc")
@@ -281,4 +285,4 @@ def test_a_network_of_ones_own_has_no_published_names():
 
     variables = Network().init(jax.random.key(0), np.zeros((1, 8, 8, 3)), False)
     with pytest.raises(UserError, match="have no layer like 'last'"):
-        torch_import.arrays_from_variables(Network(), SHAPE, variables)
+        torch_weights.arrays_from_variables(Network(), SHAPE, variables)

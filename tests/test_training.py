@@ -11,21 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxbin import (
-    checkpoint,
-    config,
-    data,
-    epoch,
-    records,
-    run_directory,
-    runs,
-    step,
-    train,
-    trainer,
-)
-from jaxbin.errors import UserError
-from jaxbin.layers import latent_weights, write_mask
-from jaxbin.parallel import Layout
+from jaxbin import config, data, train
+from jaxbin.binarization.layers import latent_weights, write_mask
+from jaxbin.common.errors import UserError
+from jaxbin.engine import epoch, step, trainer
+from jaxbin.engine.devices import Layout
+from jaxbin.runs import checkpoints, records, run_directory
+from jaxbin.runs import run as runs
 
 SHORT = {"epochs_per_layer": 1, "max_steps_per_epoch": 3, "learning_rate": 0.003}
 # Every epoch has another mask or another learning rate.
@@ -59,8 +51,8 @@ def stored(workdir: Path, number: int | None = None, **fields: Any) -> step.Trai
     """The state in a checkpoint, by default the last."""
     parsed, made = built(**fields)
     template = trainer.initial_state(parsed, made)
-    with checkpoint.open_checkpoints(workdir / "checkpoints", read_only=True) as manager:
-        return checkpoint.restore(
+    with checkpoints.open_checkpoints(workdir / "checkpoints", read_only=True) as manager:
+        return checkpoints.restore(
             manager, manager.latest_step() if number is None else number, template
         )
 
@@ -194,7 +186,7 @@ def test_evaluate_only_of_nothing_is_refused(tmp_path: Path, there: bool):
 @pytest.fixture
 def interrupted(iterative, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run that died after recording epoch 3 and before saving its checkpoint."""
-    save = checkpoint.save
+    save = checkpoints.save
 
     def dying_save(manager, number, *rest):
         if number == 3:
@@ -202,7 +194,7 @@ def interrupted(iterative, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
         save(manager, number, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save", dying_save)
+        patch.setattr(checkpoints, "save", dying_save)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path / "interrupted", **ITERATIVE)
     return tmp_path / "interrupted"
@@ -514,13 +506,13 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_last_checkpoint(
 def test_checkpoint_interval(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int, epochs: int, saved: list[int]
 ):
-    save, calls = checkpoint.save, []
+    save, calls = checkpoints.save, []
 
     def noting_save(manager, number, *rest):
         calls.append(number)
         save(manager, number, *rest)
 
-    monkeypatch.setattr(checkpoint, "save", noting_save)
+    monkeypatch.setattr(checkpoints, "save", noting_save)
     # one more layer is binary in every epoch, so that the last epoch is always the best
     run(tmp_path / "run", **SHORT, epochs=epochs, checkpoint_every=every)
     assert calls == saved

@@ -21,8 +21,13 @@ from pathlib import Path
 
 # What commands import, but no command itself: it runs as `__main__`, and has not been imported yet.
 IMPORTED = (
-    *("jaxbin.train", "jaxbin.freeze", "jaxbin.interchange", "jaxbin.sensitivity"),
-    *("jaxbin.data.imagenet_preparation", "jaxbin.command_line", "jaxbin.inference"),
+    *(
+        "jaxbin.train",
+        "jaxbin.export.freeze",
+        "jaxbin.export.interchange",
+        "jaxbin.engine.sensitivity",
+    ),
+    *("jaxbin.data.imagenet.preparation", "jaxbin.common.command_line", "jaxbin.export.inference"),
     *("experiments.execution", "experiments.selection", "experiments.plots"),
     *("jax2onnx", "onnxruntime", "tensorflow_datasets", "grain"),
 )

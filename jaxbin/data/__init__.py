@@ -6,7 +6,7 @@ TensorFlow is never needed.
 """
 
 from jaxbin.data.loading import load
-from jaxbin.data.preparation import prepare
+from jaxbin.data.originals.preparation import prepare
 from jaxbin.data.specs import DATASETS, DataError, Dataset, DatasetSpec, Split, Stream, spec
 from jaxbin.data.splits import SplitPositions, read_split_file
 

@@ -5,8 +5,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from jaxbin.data import digits, imagenet, splits, synthetic
-from jaxbin.data.preparation import find_version, ignore_message, prepare_spec
+from jaxbin.data import digits, splits, synthetic
+from jaxbin.data.imagenet import dataset
+from jaxbin.data.originals.preparation import find_version, ignore_message, prepare_spec
 from jaxbin.data.specs import DataError, Dataset, DatasetSpec
 from jaxbin.data.splits import SplitPositions
 
@@ -44,13 +45,13 @@ def load(
     if spec.name == "mnist_5k":
         parts = digits.load_digits(spec)
         return Dataset(spec, parts["train"], parts[evaluation])
-    if spec.name == imagenet.NAME:
-        dataset = imagenet.load_imagenet(spec, data_dir, find_version(spec.name, data_dir, "5"))
+    if spec.name == dataset.NAME:
+        loaded = dataset.load_imagenet(spec, data_dir, find_version(spec.name, data_dir, "5"))
         report(
-            f"{spec.name}: {len(dataset.train):,} training images of {spec.train_examples:,} "
-            f"published, {len(dataset.evaluation):,} to evaluate on"
+            f"{spec.name}: {len(loaded.train):,} training images of {spec.train_examples:,} "
+            f"published, {len(loaded.evaluation):,} to evaluate on"
         )
-        return dataset
+        return loaded
     if positions is None:
         positions = splits.default_positions(spec)
     return _load_stored(spec, stage, data_dir, positions, report)

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxbin.data.synsets import synsets
-from jaxbin.errors import UserError
+from jaxbin.common.errors import UserError
+from jaxbin.data.imagenet.synsets import synsets
 
 DATASETS: tuple[str, ...] = ("mnist_5k", "mnist", "cifar10", "imagenet2012", "synthetic")
 

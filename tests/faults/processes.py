@@ -13,9 +13,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxbin import checkpoint, config, trainer
+from jaxbin import config
 from jaxbin.data import load
-from jaxbin.parallel import Layout
+from jaxbin.engine import trainer
+from jaxbin.engine.devices import Layout
+from jaxbin.runs import checkpoints
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.py"
 TIMES = ("images_per_second", "duration_seconds")
@@ -85,8 +87,8 @@ def state(workdir: Path, fields: dict[str, Any], epoch: int) -> Any:
     parsed = config.parse(config.base_config(**_quickstart() | fields))
     dataset = load(parsed.dataset_spec, stage=parsed.stage, data_dir="")
     template = trainer.initial_state(parsed, trainer.build_trainer(parsed, dataset, Layout()))
-    with checkpoint.open_checkpoints(workdir / "checkpoints", read_only=True) as manager:
-        return checkpoint.restore(manager, epoch, template)
+    with checkpoints.open_checkpoints(workdir / "checkpoints", read_only=True) as manager:
+        return checkpoints.restore(manager, epoch, template)
 
 
 def _quickstart() -> dict[str, Any]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from jaxbin.errors import UserError
+from jaxbin.common.errors import UserError
 
 
 def check_line(line: str) -> None:

@@ -12,8 +12,11 @@ import numpy as np
 import pytest
 from processes import assert_same_run, state
 
-from jaxbin import checkpoint, config, freeze, runs, train
-from jaxbin.errors import UserError
+from jaxbin import config, train
+from jaxbin.common.errors import UserError
+from jaxbin.export import freeze
+from jaxbin.runs import checkpoints
+from jaxbin.runs import run as runs
 
 FIELDS = {"epochs": 6, "max_steps_per_epoch": 3, "epochs_per_layer": 2, "checkpoint_every": 1}
 
@@ -145,5 +148,5 @@ def test_checkpoints_of_older_versions_have_no_checksums(interrupted: Path, tmp_
     workdir = tmp_path / "run"
     shutil.copytree(interrupted, workdir)
     (workdir / "checkpoints" / "4" / "checksums.json").unlink()
-    assert checkpoint.damage(workdir / "checkpoints" / "4") is None
+    assert checkpoints.damage(workdir / "checkpoints" / "4") is None
     assert runs.found(workdir, print) == (5, 0)

@@ -10,8 +10,9 @@ import pytest
 import refusals
 
 from experiments import collect, measure, report
-from jaxbin import export, files
-from jaxbin.errors import UserError
+from jaxbin.common import files
+from jaxbin.common.errors import UserError
+from jaxbin.export import __main__ as export
 
 Command = Callable[[Sequence[str]], None]
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from jaxbin import config, data, train
-from jaxbin.data import builders, download
-from jaxbin.errors import UserError
+from jaxbin.common.errors import UserError
+from jaxbin.data.originals import builders, download
 
 SPEC = dataclasses.replace(
     data.spec("mnist"), train_examples=12, validation_examples=3, test_examples=4

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 from processes import assert_same_run, finish, recorded, said, start, wait_until
 
-from jaxbin import checkpoint, config, records, train
-from jaxbin.errors import UserError
+from jaxbin import config, train
+from jaxbin.common.errors import UserError
+from jaxbin.runs import checkpoints, records
 
 FIELDS = {"epochs": 12, "max_steps_per_epoch": 4, "epochs_per_layer": 4, "checkpoint_every": 1}
 
@@ -48,14 +49,14 @@ def test_a_checkpoint_that_does_not_fit_on_the_disk(whole: Path, tmp_path: Path)
     workdir = tmp_path / "run"
     begun(workdir)
     before = said(workdir)
-    there = checkpoint.newest(workdir / "checkpoints", print)
+    there = checkpoints.newest(workdir / "checkpoints", print)
     process = start(workdir, FIELDS, before=LIMITED)
     assert process.wait(120) == 2, said(workdir)
     line = the_error(workdir, before)
     assert line.startswith("error: ")
     assert "cannot be written: " in line
     assert "the checkpoints before it are kept, the same command goes on from there" in line
-    assert checkpoint.newest(workdir / "checkpoints", print) == there
+    assert checkpoints.newest(workdir / "checkpoints", print) == there
     finish(workdir, FIELDS)
     assert_same_run(workdir, whole, FIELDS)
 
@@ -79,13 +80,13 @@ def test_a_full_disk(whole: Path, tmp_path: Path, small_disk: Path):
     filling = small_disk / "filling"
     free = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_bsize
     filling.write_bytes(bytes(free - 1_000_000))
-    there = checkpoint.newest(small_disk / "run" / "checkpoints", print)
+    there = checkpoints.newest(small_disk / "run" / "checkpoints", print)
     assert start(small_disk / "run", FIELDS).wait(120) == 2
     line = said(small_disk / "run").splitlines()[-1]
     assert line.startswith("error: ")
     assert "cannot be written: " in line
     assert "Traceback" not in said(small_disk / "run")
-    assert checkpoint.newest(small_disk / "run" / "checkpoints", print) == there
+    assert checkpoints.newest(small_disk / "run" / "checkpoints", print) == there
     filling.unlink()
     finish(small_disk / "run", FIELDS)
     assert_same_run(small_disk / "run", whole, FIELDS)

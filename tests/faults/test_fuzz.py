@@ -23,9 +23,12 @@ from refusals import check_line
 
 import jaxbin
 from experiments import collect
-from jaxbin import artifact, data, freeze, models, orders
-from jaxbin.errors import UserError
-from jaxbin.layers import forward_order, variable_shapes
+from jaxbin import data
+from jaxbin.binarization import orders
+from jaxbin.binarization.layers import forward_order, variable_shapes
+from jaxbin.common.errors import UserError
+from jaxbin.export import artifact, freeze
+from jaxbin.networks import registry
 
 EXAMPLES = int(os.environ.get("JAXBIN_FUZZ_EXAMPLES", "250"))
 
@@ -120,7 +123,7 @@ def changed_bytes(draw: st.DrawFn, content: bytes) -> bytes:
 
 def small_model(network_name: str, depth: int, image_shape: tuple[int, int, int]) -> bytes:
     """A model of random weights: its first layer float16, its second float32, the others binary."""
-    network = models.build(network_name, 3, depth)
+    network = registry.build(network_name, 3, depth)
     layers = forward_order(network, image_shape)
     shapes = variable_shapes(network, image_shape)["params"]
     rng = np.random.default_rng(0)
@@ -152,7 +155,7 @@ MODEL = small_model("mlp300", 0, (2, 2, 1))
 RESNET = small_model("resnet", 8, (4, 4, 3))
 LIKELY_HEADER: dict[str, list[Any]] = {
     "version": [0, 1, 2, True, 1.0, "1"],
-    "network": [*models.NETWORKS, "mlp", ["mlp300"]],
+    "network": [*registry.NETWORKS, "mlp", ["mlp300"]],
     "depth": [0, 8, 14, 20, -4, 2, 8.0, "8", True, 2**60 + 4],
     "image_shape": [
         *([1, 4, 1], [4, 1, 1], [2, 2, 2], [4096, 4096, 4096], [0, 2, 1], [2, 2], [-2, -2, 1]),
@@ -371,7 +374,7 @@ def test_any_file_is_a_split_or_refused(content: bytes):
 
 
 LIKELY_RUN: dict[str, list[Any]] = {
-    "network": [*models.NETWORKS, None, ["mlp300"], {}],
+    "network": [*registry.NETWORKS, None, ["mlp300"], {}],
     "depth": [8, 20, 2**60 + 4, 2**60 * 6 + 2, "8", None],
     "dataset": [*data.DATASETS, None, []],
     "synthetic_shape": [[28, 28, 1], [2**60] * 3, [], "abc", [1, 1, 2**40]],

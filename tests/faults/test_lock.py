@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from processes import finish, output, recorded, said, start, wait_until
 
-from jaxbin import config, run_directory, train
-from jaxbin.errors import UserError
+from jaxbin import config, train
+from jaxbin.common.errors import UserError
+from jaxbin.runs import run_directory
 
 FIELDS = {"epochs": 200, "max_steps_per_epoch": 4, "checkpoint_every": 50}
 

@@ -8,8 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxbin import checkpoint, config, runs, step, train, trainer
-from jaxbin.errors import UserError
+from jaxbin import config, train
+from jaxbin.common.errors import UserError
+from jaxbin.engine import step, trainer
+from jaxbin.runs import checkpoints
+from jaxbin.runs import run as runs
 
 FIELDS = {"epochs": 4, "epochs_per_layer": 1, "max_steps_per_epoch": 6, "learning_rate": 0.001}
 
@@ -38,7 +41,7 @@ def test_a_rate_that_becomes_too_large(
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == [0, 1]
     # Checkpoints are far apart, but the best epoch is not lost.
-    assert checkpoint.newest(workdir / "checkpoints", print) == 1
+    assert checkpoints.newest(workdir / "checkpoints", print) == 1
     assert not (workdir / "summary.json").exists()
     monkeypatch.undo()
     assert run(workdir, dispatch=dispatch, checkpoint_every=4)["epochs"] == 4

@@ -21,7 +21,7 @@ from processes import (
     wait_until,
 )
 
-from jaxbin import records
+from jaxbin.runs import records
 
 FIELDS = {
     "epochs": 8,

@@ -19,9 +19,12 @@ import numpy as np
 import pytest
 from refusals import check_refused
 
-from jaxbin import artifact, data, export, inference, orders, predict, torch_import
-from jaxbin.data import imagenet_originals
-from jaxbin.errors import UserError
+from jaxbin import data, predict
+from jaxbin.binarization import orders
+from jaxbin.common.errors import UserError
+from jaxbin.data.imagenet import originals
+from jaxbin.export import __main__ as export
+from jaxbin.export import artifact, inference, torch_weights
 
 ZOO = inference.locate("mnist_300").read_bytes()
 ROOT = Path(__file__).parent.parent.parent
@@ -81,11 +84,11 @@ def test_no_pickle_in_a_torch_file_is_executed(tmp_path: Path, payload: bytes):
     harm = Payload(tmp_path / "executed")
     for content in ({"model_state_dict": harm}, {"conv1.weight": torch.zeros(1), "x": harm}, harm):
         torch.save(content, path)
-        check_refused(lambda: torch_import.load_checkpoint(path), "no PyTorch checkpoint")
+        check_refused(lambda: torch_weights.load_checkpoint(path), "no PyTorch checkpoint")
     torch.save(harm, path, _use_new_zipfile_serialization=False)
-    check_refused(lambda: torch_import.load_checkpoint(path), "no PyTorch checkpoint")
+    check_refused(lambda: torch_weights.load_checkpoint(path), "no PyTorch checkpoint")
     path.write_bytes(payload)
-    check_refused(lambda: torch_import.load_checkpoint(path), "no PyTorch checkpoint")
+    check_refused(lambda: torch_weights.load_checkpoint(path), "no PyTorch checkpoint")
     assert not (tmp_path / "executed").exists()
 
 
@@ -99,16 +102,16 @@ def test_odd_tensors_in_a_torch_file_are_refused(tmp_path: Path):
     }
     for tensor in odd.values():
         torch.save({"conv1.weight": tensor}, path)
-        check_refused(lambda: torch_import.load_checkpoint(path), "a tensor that is no array")
+        check_refused(lambda: torch_weights.load_checkpoint(path), "a tensor that is no array")
     torch.save({5: torch.zeros(2)}, path)
-    check_refused(lambda: torch_import.load_checkpoint(path), "holds no state dict")
+    check_refused(lambda: torch_weights.load_checkpoint(path), "holds no state dict")
     torch.save({"conv1.weight": torch.zeros(2, requires_grad=True)}, path)
-    assert torch_import.load_checkpoint(path)["conv1.weight"].shape == (2,)
+    assert torch_weights.load_checkpoint(path)["conv1.weight"].shape == (2,)
 
 
 def test_a_superscript_in_a_torch_name_is_no_number():
     arrays = {"conv\u00b2.weight": np.zeros((2, 2)), "conv1.weight": np.zeros((2, 2))}
-    check_refused(lambda: torch_import.module_order(arrays), "none of the published")
+    check_refused(lambda: torch_weights.module_order(arrays), "none of the published")
 
 
 def test_no_image_is_given_to_another_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -152,9 +155,9 @@ def test_no_link_in_an_archive_is_followed(tmp_path: Path, kind: bytes, target: 
     member = tarfile.TarInfo(KIT)
     member.type, member.linkname = kind, target
     kit = archive(tmp_path / "kit.tar.gz", member)
-    check_refused(lambda: imagenet_originals.check_development_kit(kit), "it has no file")
+    check_refused(lambda: originals.check_development_kit(kit), "it has no file")
     train_archive = archive(tmp_path / "train.tar", member)
-    check_refused(lambda: imagenet_originals._members_of(train_archive), "holds none")
+    check_refused(lambda: originals._members_of(train_archive), "holds none")
 
 
 def test_a_member_of_negative_size_is_refused(tmp_path: Path):
@@ -165,7 +168,7 @@ def test_a_member_of_negative_size_is_refused(tmp_path: Path):
     header[148:156] = b"%06o\0 " % sum(header)
     path = tmp_path / "train.tar"
     path.write_bytes(bytes(header) * 3 + bytes(1024))
-    check_refused(lambda: imagenet_originals._members_of(path), "a size is negative")
+    check_refused(lambda: originals._members_of(path), "a size is negative")
 
 
 def test_a_sparse_member_with_a_size_that_is_no_number_is_refused(tmp_path: Path):
@@ -174,7 +177,7 @@ def test_a_sparse_member_with_a_size_that_is_no_number_is_refused(tmp_path: Path
         member = tarfile.TarInfo("a")
         member.pax_headers = {"GNU.sparse.size": "many", "GNU.sparse.map": "x,y"}
         file.addfile(member)
-    check_refused(lambda: imagenet_originals._members_of(path), "is damaged")
+    check_refused(lambda: originals._members_of(path), "is damaged")
 
 
 # --- No size is believed --------------------------------------------------------------------------

@@ -1,0 +1,1 @@
+"""What makes weights binary: layers, their masks, the orders and schedules."""

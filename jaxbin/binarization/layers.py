@@ -1,0 +1,199 @@
+"""Dense and convolution layers whose weights a mask turns binary, and the numbering of layers.
+
+They are drop-in Flax layers: any Flax module may use them, nested as it likes. Each holds one
+boolean in the variable collection `BINARIZATION`; `forward_order` numbers them, `write_mask` sets
+them.
+"""
+
+import functools
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.linen.dtypes import promote_dtype
+
+from jaxbin.binarization.binarize import binarize
+from jaxbin.binarization.convolution_forms import convolve
+
+BINARIZATION = "binarization"
+"""The variable collection that holds the masks: one boolean scalar, `mask`, per layer."""
+
+Initializer = Callable[..., jax.Array]
+
+# Uniform in +-1/sqrt(fan_in): variance 1 / (3 fan_in) (docs/method.md section 4).
+uniform_fan_in: Initializer = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+# He et al.'s normal distribution, as torchvision initializes ResNet-21's convolutions.
+he_fan_out: Initializer = nn.initializers.variance_scaling(2, "fan_out", "normal")
+
+
+def uniform_bias(fan_in: int) -> Initializer:
+    """An initializer for biases: uniform in +-1/sqrt(fan_in), like the weights of their layer."""
+
+    def init(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
+        return jax.random.uniform(key, shape, dtype, -1, 1) / np.sqrt(fan_in).astype(dtype)
+
+    return init
+
+
+def _weights(module: nn.Module, init: Initializer, shape: tuple[int, ...]) -> jax.Array:
+    """The weights `module` computes with, of `shape`: binary or latent, as its mask says."""
+    latent = module.param("kernel", init, shape)
+    mask = module.variable(BINARIZATION, "mask", lambda: jnp.zeros((), bool))
+    return binarize(latent, mask.value)
+
+
+class Dense(nn.Module):
+    """A dense layer, (..., inputs) to (..., features), whose kernel can be binary.
+
+    Attributes:
+      features: number of outputs.
+      use_bias: whether to add a bias, which is never binary.
+      dtype: what to compute in; None takes what inputs and parameters promote to. The latent
+        weights keep their own type.
+      kernel_init: initializer of the latent weights, shape (inputs, features).
+    """
+
+    features: int
+    use_bias: bool = True
+    dtype: Any = None
+    kernel_init: Initializer = uniform_fan_in
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        fan_in = inputs.shape[-1]
+        kernel = _weights(self, self.kernel_init, (fan_in, self.features))
+        bias = self.param("bias", uniform_bias(fan_in), (self.features,)) if self.use_bias else None
+        inputs, kernel, bias = promote_dtype(inputs, kernel, bias, dtype=self.dtype)
+        outputs = inputs @ kernel
+        return outputs if bias is None else outputs + bias
+
+
+class Conv(nn.Module):
+    """A two-dimensional convolution, (batch, height, width, channels), whose kernel can be binary.
+
+    Attributes:
+      features: number of output channels.
+      kernel_size: height and width of the window.
+      strides: step in both directions.
+      use_bias: whether to add a bias, which is never binary.
+      dtype: what to compute in, as for `Dense`.
+      kernel_init: initializer of the latent weights, shape (height, width, inputs, features).
+
+    The input is padded with (size - 1) // 2 zeros on all sides, as PyTorch's networks do. Flax's
+    "SAME" pads strided convolutions on one side only, and would compute something else.
+    """
+
+    features: int
+    kernel_size: tuple[int, int] = (3, 3)
+    strides: int = 1
+    use_bias: bool = True
+    dtype: Any = None
+    kernel_init: Initializer = uniform_fan_in
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        shape = (*self.kernel_size, inputs.shape[-1], self.features)
+        kernel = _weights(self, self.kernel_init, shape)
+        fan_in = int(np.prod(shape[:-1]))
+        bias = self.param("bias", uniform_bias(fan_in), (self.features,)) if self.use_bias else None
+        inputs, kernel, bias = promote_dtype(inputs, kernel, bias, dtype=self.dtype)
+        outputs = convolve(inputs, kernel, self.strides)
+        return outputs if bias is None else outputs + bias
+
+
+def forward_order(
+    network: nn.Module, image_shape: tuple[int, ...], kinds: type | tuple[type, ...] = (Dense, Conv)
+) -> tuple[str, ...]:
+    """Names of a network's layers in forward order: layer number k is element k - 1.
+
+    The network is traced abstractly; nothing is computed. A name is the path of the layer's module
+    joined by "/", which is also where its parameters lie.
+
+    Args:
+      network: a Flax module called as `network(images, train=False)`.
+      image_shape: shape of one input without the batch axis.
+      kinds: what counts; the binarizable layers by default. `nn.BatchNorm` lists those instead.
+    """
+    names: list[str] = []
+
+    def note(call: Callable, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+        name = "/".join(context.module.path)
+        counts = isinstance(context.module, kinds) and context.method_name == "__call__"
+        if counts and name not in names:
+            names.append(name)
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(note):
+        jax.eval_shape(
+            functools.partial(network.init, train=False),
+            jax.random.key(0),
+            jax.ShapeDtypeStruct((1, *image_shape), jnp.float32),
+        )
+    return tuple(names)
+
+
+def norms_after(network: nn.Module, image_shape: tuple[int, ...]) -> dict[str, str]:
+    """The batch norm that takes each layer's outputs, by the layer's name; not every layer has one.
+
+    Args:
+      network, image_shape: as for `forward_order`. A batch norm is called right after its layer.
+    """
+    layers = forward_order(network, image_shape)
+    calls = forward_order(network, image_shape, (Dense, Conv, nn.BatchNorm))
+    return {
+        before: name
+        for before, name in itertools.pairwise(calls)
+        if before in layers and name not in layers
+    }
+
+
+def variable_shapes(network: nn.Module, image_shape: tuple[int, ...]) -> dict[str, Any]:
+    """Every variable of a network as a shape, by collection and by its path joined by "/"."""
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    init = functools.partial(network.init, train=False)
+    variables: dict[str, Any] = dict(jax.eval_shape(init, jax.random.key(0), images))
+    return {
+        collection: dict(flax.traverse_util.flatten_dict(tree, sep="/"))
+        for collection, tree in variables.items()
+    }
+
+
+def write_mask(layer_names: Sequence[str], mask: Sequence[bool]) -> dict[str, Any]:
+    """The collection `BINARIZATION` that says `mask`.
+
+    Args:
+      layer_names: names of layers 1..L, from `forward_order`.
+      mask: L booleans; element k - 1 says whether layer k is binary.
+
+    Returns:
+      A nested dict with one NumPy boolean scalar per layer, the shape that `network.init` gives.
+    """
+    flat = {f"{name}/mask": np.array(on) for name, on in zip(layer_names, mask, strict=True)}
+    return flax.traverse_util.unflatten_dict(flat, sep="/")
+
+
+def read_mask(binarization: Mapping[str, Any], layer_names: Sequence[str]) -> tuple[Any, ...]:
+    """The masks of layers 1..L, in that order, out of the collection `BINARIZATION`."""
+    flat: dict[str, Any] = dict(flax.traverse_util.flatten_dict(binarization, sep="/"))
+    return tuple(flat[f"{name}/mask"] for name in layer_names)
+
+
+def latent_weights(params: Mapping[str, Any], layer_names: Sequence[str]) -> tuple[jax.Array, ...]:
+    """The latent weights of layers 1..L, in that order, out of a network's `params`."""
+    flat: dict[str, Any] = dict(flax.traverse_util.flatten_dict(params, sep="/"))
+    return tuple(flat[f"{name}/kernel"] for name in layer_names)
+
+
+def replace_latent_weights(
+    params: Mapping[str, Any], layer_names: Sequence[str], latents: Sequence[jax.Array]
+) -> dict[str, Any]:
+    """`params` with the latent weights of layers 1..L replaced, everything else as it is."""
+    flat: dict[str, Any] = dict(flax.traverse_util.flatten_dict(params, sep="/"))
+    for name, latent in zip(layer_names, latents, strict=True):
+        flat[f"{name}/kernel"] = latent
+    return flax.traverse_util.unflatten_dict(flat, sep="/")

@@ -1,0 +1,108 @@
+"""Orders: in which sequence an iterative run makes the layers binary (docs/method.md section 3)."""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from jaxbin.common.errors import UserError, shown
+
+NAMES = ("forward", "reverse", "ascend", "descend", "random")
+
+PUBLISHED: dict[str, dict[str, tuple[int, ...]]] = {
+    "vgg5": {"ascend": (5, 4, 1, 3, 2), "random": (2, 5, 1, 3, 4)},
+    "vgg9": {"ascend": (8, 9, 1, 7, 6, 3, 5, 2, 4), "random": (3, 8, 1, 5, 6, 9, 2, 4, 7)},
+    "resnet20": {
+        "ascend": (19, 6, 5, 7, 1, 9, 12, 4, 8, 3, 14, 11, 15, 18, 2, 13, 10, 16, 17, 20),
+        "random": (4, 14, 10, 11, 13, 6, 9, 2, 15, 8, 17, 7, 18, 16, 20, 5, 1, 19, 12, 3),
+    },
+    "resnet21": {
+        "ascend": (13, 10, 5, 14, 9, 3, 2, 7, 18, 6, 17, 4, 1, 16, 15, 20, 11, 12, 19, 8, 21),
+    },
+}
+"""The orders that the paper's authors published, by network; `descend` is `ascend` reversed."""
+
+RANDOM_SEED = 316
+"""Seed of the one fixed `random` order of a network that has no published one."""
+
+
+def resolve(order: str | Sequence[int], layers: int, network: str) -> tuple[int, ...]:
+    """The layer numbers that an order stands for, first to become binary first.
+
+    Args:
+      order: one of `NAMES`, digits ("132"), numbers ("5,4,1,3,2" or a sequence), or the path of a
+        JSON file that holds a list of numbers.
+      layers: how many layers the network has, L.
+      network: its name, for the published orders.
+
+    Returns:
+      A permutation of 1..L.
+
+    Raises:
+      UserError: the order cannot be read or is no permutation of 1..L.
+    """
+    if isinstance(order, str):
+        numbers = _named(order, layers, network) if order in NAMES else _written(order)
+    else:
+        numbers = tuple(order)
+    whole = all(isinstance(number, int) and not isinstance(number, bool) for number in numbers)
+    if not whole or sorted(numbers) != list(range(1, layers + 1)):
+        raise UserError(
+            f"order={shown(order)} is not a permutation of the layers 1..{layers} of {network}"
+        )
+    return numbers
+
+
+def _named(name: str, layers: int, network: str) -> tuple[int, ...]:
+    forward = tuple(range(1, layers + 1))
+    published = PUBLISHED.get(network, {})
+    if name == "forward":
+        return forward
+    if name == "reverse":
+        return forward[::-1]
+    if name == "random" and "random" not in published:
+        # RandomState's stream is frozen across NumPy versions, that of default_rng is not.
+        shuffled = np.random.RandomState(RANDOM_SEED).permutation(layers) + 1
+        return tuple(int(number) for number in shuffled)
+    if name == "random":
+        return published["random"]
+    if "ascend" not in published:
+        raise UserError(
+            f"order={name!r} is not published for {network} (only for {', '.join(PUBLISHED)}); "
+            "measure it and give the path of a JSON list, or use forward, reverse, random or "
+            "layer numbers"
+        )
+    return published["ascend"] if name == "ascend" else published["ascend"][::-1]
+
+
+def _written(order: str) -> tuple[int, ...]:
+    """The numbers in digits, a list or a file; what they are worth is for the caller to check."""
+    if re.fullmatch(r"[1-9]+", order):
+        return tuple(int(digit) for digit in order)
+    # Every text fits in one way at most: otherwise some would take for ever to refuse.
+    if re.fullmatch(r"[\[(]?\s*\d{1,6}((\s*,\s*|\s+)\d{1,6})*(\s*,)?\s*[\])]?", order):
+        return tuple(int(number) for number in re.findall(r"\d+", order))
+    if Path(order).suffix != ".json":
+        raise UserError(
+            f"order={shown(order)} is unknown; accepted: {', '.join(NAMES)}, digits as 132, "
+            "numbers as 3,1,2, or the path of a JSON list (*.json)"
+        )
+    try:
+        numbers = json.loads(Path(order).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or "not valid JSON"
+        raise UserError(f"order={shown(order)} cannot be read: {reason}") from None
+    if not isinstance(numbers, list):
+        raise UserError(
+            f"order={shown(order)} holds no list; accepted: a JSON list of layer numbers"
+        )
+    return tuple(numbers)
+
+
+def label(order: str) -> str:
+    """A short name of an order for a directory: "forward", "132", "3-1-2", or a file's stem."""
+    if Path(order).suffix == ".json":
+        return Path(order).stem
+    return "-".join(re.findall(r"\w+", order))

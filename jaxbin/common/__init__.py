@@ -1,0 +1,1 @@
+"""Errors, files and provenance: what every other room uses."""

@@ -1,0 +1,64 @@
+"""JSON and text files: read strictly, written whole or not at all."""
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from jaxbin.common.errors import UserError
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file; every number in it is finite.
+
+    Raises:
+      UserError: it cannot be read.
+    """
+    (content,) = _parsed(path, lambda text: [text])
+    return content
+
+
+def read_json_lines(path: Path) -> list[Any]:
+    """The content of every line of a file, as `read_json` has that of a file."""
+    return _parsed(path, str.splitlines)
+
+
+def _parsed(path: Path, split: Callable[[str], list[str]]) -> list[Any]:
+    def finite(number: str) -> float:
+        if not math.isfinite(float(number)):
+            raise ValueError(f"{number[:40]} is not finite")
+        return float(number)
+
+    try:
+        parts = split(path.read_text(encoding="utf-8"))
+        return [json.loads(part, parse_float=finite, parse_constant=finite) for part in parts]
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file so that it is there whole or not at all."""
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file so that it is there whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    with written(path):
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+
+
+@contextmanager
+def written(path: Path) -> Iterator[None]:
+    """What goes wrong in writing to `path` is one line."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from None

@@ -1,0 +1,50 @@
+"""Downloads the original files of a dataset, verified, or not at all."""
+
+import http.client
+import os
+import tempfile
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+from jaxbin.data.originals.files import Original, check_bytes
+from jaxbin.data.specs import DataError
+
+_TIMEOUT_SECONDS = 20.0
+
+
+def download_original(original: Original, folder: Path, report: Callable[[str], None]) -> None:
+    """Downloads one file into `folder` from the first of its URLs that gives it.
+
+    A file with its final name is complete and has the right checksum.
+
+    Raises:
+      DataError: no URL gave the file; the message has one reason for each.
+    """
+    problems = []
+    for url in original.urls:
+        report(f"downloading {url} ({original.size / 1e6:.1f} MB)")
+        try:
+            with urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS) as response:
+                # One byte more than expected shows that a file is too long.
+                content = response.read(original.size + 1)
+            check_bytes(content, original, "the download")
+            _write_complete(folder / original.file, content)
+            return
+        # urllib.error.URLError and a timeout are OSErrors.
+        except (OSError, http.client.HTTPException, DataError) as error:
+            problems.append(f"{url}: {error}")
+    raise DataError("; ".join(problems))
+
+
+def _write_complete(path: Path, content: bytes) -> None:
+    """Writes under a temporary name, then renames, so that no partial file has the name."""
+    descriptor, temporary = tempfile.mkstemp(
+        prefix=path.name + ".", suffix=".part", dir=path.parent
+    )
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""What computes: a step, an epoch, how they share devices and processes."""

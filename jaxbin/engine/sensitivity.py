@@ -1,0 +1,252 @@
+"""How much a layer suffers from being binary: measures that are cheaper than training for each.
+
+The paper trains once for every layer, with that layer alone binary (docs/method.md section 2).
+The measures here need one trained floating-point network. Each gives a score for every layer; the
+larger, the more sensitive. `ascending` turns scores into an order.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.stats
+
+from jaxbin import data
+from jaxbin.binarization.binarize import sign
+from jaxbin.binarization.layers import (
+    BINARIZATION,
+    forward_order,
+    latent_weights,
+    replace_latent_weights,
+    write_mask,
+)
+from jaxbin.common.errors import UserError
+from jaxbin.engine.preprocessing import normalize
+from jaxbin.engine.step import cross_entropy
+from jaxbin.export import freeze
+from jaxbin.networks import registry
+
+PyTree = Any
+
+MEASURES = ("zero_shot", "weight_error", "relative_weight_error", "hessian")
+"""Names of the measures that need a trained network and no further training."""
+
+# Enough for the running average of batch norm to forget what it was: 0.9 to the power of 50.
+_CALIBRATION_BATCHES = 50
+_BATCH_SIZE = 250
+_HESSIAN_EXAMPLES = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A trained network and the data it was trained on.
+
+    Attributes:
+      network: the network, for one device.
+      variables: "params" and "batch_stats".
+      layer_names: names of layers 1..L.
+      dataset: training and validation split.
+    """
+
+    network: nn.Module
+    variables: PyTree
+    layer_names: tuple[str, ...]
+    dataset: data.Dataset
+
+    @property
+    def latents(self) -> tuple[jax.Array, ...]:
+        """The latent weights of layers 1..L."""
+        return latent_weights(self.variables["params"], self.layer_names)
+
+
+def load_trained(workdir: Path) -> Trained:
+    """The last checkpoint of a finished run of method "float", and its data.
+
+    Raises:
+      UserError: there is no such run, or it used the test set, by which no order may be chosen.
+    """
+    run = freeze.read_configuration(workdir)
+    if run.method != "float" or run.stage != "validation":
+        raise UserError(
+            f"{workdir} is a run of method={run.method!r}, stage={run.stage!r}; accepted: "
+            "method='float', stage='validation'"
+        )
+    epoch = freeze.read_summary(workdir, run)["last"]["epoch"]
+    spec = run.dataset_spec
+    network = registry.build(run.network, spec.classes, run.depth)
+    variables = freeze.stored_variables(workdir, network, spec, epoch)
+    dataset = data.load(
+        spec,
+        stage="validation",
+        data_dir=run.data_dir,
+        split_file=run.split_file or None,
+        seed=run.seed,
+    )
+    return Trained(network, variables, forward_order(network, spec.image_shape), dataset)
+
+
+def measure(trained: Trained, name: str, seed: int = 0, samples: int = 100) -> list[float]:
+    """The scores of layers 1..L.
+
+    Args:
+      trained: from `load_trained`.
+      name: one of `MEASURES`.
+      seed: of the random vectors of "hessian".
+      samples: how many of them.
+
+    Raises:
+      UserError: there is no such measure.
+    """
+    if name not in MEASURES:
+        raise UserError(f"measure={name!r} is unknown; accepted: training, {', '.join(MEASURES)}")
+    if name == "zero_shot":
+        return zero_shot_errors(trained)
+    if name == "hessian":
+        traces, _ = hessian_traces(trained, jax.random.key(seed), samples)
+        sizes = [latent.size for latent in trained.latents]
+        errors = weight_errors(trained.latents)
+        # HAWQ-V2 (arXiv 1911.03852): the mean eigenvalue times the squared perturbation.
+        return [t / n * e for t, n, e in zip(traces, sizes, errors, strict=True)]
+    return weight_errors(trained.latents, relative=name == "relative_weight_error")
+
+
+def weight_errors(latents: Sequence[jax.Array], relative: bool = False) -> list[float]:
+    """The squared distance of each layer's latent weights from their signs.
+
+    Args:
+      latents: latent weights of layers 1..L.
+      relative: divide by the squared norm of the latent weights.
+    """
+    return [
+        float(jnp.sum((w - sign(w)) ** 2) / (jnp.sum(w**2) if relative else 1)) for w in latents
+    ]
+
+
+def zero_shot_errors(trained: Trained) -> list[float]:
+    """Validation error with one layer alone binary and no weight trained for it, for each layer.
+
+    The running statistics of batch norm are taken anew from training images first: a layer's
+    outputs become many times larger with weights of +-1, and with the old statistics any network
+    would guess.
+    """
+    calibrate, error = _zero_shot_functions(trained)
+    layers = range(len(trained.layer_names))
+    masks = [
+        write_mask(trained.layer_names, [other == layer for other in layers]) for layer in layers
+    ]
+    return [float(error(calibrate(mask), mask)) for mask in masks]
+
+
+def _zero_shot_functions(trained: Trained) -> tuple[Any, Any]:
+    """`mask -> batch_stats` from training images, and `batch_stats, mask -> validation error`."""
+    spec, split = trained.dataset.spec, trained.dataset.evaluation
+    params = trained.variables["params"]
+    training = trained.dataset.train.images
+    size = min(_BATCH_SIZE, len(training))
+    starts = [
+        start % (len(training) - size + 1) for start in range(0, _CALIBRATION_BATCHES * size, size)
+    ]
+
+    @jax.jit
+    def updated(batch_stats: PyTree, mask: PyTree, images: jax.Array) -> PyTree:
+        variables = {"params": params, "batch_stats": batch_stats, BINARIZATION: mask}
+        images = normalize(images, spec.mean, spec.std)
+        _, changed = trained.network.apply(variables, images, train=True, mutable=["batch_stats"])
+        return changed["batch_stats"]
+
+    @jax.jit
+    def wrong(batch_stats: PyTree, mask: PyTree, images: Any, labels: Any) -> jax.Array:
+        variables = {"params": params, "batch_stats": batch_stats, BINARIZATION: mask}
+        logits: Any = trained.network.apply(
+            variables, normalize(images, spec.mean, spec.std), train=False
+        )
+        return (logits.argmax(-1) != labels).sum()
+
+    def calibrate(mask: PyTree) -> PyTree:
+        batch_stats = trained.variables["batch_stats"]
+        for start in starts:
+            batch_stats = updated(batch_stats, mask, training[start : start + size])
+        return batch_stats
+
+    def error(batch_stats: PyTree, mask: PyTree) -> float:
+        wrongs = [
+            wrong(batch_stats, mask, split.images[i : i + size], split.labels[i : i + size])
+            for i in range(0, len(split.labels), size)
+        ]
+        return sum(map(int, wrongs)) / len(split.labels)
+
+    return calibrate, error
+
+
+def hessian_traces(
+    trained: Trained, key: jax.Array, samples: int
+) -> tuple[list[float], list[float]]:
+    """Hutchinson's estimate of the trace of each layer's block of the Hessian of the loss.
+
+    For a random vector v of +-1 the mean of v' H v is the trace. One vector over all layers serves
+    every layer's block: what the other layers contribute has mean 0.
+
+    Args:
+      trained: its first training images are those of the loss, with running statistics.
+      key: random key.
+      samples: random vectors.
+
+    Returns:
+      The traces of layers 1..L, and their standard errors.
+    """
+    split, spec, names = trained.dataset.train, trained.dataset.spec, trained.layer_names
+    images = normalize(jnp.asarray(split.images[:_HESSIAN_EXAMPLES]), spec.mean, spec.std)
+    labels = jnp.asarray(split.labels[:_HESSIAN_EXAMPLES])
+    no_mask = write_mask(names, [False] * len(names))
+
+    def loss(latents: tuple[jax.Array, ...]) -> jax.Array:
+        params = replace_latent_weights(trained.variables["params"], names, latents)
+        variables = {**trained.variables, "params": params, BINARIZATION: no_mask}
+        logits: Any = trained.network.apply(variables, images, train=False)
+        return cross_entropy(logits, labels).mean()
+
+    def inner(latents: tuple[jax.Array, ...], vectors: tuple[jax.Array, ...]) -> jax.Array:
+        gradients = jax.grad(loss)(latents)
+        return jnp.stack(list(map(jnp.vdot, gradients, vectors))).sum()
+
+    @jax.jit
+    def sample(key: jax.Array) -> jax.Array:
+        keys = jax.random.split(key, len(names))
+        vectors = tuple(
+            jax.random.rademacher(k, w.shape, w.dtype)
+            for k, w in zip(keys, trained.latents, strict=True)
+        )
+        # Reverse over reverse: the straight-through sign has no forward derivative.
+        products = jax.grad(inner)(trained.latents, vectors)
+        return jnp.stack([jnp.vdot(v, p) for v, p in zip(vectors, products, strict=True)])
+
+    drawn = np.stack([np.asarray(sample(k)) for k in jax.random.split(key, samples)])
+    errors = drawn.std(axis=0, ddof=1) / np.sqrt(samples)
+    return drawn.mean(axis=0).tolist(), errors.tolist()
+
+
+def ascending(scores: Sequence[float]) -> tuple[int, ...]:
+    """The order from the least to the most sensitive layer; of equal ones the first in front."""
+    return tuple(sorted(range(1, len(scores) + 1), key=lambda layer: scores[layer - 1]))
+
+
+def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float | None:
+    """Spearman's rank correlation of two measures; None where one of them is constant.
+
+    Args:
+      first, second: scores of layers 1..L.
+    """
+    if len(set(first)) == 1 or len(set(second)) == 1:
+        return None
+    result: Any = scipy.stats.spearmanr(first, second)
+    return float(result.statistic)
+
+
+def ranks_of(order: Sequence[int]) -> list[float]:
+    """Scores that stand for an order: layer k's place in it."""
+    return [float(order.index(layer)) for layer in range(1, len(order) + 1)]

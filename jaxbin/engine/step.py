@@ -1,0 +1,255 @@
+"""One training step and one evaluation step, for one device's share of a batch.
+
+Nothing here knows of files, flags or printing. A step learns that it is one of several devices
+only through the name of the mapped axis.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import clu.metrics
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxbin.binarization.binarize import binarize
+from jaxbin.binarization.layers import (
+    BINARIZATION,
+    latent_weights,
+    read_mask,
+    replace_latent_weights,
+    write_mask,
+)
+
+PyTree = Any
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All that training changes, plus the masks.
+
+    Attributes:
+      params: parameters; the kernels of binarizable layers are their latent weights.
+      batch_stats: running means and variances of batch norm.
+      binarization: one boolean per layer, the only state of binarization.
+      opt_state: the optimizer's state.
+      previous_latents: latent weights of layers 1..L before the latest step, kept only for the
+        published latent reset; otherwise empty.
+    """
+
+    params: PyTree
+    batch_stats: PyTree
+    binarization: PyTree
+    opt_state: PyTree
+    previous_latents: tuple[jax.Array, ...] = ()
+
+
+def in_top5(**outputs: Any) -> jax.Array:
+    """Whether fewer than five classes beat the label's, (batch,) float32.
+
+    Of equal logits the one of the lower class wins, as in `argmax`. Counting takes one pass where
+    sorting takes many.
+
+    Args:
+      **outputs: `logits` (batch, classes), `labels` (batch,), and what other metrics are made of.
+    """
+    logits, labels = jnp.asarray(outputs["logits"]), jnp.asarray(outputs["labels"])[:, None]
+    own = jnp.take_along_axis(logits, labels, axis=1)
+    ahead = (logits == own) & (jnp.arange(logits.shape[1]) < labels)
+    return (((logits > own) | ahead).sum(axis=1) < 5).astype(jnp.float32)
+
+
+Metrics = clu.metrics.Collection.create(
+    loss=clu.metrics.Average.from_output("loss"),
+    accuracy=clu.metrics.Accuracy,
+    top5_accuracy=clu.metrics.Average.from_fun(in_top5),
+)
+"""Mean cross-entropy and accuracies, over those examples of a batch that the mask counts."""
+
+
+def make_optimizer(name: str, momentum: float, weight_decay: float) -> optax.GradientTransformation:
+    """An optimizer of docs/method.md section 5, without a learning rate: the step multiplies by it.
+
+    Args:
+      name: "adam", with PyTorch's and Optax's common defaults, or "sgd".
+      momentum: of "sgd".
+      weight_decay: coupled, that is added to the gradient of every parameter before the momentum.
+    """
+    decay = optax.add_decayed_weights(weight_decay) if weight_decay else optax.identity()
+    rule = {"adam": optax.scale_by_adam(), "sgd": optax.trace(decay=momentum)}[name]
+    return optax.chain(decay, rule)
+
+
+def create_state(
+    optimizer: optax.GradientTransformation,
+    layer_names: tuple[str, ...],
+    variables: PyTree,
+    latent_reset: bool = False,
+) -> TrainState:
+    """The state before the first step, no layer binary.
+
+    Args:
+      optimizer: from `make_optimizer`.
+      layer_names: names of layers 1..L.
+      variables: "params" and "batch_stats", as from `network.init` or
+        `jaxbin.export.torch_weights`.
+      latent_reset: whether the run will use `reset_latents`.
+    """
+    params = variables["params"]
+    return TrainState(
+        params=params,
+        batch_stats=variables.get("batch_stats", {}),
+        binarization=write_mask(layer_names, [False] * len(layer_names)),
+        opt_state=optimizer.init(params),
+        previous_latents=latent_weights(params, layer_names) if latent_reset else (),
+    )
+
+
+def make_train_step(
+    network: nn.Module,
+    optimizer: optax.GradientTransformation,
+    layer_names: tuple[str, ...],
+    axis_name: str | None,
+    latent_reset: bool = False,
+    accumulation_steps: int = 1,
+) -> Callable[..., tuple[TrainState, Any, jax.Array]]:
+    """The training step `(state, images, labels, learning_rate) -> (state, metrics, logits)`.
+
+    `images` are normalized, (batch, height, width, channels); `labels` (batch,) int32;
+    `learning_rate` a scalar array. The mask lies in the state, so neither it nor the rate is ever
+    a reason to compile again. `metrics` and `logits` are those of this device's share.
+
+    Args:
+      network: the network; its own `axis_name` must be `axis_name`.
+      optimizer: from `make_optimizer`.
+      layer_names: names of layers 1..L.
+      axis_name: mapped axis over whose devices gradients are averaged; None for one device.
+      latent_reset: keep the latent weights from before the step, for `reset_latents`.
+      accumulation_steps: see `make_gradients`.
+    """
+    gradients_of = make_gradients(network, accumulation_steps)
+
+    def train_step(
+        state: TrainState, images: jax.Array, labels: jax.Array, learning_rate: jax.Array
+    ) -> tuple[TrainState, Any, jax.Array]:
+        gradients, batch_stats, losses, logits = gradients_of(state, images, labels)
+        if axis_name is not None:
+            gradients = jax.lax.pmean(gradients, axis_name)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        updates = jax.tree.map(lambda update: -learning_rate * update, updates)
+        previous = latent_weights(state.params, layer_names) if latent_reset else ()
+        state = dataclasses.replace(
+            state,
+            params=optax.apply_updates(state.params, updates),
+            batch_stats=batch_stats,
+            opt_state=opt_state,
+            previous_latents=previous,
+        )
+        metrics = Metrics.single_from_model_output(loss=losses, logits=logits, labels=labels)
+        return state, metrics, logits
+
+    return train_step
+
+
+def make_gradients(
+    network: nn.Module, accumulation_steps: int = 1
+) -> Callable[..., tuple[PyTree, PyTree, jax.Array, jax.Array]]:
+    """Gradients of the mean loss: `(state, images, labels) -> (gradients, batch_stats, losses,
+    logits)`, of this device's share of a batch.
+
+    With `accumulation_steps` above 1 the share is taken in that many consecutive parts, one after
+    the other, and needs memory for one of them. The gradient is the same but for rounding, except
+    that batch norm sees a part where it would see the batch: it normalizes by the statistics of
+    the part, and its running averages move once for each part.
+    """
+
+    def gradients_of_part(
+        state: TrainState, batch_stats: PyTree, images: jax.Array, labels: jax.Array
+    ) -> tuple[PyTree, PyTree, jax.Array, jax.Array]:
+        def loss_of(params: PyTree) -> tuple[jax.Array, tuple[PyTree, jax.Array, jax.Array]]:
+            logits, changed = network.apply(
+                {
+                    "params": params,
+                    "batch_stats": batch_stats,
+                    BINARIZATION: state.binarization,
+                },
+                images,
+                train=True,
+                mutable=["batch_stats"],
+            )
+            losses = cross_entropy(logits, labels)
+            return losses.mean(), (changed.get("batch_stats", {}), losses, logits)
+
+        gradients, others = jax.grad(loss_of, has_aux=True)(state.params)
+        return gradients, *others
+
+    def gradients_of(
+        state: TrainState, images: jax.Array, labels: jax.Array
+    ) -> tuple[PyTree, PyTree, jax.Array, jax.Array]:
+        if accumulation_steps == 1:
+            return gradients_of_part(state, state.batch_stats, images, labels)
+
+        def add_part(carry: PyTree, part: PyTree) -> tuple[PyTree, PyTree]:
+            total, batch_stats = carry
+            gradients, batch_stats, *outputs = gradients_of_part(state, batch_stats, *part)
+            return (jax.tree.map(jnp.add, total, gradients), batch_stats), outputs
+
+        parts = jax.tree.map(
+            lambda array: array.reshape(accumulation_steps, -1, *array.shape[1:]), (images, labels)
+        )
+        start = jax.tree.map(jnp.zeros_like, state.params), state.batch_stats
+        # XLA's CPU backend runs convolutions inside a loop without its fast kernels.
+        unroll = jax.default_backend() == "cpu"
+        (total, batch_stats), outputs = jax.lax.scan(add_part, start, parts, unroll=unroll)
+        gradients = jax.tree.map(lambda array: array / accumulation_steps, total)
+        losses, logits = (array.reshape(-1, *array.shape[2:]) for array in outputs)
+        return gradients, batch_stats, losses, logits
+
+    return gradients_of
+
+
+def make_eval_step(network: nn.Module) -> Callable[..., tuple[Any, jax.Array]]:
+    """The evaluation step `(state, images, labels, counted) -> (metrics, logits)`.
+
+    It computes with the masked weights and the running statistics, and changes nothing. Examples
+    whose `counted` (batch,) is false are padding: they enter no metric.
+    """
+
+    def eval_step(
+        state: TrainState, images: jax.Array, labels: jax.Array, counted: jax.Array
+    ) -> tuple[Any, jax.Array]:
+        variables = {
+            "params": state.params,
+            "batch_stats": state.batch_stats,
+            BINARIZATION: state.binarization,
+        }
+        logits: Any = network.apply(variables, images, train=False)
+        losses = cross_entropy(logits, labels)
+        metrics = Metrics.single_from_model_output(
+            loss=losses, logits=logits, labels=labels, mask=counted
+        )
+        return metrics, logits
+
+    return eval_step
+
+
+def reset_latents(state: TrainState, layer_names: tuple[str, ...]) -> TrainState:
+    """The published evaluation's latent reset (docs/method.md section 6), at the end of an epoch.
+
+    Latent weights go back to what they were before the epoch's last step, and those of binary
+    layers are replaced by their sign. The published evaluation of the epoch sees these weights
+    too, as the parity vectors show. Needs a state created with `latent_reset`.
+    """
+    masks = read_mask(state.binarization, layer_names)
+    computed_with = tuple(map(binarize, state.previous_latents, masks))
+    params = replace_latent_weights(state.params, layer_names, computed_with)
+    return dataclasses.replace(state, params=params)
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Softmax cross-entropy of each example, (batch,), at least in float32."""
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)

@@ -1,0 +1,1 @@
+"""A trained network as a small file, and the programs that use one."""

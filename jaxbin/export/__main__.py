@@ -1,0 +1,108 @@
+"""Export a finished run, 1 bit for each binary weight.
+
+    python -m jaxbin.export --workdir=RUN --output=model.jaxbin
+    python -m jaxbin.export --model=model.jaxbin --output=model.onnx
+
+What is written follows from the name of the output:
+  .jaxbin     for jaxbin.load and jaxbin.predict
+  .onnx       for ONNX runtimes; needs the packages of pip install 'jaxbin[onnx]'
+  .stablehlo  a serialized jax.export.Exported
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from jaxbin.common import command_line
+from jaxbin.common.errors import UserError
+from jaxbin.export import artifact as artifacts
+from jaxbin.export import inference
+from jaxbin.export.artifact import Artifact, write_whole
+from jaxbin.runs.terminal import aligned
+
+SUFFIXES = (".jaxbin", ".onnx", ".stablehlo")
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Write what the flags ask for, and print what each layer takes."""
+    parser = command_line.make_parser("python -m jaxbin.export", __doc__ or "")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--workdir", metavar="RUN", help="directory of a finished run")
+    source.add_argument("--model", help="an exported file, or a network of the zoo")
+    parser.add_argument("--output", required=True, metavar="FILE", type=Path)
+    parser.add_argument("--checkpoint", default="best", metavar="best|last", help="of the run")
+    parser.add_argument(
+        "--float16", action="store_true", help="store float layers as float16, which rounds them"
+    )
+    flags = parser.parse_args(arguments)
+    if flags.output.suffix not in SUFFIXES:
+        raise UserError(f"output={str(flags.output)!r} must end in one of {', '.join(SUFFIXES)}")
+    if not flags.output.absolute().parent.is_dir():
+        raise UserError(f"output={str(flags.output)!r}: there is no such directory")
+    if flags.workdir:
+        from jaxbin.export.freeze import freeze  # a model that is already exported needs none of it
+
+        float_dtype = np.float16 if flags.float16 else np.float32
+        artifact = freeze(Path(flags.workdir), flags.checkpoint, float_dtype)
+    else:
+        artifact = artifacts.read(inference.locate(flags.model))
+    content = to_bytes(artifact, flags.output.suffix)
+    write_whole(flags.output, content)
+    print(size_table(artifact, len(content)))
+    print(f"{flags.output}: {len(content):,} bytes")
+
+
+def to_bytes(artifact: Artifact, suffix: str) -> bytes:
+    """The content of a file of one of `SUFFIXES`.
+
+    Raises:
+      UserError: a package is missing, or that form cannot express the network.
+    """
+    if suffix == ".jaxbin":
+        return artifacts.to_bytes(artifact)
+    from jaxbin.export import interchange  # jax.export and the ONNX packages
+
+    make = {".onnx": interchange.to_onnx, ".stablehlo": interchange.to_stablehlo}[suffix]
+    return make(artifact)
+
+
+def size_table(artifact: Artifact, file_bytes: int) -> str:
+    """For every layer the bits of a weight and the bytes of what is stored, against float32.
+
+    Args:
+      artifact: the network.
+      file_bytes: size of the file that was written.
+    """
+    rows: list[tuple[str, ...]] = [
+        ("layer", "module", "kernel", "bits", "weights", "channels", "float32", "ratio")
+    ]
+    floats = artifacts.float32_bytes(artifact)
+    totals = [0, 0, 0]
+    for number, (name, shape) in enumerate(artifacts.kernel_shapes(artifact).items(), start=1):
+        kernel = artifact.kernels[name]
+        bits = 1 if kernel.dtype == np.uint8 else 8 * kernel.dtype.itemsize
+        sizes = (kernel.nbytes, 4 * len(artifact.rows) * shape[-1], floats[name])
+        totals = [total + size for total, size in zip(totals, sizes, strict=True)]
+        cells = (str(number), name, "x".join(map(str, shape)), str(bits))
+        rows.append((*cells, *_cells(*sizes)))
+    rows.append(("", "all layers", "", "", *_cells(*totals)))
+    weights, channels, reference = totals
+    rest = file_bytes - weights - channels
+    rows.append(("", "the rest of the file", "", "", f"{rest:,}", "", "", ""))
+    rows.append(("", "file", "", "", f"{file_bytes:,}", "", f"{reference:,}", ""))
+    return (
+        f"{aligned(rows)}\n"
+        f"{reference / file_bytes:.1f} times smaller than its float32 parameters; of the file "
+        f"{weights / file_bytes:.1%} are weights, {channels / file_bytes:.1%} float32 for output "
+        f"channels (folded batch norm and bias), {rest / file_bytes:.1%} header"
+    )
+
+
+def _cells(weights: int, channels: int, reference: int) -> tuple[str, ...]:
+    ratio = f"{reference / (weights + channels):.1f}"
+    return f"{weights:,}", f"{channels:,}", f"{reference:,}", ratio
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -1,0 +1,160 @@
+"""Models ready to classify images: `load` and `Model.predict`."""
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxbin.common.errors import UserError, shown
+from jaxbin.export import artifact as artifacts
+from jaxbin.export.artifact import Artifact
+from jaxbin.export.packed import make_forward
+
+BATCH_SIZE = 256
+"""The most images that are computed at once."""
+
+SUFFIX = ".jaxbin"
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """What a network says of n images.
+
+    Attributes:
+      logits: float32 (n, classes).
+      probabilities: float32 (n, classes), their softmax.
+      class_names: the names of the classes.
+    """
+
+    logits: np.ndarray
+    probabilities: np.ndarray
+    class_names: tuple[str, ...]
+
+    @property
+    def classes(self) -> np.ndarray:
+        """The number of each image's most probable class, (n,)."""
+        return self.logits.argmax(axis=-1)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The name of each image's most probable class."""
+        return tuple(self.class_names[number] for number in self.classes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A network with its weights on the device, binary ones packed.
+
+    Attributes:
+      artifact: what the file holds.
+      kernels: of every layer, on the device, as the artifact has them.
+      channels: likewise.
+      compute: compiled `(kernels, channels, images) -> (logits, probabilities)`.
+    """
+
+    artifact: Artifact
+    kernels: Mapping[str, jax.Array]
+    channels: jax.Array
+    compute: Callable[..., tuple[jax.Array, jax.Array]]
+
+    def predict(self, images: Any) -> Prediction:
+        """Classify images.
+
+        Args:
+          images: uint8, as they come: (n, height, width, channels), or one image without n.
+            Grayscale images may come without an axis for the channel.
+
+        Raises:
+          UserError: the images have another dtype or size.
+        """
+        images = _checked_images(images, self.artifact.image_shape)
+        parts = [
+            self._compute_padded(images[start : start + BATCH_SIZE])
+            for start in range(0, len(images), BATCH_SIZE)
+        ]
+        logits, probabilities = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        return Prediction(logits, probabilities, self.artifact.class_names)
+
+    def _compute_padded(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Logits and probabilities, the batch filled up so that few sizes are ever compiled."""
+        n = len(images)
+        size = 1 << (n - 1).bit_length()
+        padded = np.concatenate([images, np.zeros((size - n, *images.shape[1:]), np.uint8)])
+        results = self.compute(self.kernels, self.channels, padded)
+        logits, probabilities = (np.asarray(array)[:n] for array in results)
+        return logits, probabilities
+
+
+def load(name_or_path: str | Path) -> Model:
+    """The model in a file that `jaxbin.export` wrote, or one of the zoo by its name.
+
+    Raises:
+      UserError: there is none, or the file cannot be used.
+    """
+    return make_model(artifacts.read(locate(name_or_path)))
+
+
+def locate(name_or_path: str | Path) -> Path:
+    """The file that a path or a name in the zoo means.
+
+    Raises:
+      UserError: there is none.
+    """
+    path = os.path.expanduser(name_or_path)
+    if os.path.exists(path):
+        return Path(path)
+    names = zoo_names()
+    if str(name_or_path) in names:
+        return _zoo() / f"{name_or_path}{SUFFIX}"
+    raise UserError(
+        f"{shown(str(name_or_path))} is neither a file nor in the zoo; "
+        f"the zoo has: {', '.join(names)}"
+    )
+
+
+def zoo_names() -> list[str]:
+    """Names of the trained networks that the package carries."""
+    return sorted(path.stem for path in _zoo().glob(f"*{SUFFIX}"))
+
+
+def _zoo() -> Path:
+    return Path(str(resources.files("jaxbin"))) / "zoo"
+
+
+def make_model(artifact: Artifact) -> Model:
+    """The model of an artifact; its weights go to the device as they are, packed."""
+    forward = make_forward(artifact, bitwise=jax.default_backend() == "cpu")
+
+    def compute(
+        kernels: Mapping[str, jax.Array], channels: jax.Array, images: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        logits = forward(kernels, channels, images)
+        return logits, jax.nn.softmax(logits)
+
+    kernels = {name: jnp.asarray(array) for name, array in artifact.kernels.items()}
+    channels = jnp.asarray(artifact.channels)
+    # The device's arrays only, not a second copy of the weights.
+    held = dataclasses.replace(artifact, kernels=kernels, channels=channels)
+    return Model(held, kernels, channels, jax.jit(compute))
+
+
+def _checked_images(images: Any, image_shape: tuple[int, int, int]) -> np.ndarray:
+    """Images as (n, height, width, channels), n at least 1."""
+    images = np.asarray(images)
+    accepted = "x".join(map(str, image_shape))
+    if images.dtype != np.uint8:
+        raise UserError(f"images of {images.dtype} are not accepted; accepted: uint8, 0 to 255")
+    given = images.shape
+    if image_shape[2] == 1 and images.shape[-2:] == image_shape[:2] and images.ndim in (2, 3):
+        images = images[..., None]
+    if images.shape == image_shape:
+        images = images[None]
+    if images.ndim != 4 or images.shape[1:] != image_shape or not len(images):
+        raise UserError(f"images of shape {given} are not accepted; accepted: (n x) {accepted}")
+    return images

@@ -1,0 +1,196 @@
+"""Computing with packed weights: they are unpacked where they are used, in the compiled function.
+
+The network is the one that was trained, from `jaxbin.networks.registry`; what differs is only how
+its layers come to their weights.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxbin.binarization.layers import BINARIZATION, Dense, norms_after, variable_shapes, write_mask
+from jaxbin.engine.preprocessing import normalize
+from jaxbin.export.artifact import Artifact, build_network, kernel_shapes
+from jaxbin.networks.norm import EPSILON
+
+PyTree = Any
+
+# Row k holds the 8 signs that byte k stands for.
+_SIGNS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little") * 2.0 - 1
+
+
+def unpack(packed: jax.Array, kernel_shape: tuple[int, ...]) -> jax.Array:
+    """The kernel of -1 and +1, float32, that `jaxbin.export.artifact.pack` packed.
+
+    Args:
+      packed: uint8 (outputs, ceil(inputs / 8)).
+      kernel_shape: (..., outputs).
+
+    >>> unpack(jnp.array([[5], [6]], jnp.uint8), (3, 2))
+    Array([[ 1., -1.],
+           [-1.,  1.],
+           [ 1.,  1.]], dtype=float32)
+    """
+    inputs, outputs = int(np.prod(kernel_shape[:-1])), kernel_shape[-1]
+    bits = (packed[:, :, None] >> np.arange(8, dtype=np.uint8)) & 1
+    bits = jax.lax.slice_in_dim(bits.reshape(outputs, -1), 0, inputs, axis=1)
+    return (bits.astype(jnp.float32) * 2 - 1).T.reshape(kernel_shape)
+
+
+def multiply_by_table(inputs: jax.Array, packed: jax.Array) -> jax.Array:
+    """The product of one input and binary weights, without unpacking them.
+
+    What a byte's 8 weights can contribute are 256 sums of 8 inputs; they are computed once for each
+    byte of a row, and every output then adds those that its bytes point at.
+
+    Args:
+      inputs: float32 (1, inputs).
+      packed: uint8 (outputs, ceil(inputs / 8)).
+
+    Returns:
+      float32 (1, outputs).
+    """
+    bytes_in_row = packed.shape[1]
+    padded = jnp.pad(inputs[0], (0, 8 * bytes_in_row - inputs.shape[1])).reshape(-1, 8)
+    table = (padded @ _SIGNS.T.astype(np.float32)).ravel()
+    places = packed.astype(jnp.int32) + 256 * jnp.arange(bytes_in_row, dtype=jnp.int32)
+    return table[places].sum(axis=1)[None]
+
+
+def multiply_pixels(pixels: jax.Array, packed: jax.Array, mean: float, std: float) -> jax.Array:
+    """The product of one image's normalized pixels and binary weights, by counting bits.
+
+    A pixel's 8 bits lie in 8 planes of the image. What plane k and an output's +1 weights have in
+    common is counted 32 at a time and weighs 2^k: their sum is exact, and normalization, the same
+    for all pixels, comes after it.
+
+    Args:
+      pixels: uint8 (1, inputs).
+      packed: uint8 (outputs, ceil(inputs / 8)).
+      mean, std: of pixels scaled to [0, 1].
+
+    Returns:
+      float32 (1, outputs).
+    """
+    inputs = pixels.shape[1]
+    words = _words(packed).T
+    bits = (pixels >> np.arange(8, dtype=np.uint8)[:, None]) & 1
+    planes = _words(jnp.packbits(bits, axis=1, bitorder="little"))
+    common = sum(
+        jax.lax.population_count(words & planes[k][:, None]).astype(jnp.int32) << k
+        for k in range(8)
+    )
+    positive = jnp.asarray(common).sum(axis=0)
+    products = 2 * positive - pixels.astype(jnp.int32).sum()
+    sums = 2 * jax.lax.population_count(words).astype(jnp.int32).sum(axis=0) - inputs
+    return (products / (255 * std) - sums * (mean / std)).astype(jnp.float32)[None]
+
+
+def _words(rows: jax.Array) -> jax.Array:
+    """uint8 (n, m) as uint32 (n, ceil(m / 4)), zeros after the last byte."""
+    padded = jnp.pad(rows, ((0, 0), (0, -rows.shape[1] % 4)))
+    return jax.lax.bitcast_convert_type(padded.reshape(len(rows), -1, 4), jnp.uint32)
+
+
+def make_forward(artifact: Artifact, bitwise: bool = True) -> Callable[..., jax.Array]:
+    """The function `(kernels, channels, images) -> logits` that the network computes.
+
+    `images` are uint8 (n, height, width, channels), logits float32 (n, classes). Kernels and
+    channels are arguments, because XLA would unpack constants when it compiles.
+
+    Args:
+      artifact: the network; of its kernels only the shapes and dtypes matter.
+      bitwise: whether the binary dense layers of a single image use `multiply_pixels` and
+        `multiply_by_table`, the fastest forms on CPUs (docs/inference.md).
+    """
+    network = build_network(artifact)
+    make_variables = variables_from(artifact)
+    precision = "tensorfloat32" if artifact.precision == "tf32" else "float32"
+
+    # Colours are normalized each in their own way, and convolutions are not products of pixels.
+    of_pixels = kernel_shapes(artifact)[artifact.layers[0]][:-1] == (np.prod(artifact.image_shape),)
+    of_pixels = of_pixels and artifact.image_shape[2] == 1
+
+    def forward(
+        kernels: Mapping[str, jax.Array], channels: jax.Array, images: jax.Array
+    ) -> jax.Array:
+        binary = {name: array for name, array in kernels.items() if array.dtype == jnp.uint8}
+        single = bitwise and images.shape[0] == 1 and artifact.precision == "float32"
+        inputs = images
+        if not (single and of_pixels and artifact.layers[0] in binary):
+            inputs = normalize(images, artifact.mean, artifact.std)
+        interceptor = _bitwise(artifact, binary if single else {})
+        with jax.default_matmul_precision(precision), nn.intercept_methods(interceptor):
+            logits: Any = network.apply(make_variables(kernels, channels), inputs, train=False)
+        return logits.astype(jnp.float32)
+
+    return forward
+
+
+def _bitwise(artifact: Artifact, kernels: Mapping[str, jax.Array]) -> Callable[..., Any]:
+    """An interceptor that has the dense layers in `kernels` multiply without unpacking."""
+
+    def intercept(
+        call: Callable, args: Any, kwargs: Any, context: nn.module.InterceptorContext
+    ) -> Any:
+        module = context.module
+        packed = kernels.get("/".join(module.path))
+        if packed is None or not isinstance(module, Dense) or context.method_name != "__call__":
+            return call(*args, **kwargs)
+        if args[0].dtype == jnp.uint8:
+            outputs = multiply_pixels(args[0], packed, artifact.mean[0], artifact.std[0])
+        else:
+            outputs = multiply_by_table(args[0], packed)
+        return outputs + module.get_variable("params", "bias") if module.use_bias else outputs
+
+    return intercept
+
+
+def variables_from(artifact: Artifact) -> Callable[..., PyTree]:
+    """The function `(kernels, channels) -> variables` of the network, of packed or other kernels.
+
+    Every mask is off: the kernels are already what the layers compute with. Folded batch norms
+    have mean 0 and variance 1 - epsilon, which leaves their scale and shift.
+    """
+    network = build_network(artifact)
+    shapes = variable_shapes(network, artifact.image_shape)["params"]
+    norms = norms_after(network, artifact.image_shape)
+    kernels_shapes = kernel_shapes(artifact)
+    masks = write_mask(artifact.layers, [False] * len(artifact.layers))
+
+    outputs = [shape[-1] for shape in kernels_shapes.values()]
+
+    def make_variables(kernels: Mapping[str, jax.Array], channels: jax.Array) -> PyTree:
+        # One split for all: in an ONNX graph every slice would be a handful of nodes.
+        columns = jax.lax.split(channels.ravel(), outputs * len(artifact.rows))
+        params, stats = {}, {}
+        for number, (name, shape) in enumerate(kernels_shapes.items()):
+            rows = dict(zip(artifact.rows, columns[number :: len(outputs)], strict=True))
+            kernel, norm = kernels[name], norms.get(name)
+            packed = kernel.dtype == jnp.uint8
+            params[f"{name}/kernel"] = (
+                unpack(kernel, shape) if packed else kernel.astype(jnp.float32)
+            )
+            bias = rows.get("bias", np.zeros(shape[-1], np.float32))
+            if norm is None and "bias" not in rows:
+                bias = rows["shift"]
+            if f"{name}/bias" in shapes:
+                params[f"{name}/bias"] = bias
+            if norm is not None:
+                unit = np.full(shape[-1], 1 - EPSILON, np.float32)
+                params |= {f"{norm}/scale": rows["scale"], f"{norm}/bias": rows["shift"]}
+                stats[f"{norm}/mean"] = rows.get("mean", np.zeros(shape[-1], np.float32))
+                stats[f"{norm}/var"] = rows.get("var", unit)
+        unflatten = flax.traverse_util.unflatten_dict
+        return {
+            "params": unflatten(params, sep="/"),
+            "batch_stats": unflatten(stats, sep="/"),
+            BINARIZATION: masks,
+        }
+
+    return make_variables

@@ -1,0 +1,67 @@
+"""The table of the networks' names (docs/method.md section 4)."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+
+from jaxbin.common.errors import UserError, shown
+from jaxbin.networks.mlp import MLP
+from jaxbin.networks.resnet import ResNet, ResNet21
+from jaxbin.networks.vgg import VGG
+
+DEEPEST = 1202
+"""Layers of the deepest "resnet", that of He et al. (2015)."""
+
+NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    "mlp300": functools.partial(MLP, (300, 100)),
+    "mlp784": functools.partial(MLP, (784, 100)),
+    # The published code builds this where its README says 784-100-10 (docs/method.md section 4).
+    "mlp784_784": functools.partial(MLP, (784, 784)),
+    "vgg5": functools.partial(VGG, (64,)),
+    "vgg9": functools.partial(VGG, (64, 128, 256)),
+    "resnet": ResNet,
+    "resnet21": ResNet21,
+}
+"""Every network by name; a value takes `classes`, `axis_name` and `dtype`, "resnet" `depth` too."""
+
+
+def check(name: str, depth: int) -> None:
+    """Raise a UserError unless `name` and `depth` together say which network is meant."""
+    if name not in NETWORKS:
+        raise UserError(f"network={shown(name)} is unknown; accepted: {', '.join(NETWORKS)}")
+    if name != "resnet" and depth != 0:
+        raise UserError(
+            f"depth={shown(depth)} is for network='resnet'; network={name!r} takes depth=0"
+        )
+    if name == "resnet" and (not 8 <= depth <= DEEPEST or depth % 6 != 2):
+        raise UserError(
+            f"depth={shown(depth)} is no residual network; accepted: 6 n + 2 up to {DEEPEST}, "
+            "as 20, 32, 110"
+        )
+
+
+def label(name: str, depth: int = 0) -> str:
+    """The name a person would use: "resnet20" for ("resnet", 20), else `name`."""
+    return f"{name}{depth}" if depth else name
+
+
+def build(
+    name: str, classes: int, depth: int = 0, axis_name: str | None = None, dtype: Any = None
+) -> nn.Module:
+    """The network called `name`.
+
+    Args:
+      name: one of `NETWORKS`.
+      classes: number of outputs.
+      depth: number of layers of a "resnet"; 0 for the others.
+      axis_name: the mapped axis over whose devices batch norm averages; None for one device.
+      dtype: what to compute in; None for the type of inputs and parameters.
+
+    Raises:
+      UserError: there is no network of that name and depth.
+    """
+    check(name, depth)
+    network = functools.partial(NETWORKS[name], classes=classes, axis_name=axis_name, dtype=dtype)
+    return network(depth=depth) if depth else network()

@@ -1,0 +1,38 @@
+"""VGG networks for CIFAR-10 (docs/method.md section 4)."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from jaxbin.binarization.convolution_forms import max_pool
+from jaxbin.binarization.layers import Conv
+from jaxbin.networks.mlp import MLP
+from jaxbin.networks.norm import batch_norm
+
+
+class VGG(nn.Module):
+    """3x3 convolutions with max-pooling by 2 after each pair, then an `MLP` of two hidden layers.
+
+    Attributes:
+      channels: output channels of each pair of convolutions.
+      classes, axis_name, dtype: as for `MLP`.
+    """
+
+    channels: tuple[int, ...]
+    classes: int
+    axis_name: str | None = None
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+        """Images (batch, height, width, channels) to logits (batch, classes)."""
+        norm = batch_norm(self, train)
+        x = images
+        for stage, features in enumerate(self.channels, start=1):
+            for number in (1, 2):
+                x = Conv(features, dtype=self.dtype, name=f"stage{stage}_conv{number}")(x)
+                x = nn.relu(norm(name=f"stage{stage}_norm{number}")(x))
+            x = max_pool(x)
+        classifier = MLP((256, 256), self.classes, self.axis_name, self.dtype, name="classifier")
+        return classifier(x, train)

@@ -1,0 +1,1 @@
+"""A run and its directory: records, checkpoints, what a terminal shows."""

@@ -1,0 +1,115 @@
+"""What a run records: a line of metrics for every epoch, TensorBoard's files, a log."""
+
+import contextlib
+import dataclasses
+import json
+import logging
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tensorboardX import SummaryWriter
+
+from jaxbin.common import files
+from jaxbin.common.errors import UserError
+
+
+def best_epoch(lines: list[dict[str, Any]], metric: str) -> dict[str, Any]:
+    """The line of the best epoch: of those with most binary layers the most accurate, the first.
+
+    An epoch with fewer binary layers is another, larger network, and no better result however
+    accurate it is.
+    """
+    return max(lines, key=lambda line: (score(line, metric), -line["epoch"]))
+
+
+def score(line: Mapping[str, Any], metric: str) -> float:
+    """One number that orders epochs as `best_epoch` does."""
+    return 2.0 * len(line["binary_layers"]) + line[metric]
+
+
+@dataclasses.dataclass(frozen=True)
+class Records:
+    """The growing records of a run: `lines` are those of `metrics.jsonl`.
+
+    Without a `writer` nothing is written: another process does.
+    """
+
+    workdir: Path
+    lines: list[dict[str, Any]]
+    writer: SummaryWriter | None
+
+    def add(self, line: dict[str, Any]) -> None:
+        """Record an epoch: in `metrics.jsonl` before this returns, in TensorBoard in time."""
+        self.lines.append(line)
+        if self.writer is None:
+            return
+        path = self.workdir / "metrics.jsonl"
+        with files.written(path), path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, allow_nan=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        for name, value in line.items():
+            if isinstance(value, (int, float)) and name != "epoch":
+                self.writer.add_scalar(name, value, line["epoch"])
+        self.writer.add_scalar("binary_layers", len(line["binary_layers"]), line["epoch"])
+
+    def add_latents(self, epoch: int, names: tuple[str, ...], latents: tuple[Any, ...]) -> None:
+        """Histograms and statistics of the latent weights of layers 1..L, for TensorBoard."""
+        if self.writer is None:
+            return
+        for number, (name, latent) in enumerate(zip(names, latents, strict=True), start=1):
+            tag = f"latent/{number}_{name.replace('/', '_')}"
+            self.writer.add_histogram(tag, latent, epoch)
+            self.writer.add_scalar(f"{tag}/mean", latent.mean(), epoch)
+            self.writer.add_scalar(f"{tag}/std", latent.std(), epoch)
+            self.writer.add_scalar(f"{tag}/share_positive", (latent >= 0).mean(), epoch)
+
+
+def open_records(workdir: Path, epochs: int) -> Records:
+    """The records of a run that goes on after `epochs` epochs; what was recorded beyond is dropped.
+
+    An epoch is recorded before it is checkpointed, so a killed run may have recorded more than it
+    can resume from; it will record the same again.
+    """
+    path = workdir / "metrics.jsonl"
+    kept = path.read_text(encoding="utf-8").splitlines()[:epochs] if path.exists() else []
+    lines: list[dict[str, Any]] = []
+    with contextlib.suppress(ValueError):
+        lines = [json.loads(line) for line in kept]
+    numbers = [line.get("epoch") if isinstance(line, dict) else None for line in lines]
+    if numbers != list(range(epochs)):
+        raise UserError(f"{path} does not hold the {epochs} epochs that were checkpointed")
+    files.write_text(path, "".join(line + "\n" for line in kept))
+    writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=epochs)
+    return Records(workdir, lines, writer)
+
+
+class _LogFile(logging.FileHandler):
+    """A log that cannot be written is missed by nobody who reads the error of the run itself."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        del record
+
+
+@contextmanager
+def log_to_file(workdir: Path, terminal: bool) -> Iterator[logging.Logger]:
+    """A logger that writes to `log.txt` and, if wanted, to wherever jaxbin logs."""
+    handler = _LogFile(workdir / "log.txt", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    logger = logging.getLogger("jaxbin").getChild(f"run {workdir}".replace(".", "_"))
+    logger.propagate = terminal
+    logger.addHandler(handler)
+    try:
+        yield logger
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
+
+
+def finite(line: Mapping[str, Any]) -> bool:
+    """Whether every number of a line of metrics is finite."""
+    return all(math.isfinite(value) for value in line.values() if isinstance(value, float))

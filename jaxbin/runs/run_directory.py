@@ -1,0 +1,174 @@
+"""The run directory: what a run leaves behind for people and programs.
+
+lock              held by the process that trains the run
+config.json       the resolved configuration
+environment.json  commit, versions, devices
+log.txt           what the terminal showed
+metrics.jsonl     one object per epoch
+tensorboard/      the same scalars as event files
+checkpoints/      see `jaxbin.runs.checkpoints`
+positions/        likewise, places within an epoch
+summary.json      best and last epoch, when the run has ended
+"""
+
+import fcntl
+import json
+import os
+import platform
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from jaxbin.binarization import orders
+from jaxbin.common import files, provenance
+from jaxbin.common.errors import UserError, shown
+from jaxbin.config import FIELDS, Config, check_value, to_json
+
+# Moving the data, or looking at a run's result, makes no other run; nor does who reads it.
+_MAY_DIFFER = ("data_dir", "evaluate_only", "input_workers", "checkpoint_every_steps")
+# What an evaluation of a run's weights needs to be as it was in training.
+_DEFINES_WEIGHTS = ("network", "depth", "layer_names")
+
+_LOCK = "lock"
+
+
+def default_workdir(config: Config) -> Path:
+    """`logs/` and a name made of dataset, stage, network, method, order, learning rate and seed."""
+    method = {
+        "iterative": f"iterative-{orders.label(config.order)}",
+        "sensitivity": f"sensitivity-{config.sensitivity_layer}",
+    }.get(config.method, config.method)
+    parts = (
+        config.dataset,
+        config.stage,
+        config.network_label,
+        method,
+        *(["reset"] if config.latent_reset else []),
+        f"lr{config.learning_rate:g}",
+        f"seed{config.seed}",
+    )
+    return Path("logs") / "-".join(parts)
+
+
+def check(workdir: Path, config: Config) -> None:
+    """Raise a UserError if `workdir` cannot be used, or belongs to another configuration.
+
+    Nothing is created or changed.
+    """
+    if os.path.exists(workdir) and not workdir.is_dir():
+        raise UserError(f"workdir={str(workdir)!r} is a file; accepted: a directory")
+    if config.evaluate_only:
+        _check_weights("workdir", workdir, config)
+    else:
+        _check_writable(workdir)
+    if not config.evaluate_only and os.path.exists(workdir / "config.json"):
+        names = [name for name in to_json(config) if name not in _MAY_DIFFER]
+        _check_same("workdir", workdir, config, names, "choose another --workdir")
+    if config.initialize_from:
+        _check_weights("initialize_from", Path(config.initialize_from), config)
+
+
+def _check_writable(workdir: Path) -> None:
+    """Raise a UserError if `workdir` cannot be written to, or another process does."""
+    # os.path.exists, unlike Path.exists, is no error where one may not even look.
+    there = next(path for path in (workdir, *workdir.absolute().parents) if os.path.exists(path))
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"workdir={str(workdir)!r} is not writable: {there} is not")
+    if os.path.exists(workdir / _LOCK):
+        with (workdir / _LOCK).open("rb") as file:
+            _lock(workdir, file)
+
+
+def _check_weights(field: str, directory: Path, config: Config) -> None:
+    """Raise a UserError unless `directory` holds a run of the same network, with a checkpoint."""
+    if not os.path.exists(directory / "config.json"):
+        raise UserError(f"{field}={str(directory)!r} holds no run; accepted: a run directory")
+    if not any((directory / "checkpoints").glob("[0-9]*")):
+        raise UserError(f"{field}={str(directory)!r} holds no checkpoint yet")
+    _check_same(field, directory, config, _DEFINES_WEIGHTS, "its weights do not fit")
+
+
+def _check_same(
+    field: str, directory: Path, config: Config, names: Sequence[str], consequence: str
+) -> None:
+    there = read_configuration(directory)
+    here = json.loads(json.dumps(to_json(config)))
+    differing = [
+        f"{name} ({there.get(name)!r} there, {here[name]!r} here)"
+        for name in names
+        if there.get(name) != here[name]
+    ]
+    if differing:
+        raise UserError(
+            f"{field}={str(directory)!r} belongs to another configuration: "
+            f"{', '.join(differing)}; {consequence}"
+        )
+
+
+def read_configuration(directory: Path) -> dict[str, Any]:
+    """The content of a run's `config.json`, every field of today's in it.
+
+    A run of a version that did not have a field yet was computed as its default says.
+
+    Raises:
+      UserError: it cannot be read, or is no configuration.
+    """
+    path = directory / "config.json"
+    stored = files.read_json(path)
+    if not isinstance(stored, dict):
+        raise UserError(f"{path} is no configuration of a run; accepted: a JSON object")
+    lists = {"order_layers": int, "layer_names": str}  # what was resolved
+    defaults = {name: field.default for name, field in FIELDS.items()}
+    content = json.loads(json.dumps(defaults)) | {name: [] for name in lists} | stored
+    try:
+        for name in FIELDS:
+            check_value(name, content[name])
+    except UserError as error:
+        raise UserError(f"{path} is no configuration of a run: {error}") from None
+    for name, kind in lists.items():
+        value = content[name]
+        if not isinstance(value, list) or any(type(item) is not kind for item in value):
+            raise UserError(f"{path} is no configuration of a run: {name}={shown(value)}")
+    return content
+
+
+@contextmanager
+def claim(workdir: Path, config: Config) -> Iterator[None]:
+    """Keep `workdir` for this process; create it, and the files that describe the run.
+
+    Raises:
+      UserError: the directory cannot be written to, or another process has it.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"workdir={str(workdir)!r} is not writable: {error.strerror}") from None
+    path = workdir / _LOCK
+    with files.written(path):
+        file = path.open("ab")
+    with file:
+        _lock(workdir, file)
+        with files.written(path):
+            # Not replaced: the lock is on this very file.
+            path.write_text(f"process {os.getpid()} on {platform.node()}\n", encoding="utf-8")
+        if not (workdir / "config.json").exists():
+            files.write_json(workdir / "environment.json", provenance.environment())
+            files.write_json(workdir / "config.json", to_json(config))
+        yield
+
+
+def _lock(workdir: Path, file: BinaryIO) -> None:
+    """Lock a run directory as long as `file` is open; the system lets go of a dead process's.
+
+    Raises:
+      UserError: another process has locked it.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = (workdir / _LOCK).read_text(encoding="utf-8").strip() or "another process"
+        raise UserError(
+            f"workdir={str(workdir)!r} is in use by {holder}; accepted: another directory, or this "
+            "one when that has ended"
+        ) from None

@@ -1,0 +1,118 @@
+"""What a person sees: the parameter table, the line of an epoch, the progress bar."""
+
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.traverse_util
+import tqdm
+
+from jaxbin.engine import processes
+
+logger = logging.getLogger("jaxbin")
+
+
+class _TerminalHandler(logging.Handler):
+    """Prints log lines above the progress bar, if there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.tqdm.write(self.format(record), file=sys.stdout)
+        sys.stdout.flush()
+
+
+def log_to_terminal() -> None:
+    """Let everything that jaxbin logs appear on standard output, once."""
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    if not any(isinstance(handler, _TerminalHandler) for handler in logger.handlers):
+        logger.addHandler(_TerminalHandler())
+
+
+def progress_bar(total_steps: int, done_steps: int) -> tqdm.tqdm:
+    """A bar with the time left; nothing in a pipe."""
+    return tqdm.tqdm(
+        total=total_steps,
+        initial=done_steps,
+        unit="step",
+        disable=not (sys.stderr.isatty() and processes.is_first()),
+        dynamic_ncols=True,
+        leave=False,
+    )
+
+
+def parameter_table(params: Mapping[str, Any], layer_names: Sequence[str]) -> str:
+    """Every module's weights and memory, as float and with all layers binary.
+
+    A row per module with parameters, the binarizable layers with their numbers: how many weights
+    can be 1 bit, how many parameters stay 32 bit, and KiB for both cases.
+    """
+    modules: dict[str, dict[str, Any]] = {}
+    for path, array in flax.traverse_util.flatten_dict(params, sep="/").items():
+        module, parameter = path.rsplit("/", 1)
+        modules.setdefault(module, {})[parameter] = array
+    others = [name for name in modules if name not in layer_names]
+    rows = [("layer", "module", "kernel", "1-bit", "32-bit", "float KiB", "binary KiB")]
+    totals = [0, 0]
+    for name in [*layer_names, *others]:
+        sizes = {parameter: array.size for parameter, array in modules[name].items()}
+        number = str(layer_names.index(name) + 1) if name in layer_names else ""
+        kernel = modules[name].get("kernel")
+        shape = "x".join(map(str, kernel.shape)) if kernel is not None and number else ""
+        one_bit = sizes["kernel"] if number else 0
+        rest = sum(sizes.values()) - one_bit
+        totals[0] += one_bit
+        totals[1] += rest
+        rows.append((number, name, shape, f"{one_bit:,}", f"{rest:,}", *_kib(one_bit, rest)))
+    rows.append(("", "total", "", f"{totals[0]:,}", f"{totals[1]:,}", *_kib(*totals)))
+    ratio = 32 * sum(totals) / (totals[0] + 32 * totals[1])
+    return aligned(rows) + f"\nall layers binary: {ratio:.1f} times smaller than float"
+
+
+def _kib(one_bit: int, rest: int) -> tuple[str, str]:
+    return f"{4 * (one_bit + rest) / 1024:,.1f}", f"{(one_bit / 8 + 4 * rest) / 1024:,.1f}"
+
+
+def aligned(rows: Sequence[tuple[str, ...]]) -> str:
+    """Rows as text: the columns of numbers to the right, the names to the left."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if column in (1, 2) else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
+
+
+def epoch_line(line: Mapping[str, Any], epochs: int, layers: int, split: str) -> str:
+    """An epoch in one line; layer k is the k-th sign of the pattern, "#" binary and "." float."""
+    pattern = "".join("#" if k in line["binary_layers"] else "." for k in range(1, layers + 1))
+    flips = "" if line["flip_ratio"] is None else f"  flips {line['flip_ratio']:.2%}"
+    return (
+        f"epoch {line['epoch']:>{len(str(epochs - 1))}}/{epochs - 1}  layers {pattern}  "
+        f"lr {line['learning_rate']:g}  train {line['train_loss']:.4f} "
+        f"{line['train_accuracy']:.2%}  {split} {line[f'{split}_loss']:.4f} "
+        f"{line[f'{split}_accuracy']:.2%}{flips}  {line['duration_seconds']:.1f} s"
+    )
+
+
+def population_line(lines: Sequence[Mapping[str, Any]], epochs: int, split: str) -> str:
+    """An epoch of a population in one line: mean, least and largest accuracy of its members."""
+    accuracies = [line[f"{split}_accuracy"] for line in lines]
+    mean = sum(accuracies) / len(accuracies)
+    return (
+        f"epoch {lines[0]['epoch']:>{len(str(epochs - 1))}}/{epochs - 1}  {len(lines)} runs  "
+        f"{split} {mean:.2%} ({min(accuracies):.2%} to {max(accuracies):.2%})  "
+        f"{lines[0]['duration_seconds']:.1f} s"
+    )
+
+
+def summary_lines(summary: Mapping[str, Any]) -> str:
+    """The best and the last epoch of a run that has ended."""
+    metric = summary["metric"]
+    return "\n".join(
+        f"{which} epoch {line['epoch']}: {metric.replace('_', ' ')} {line[metric]:.2%}, "
+        f"{len(line['binary_layers'])} of {len(line['layer_flip_ratios'])} layers binary"
+        for which, line in (("best", summary["best"]), ("last", summary["last"]))
+    )
