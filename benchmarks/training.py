@@ -34,12 +34,12 @@ class Training:
 
     Attributes:
       config: its configuration.
-      trainer: from `jaxbin.engine.trainer.build_trainer`.
+      program: its compiled steps.
       time_steps: runs `steps` training steps and returns the seconds they took.
     """
 
     config: Any
-    trainer: Any
+    program: Any
     time_steps: Callable[[], float]
 
 
@@ -55,35 +55,32 @@ def prepare(
       members: train a population of so many instead of one run alone.
     """
     import jax
-    import numpy as np
 
     from jaxbin import data
     from jaxbin.binarization import schedule
-    from jaxbin.binarization.layers import write_mask
-    from jaxbin.engine.devices import Layout
-    from jaxbin.engine.epoch import EpochInputs
-    from jaxbin.engine.trainer import build_trainer, initial_state, matmul_precision, random_keys
+    from jaxbin.engine.devices import Alone, Population
+    from jaxbin.engine.program import Program, matmul_precision
 
     config = _configuration(name, precision, steps, batch_size)
     jax.config.update("jax_default_matmul_precision", matmul_precision(config))
     dataset = data.load(config.dataset_spec, stage="validation", data_dir="", seed=0)
-    layout = Layout(members)
-    trainer = build_trainer(config, dataset, layout)
+    program = Program(config, dataset, Population(members) if members else Alone())
+    runs = members or 1
     layers = len(config.layer_names)
     mask = schedule.mask_at(layers // 2, "iterative", range(1, layers + 1), 1)
-    state = dataclasses.replace(
-        initial_state(config, trainer), binarization=write_mask(config.layer_names, mask)
-    )
-    live = [layout.place([state] * (members or 1))]
-    one = EpochInputs(random_keys(0)[1], np.int32(0), np.float32(0.001))
-    inputs = layout.place([one] * (members or 1))
+    live = [
+        program.begin_epoch(program.place([program.initial_state(config)] * runs), [mask] * runs)
+    ]
+    inputs = program.open_epoch([0] * runs, 0, [0.001] * runs)
 
     def time_steps() -> float:
         started = time.perf_counter()
-        live[0], *_ = trainer.train_epoch(live[0], inputs, trainer.splits["train"])
+        for batch in program.batches(0, 0):
+            live[0] = program.train(live[0], inputs, batch)
+        jax.block_until_ready(live[0])
         return time.perf_counter() - started
 
-    return Training(config, trainer, time_steps)
+    return Training(config, program, time_steps)
 
 
 def measure(name: str, precision: str, steps: int, repeats: int, batch_size: int) -> dict[str, Any]:
@@ -108,7 +105,7 @@ def measure(name: str, precision: str, steps: int, repeats: int, batch_size: int
         "peak_gflops_per_second": peak / 1e9,
         "compile_seconds": first - step_seconds * steps,
         "peak_memory_mib": _peak_memory_bytes() / 2**20,
-        "train_step_traces": len(training.trainer.traces),
+        "train_step_traces": len(training.program.traces),
     }
 
 

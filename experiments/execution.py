@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.declarations import ROOT, Run
-from jaxbin import train
+from jaxbin import population
 from jaxbin.common import files
 from jaxbin.common.errors import UserError
 from jaxbin.runs import run_directory
@@ -115,7 +115,7 @@ def _groups(runs: Sequence[tuple[Run, Path]], members: int) -> Iterator[list[tup
     """Runs that fit into one population, as many as may be."""
     by_key: dict[str, list[tuple[Run, Path]]] = {}
     for run, directory in runs:
-        by_key.setdefault(train.population_key(run.config), []).append((run, directory))
+        by_key.setdefault(population.population_key(run.config), []).append((run, directory))
     for fitting in by_key.values():
         for first in range(0, len(fitting), members):
             yield fitting[first : first + members]

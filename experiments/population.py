@@ -3,7 +3,7 @@
     python -m experiments.population < MEMBERS
 
 MEMBERS is a JSON list of objects with "fields", of a configuration, and "workdir". For each there
-is a line on standard output: its failure, or nothing. See `jaxbin.train.run_population`.
+is a line on standard output: its failure, or nothing. See `jaxbin.population.run_population`.
 """
 
 import json
@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxbin import config, train
+from jaxbin import config, population
 from jaxbin.common import command_line
 from jaxbin.common.errors import UserError
 from jaxbin.engine import stopping
@@ -36,8 +36,7 @@ def main(argv: Sequence[str]) -> None:
     ]
     terminal.log_to_terminal()
     try:
-        with stopping.requests() as requests:
-            outcomes = train.run_population(members, requests)
+        outcomes = population.run_population(members, stopping.requests())
     except stopping.Stopped as stopped:
         stopping.leave(stopped)
     for (_, workdir), outcome in zip(members, outcomes, strict=True):
@@ -46,4 +45,5 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
+    stopping.listen()
     command_line.run(main)

@@ -166,6 +166,11 @@ class Config:
         return self.sensitivity_milestones if self.method == "sensitivity" else self.milestones
 
     @property
+    def evaluated_split(self) -> str:
+        """Name of the split that the stage evaluates on."""
+        return {"validation": "validation", "full": "test"}[self.stage]
+
+    @property
     def streamed(self) -> bool:
         """Whether the dataset is too large for memory and comes batch by batch."""
         return self.dataset == "imagenet2012"

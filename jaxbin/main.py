@@ -9,6 +9,11 @@ On several machines, or in several processes, start it once for each with --coor
 --processes and --process, or on a cluster that JAX knows (SLURM, Open MPI) with --distributed.
 """
 
+from jaxbin.engine import stopping
+
+if __name__ == "__main__":
+    stopping.listen()  # what follows takes seconds
+
 import re
 import sys
 import traceback
@@ -22,7 +27,7 @@ from ml_collections import config_flags
 
 from jaxbin import config, train
 from jaxbin.common.errors import UserError
-from jaxbin.engine import processes, stopping
+from jaxbin.engine import processes
 from jaxbin.runs import run_directory, terminal
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The configuration file.")
@@ -57,8 +62,7 @@ def main(argv: Sequence[str]) -> None:
         workdir = Path(_WORKDIR.value) if _WORKDIR.value else run_directory.default_workdir(parsed)
         if processes.is_first():
             terminal.log_to_terminal()
-        with stopping.requests() as requests:
-            train.run(parsed, workdir, requests)
+        train.run(parsed, workdir, stopping.requests())
     except stopping.Stopped as stopped:
         stopping.leave(stopped)
     except UserError as error:
@@ -68,9 +72,6 @@ def main(argv: Sequence[str]) -> None:
             raise
         print(f"error: {processes.describe_failure(error)}", file=sys.stderr)
         processes.leave(1)
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        _leave(130)
     except Exception:
         if jax.distributed.is_initialized():
             traceback.print_exc()

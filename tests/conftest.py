@@ -5,6 +5,34 @@ from collections.abc import Iterator
 import jax
 import pytest
 
+# Most of the tests' time is XLA's. Where it matters how exactly, or how fast, it computes,
+# it is compiled as it is for users.
+OPTIMIZED = {
+    "test_parity",
+    "test_freeze",
+    "test_interchange",
+    "test_inference",
+    "test_documents",
+    "test_population",
+    "test_convolution",
+    "test_devices",
+    "test_streamed_runs",
+    "test_step",
+    "test_lowering",
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def optimizations(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Compile quickly, this process and those that it starts."""
+    quickly = request.module.__name__ not in OPTIMIZED
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", str(int(quickly)))
+        before = jax.config.read("jax_disable_most_optimizations")
+        jax.config.update("jax_disable_most_optimizations", quickly)
+        yield
+        jax.config.update("jax_disable_most_optimizations", before)
+
 
 @pytest.fixture(scope="session", autouse=True)
 def compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:

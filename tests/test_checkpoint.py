@@ -1,4 +1,4 @@
-"""Which checkpoints are kept, and how an epoch's position is stored."""
+"""Which checkpoints are kept, and how they are stored."""
 
 import sys
 from pathlib import Path
@@ -9,40 +9,42 @@ import numpy as np
 import pytest
 
 from jaxbin.common.errors import UserError
-from jaxbin.runs import checkpoints, positions
+from jaxbin.runs import checkpoints
 
 
-def kept(directory: Path, scores: list[float]) -> list[int]:
+def kept(directory: Path, scores: list[float | None]) -> list[int]:
     directory.mkdir()
-    with checkpoints.open_checkpoints(directory / "checkpoints") as manager:
-        for epoch, score in enumerate(scores):
-            checkpoints.save(manager, epoch, {"epoch": np.array(epoch)}, score)
-        numbers = sorted(manager.all_steps())
-        for number in numbers:
-            template = {"epoch": np.array(0)}
-            assert checkpoints.restore(manager, number, template)["epoch"] == number
-        return numbers
+    with checkpoints.open_checkpoints(directory / "checkpoints") as saved:
+        for number, score in enumerate(scores):
+            saved.save(number, {"number": np.array(number)}, score)
+        saved.settle()
+        for number in saved.steps():
+            assert saved.restore(number, {"number": np.array(0)})["number"] == number
+        return saved.steps()
 
 
 def test_the_best_and_the_latest_are_kept(tmp_path: Path):
     assert kept(tmp_path / "a", [0.9, 0.2, 0.5, 0.4]) == [0, 2, 3]
-    # as the records count: of equal ones the first is the best
-    assert kept(tmp_path / "b", [0.2, 0.9, 0.9, 0.5, 0.9]) == [1, 3, 4]
+    # those without a score are places within an epoch
+    assert kept(tmp_path / "b", [None, 0.2, None, 0.1, None, None]) == [1, 4, 5]
 
 
-def test_positions(tmp_path: Path):
-    directory = tmp_path / "positions"
-    with checkpoints.open_positions(directory) as manager:
-        assert positions.newest(directory, print) is None
-        for number in (3, 5, 8):
-            checkpoints.save(manager, number, {"a": np.arange(number)})
-        assert sorted(manager.all_steps()) == [5, 8]
-        assert positions.newest(directory, print) == 8
-        within = positions.read(manager, 5, 4)
-        assert (within.epoch, within.step) == (1, 1)
-        np.testing.assert_array_equal(within.stored["a"], np.arange(5))
-        at_the_end = positions.read(manager, 8, 4)  # its evaluation is left
-        assert (at_the_end.epoch, at_the_end.step) == (1, 4)
+def test_a_place_that_becomes_an_epoch_gets_its_score(tmp_path: Path):
+    with checkpoints.open_checkpoints(tmp_path / "checkpoints") as saved:
+        for number, score in ((3, None), (3, 0.9), (4, 0.1), (5, 0.1), (6, 0.1)):
+            saved.save(number, {"number": np.array(number)}, score)
+        saved.settle()
+        assert saved.steps() == [3, 5, 6]
+
+
+def test_what_comes_too_late_is_refused(tmp_path: Path):
+    """Orbax does not store a number below the latest, and says nothing."""
+    with checkpoints.open_checkpoints(tmp_path / "checkpoints") as saved:
+        saved.save(5, {"a": np.zeros(2)})
+        saved.save(4, {"a": np.ones(2)})
+        with pytest.raises(UserError, match="4 cannot be written: a later one is there"):
+            saved.settle()
+        assert saved.steps() == [5]
 
 
 def test_what_is_stored_has_to_fit():
@@ -51,10 +53,11 @@ def test_what_is_stored_has_to_fit():
 
 
 def test_a_size_is_not_believed(tmp_path: Path):
-    with checkpoints.open_checkpoints(tmp_path / "checkpoints") as manager:
-        checkpoints.save(manager, 0, {"a": np.zeros(3), "b": np.zeros(1_000_000)}, 0.5)
+    with checkpoints.open_checkpoints(tmp_path / "checkpoints") as saved:
+        saved.save(0, {"a": np.zeros(3), "b": np.zeros(1_000_000)}, 0.5)
+        saved.settle()
         with pytest.raises(UserError, match=r"holds 8,000,024 bytes; accepted: 1,048,960$"):
-            checkpoints.restore(manager, 0, {"a": np.zeros(3)})
+            saved.restore(0, {"a": np.zeros(3)})
 
 
 def test_threads_that_outlive_a_failure_are_not_heard(
@@ -75,12 +78,14 @@ def test_threads_that_outlive_a_failure_are_not_heard(
         speak()
         raise OSError("File too large")
 
-    with checkpoints.open_checkpoints(tmp_path / "checkpoints") as manager:
-        checkpoints.save(manager, 0, {"a": np.zeros(3)}, 0.5)
+    with checkpoints.open_checkpoints(tmp_path / "checkpoints") as saved:
+        saved.save(0, {"a": np.zeros(3)}, 0.5)
+        saved.settle()
         speak()
         assert heard == ["Event loop is closed", "something else"]
-        monkeypatch.setattr(manager, "save", fail)
+        monkeypatch.setattr(saved._manager, "save", fail)
+        saved.save(1, {"a": np.zeros(3)}, 0.5)
         with pytest.raises(UserError, match="1 cannot be written: File too large; the checkpoints"):
-            checkpoints.save(manager, 1, {"a": np.zeros(3)}, 0.5)
+            saved.settle()
     speak()
     assert heard[2:] == ["something else", "something else"]

@@ -9,21 +9,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jaxbin.engine.devices import check_batch_size
+
 # Runs with a number of devices, and what an epoch feeds the step, by example.
 SCRIPT = """
 import json, sys
 from pathlib import Path
 import jax, jax.numpy as jnp, numpy as np
-from jaxbin import config, train
+from jaxbin import config, data, train
 from jaxbin.runs import checkpoints
-from jaxbin.engine import epoch
-from jaxbin.engine import devices
-from jaxbin.engine import step
-from jaxbin.engine import trainer
+from jaxbin.engine import devices, program, step
 from jaxbin.common.errors import UserError
 
 directory, results = Path(sys.argv[1]), {"devices": jax.device_count()}
-layout = devices.Layout()
+layout = devices.Alone()
 dense = dict(epochs=3, epochs_per_layer=1, max_steps_per_epoch=3, evaluate_train=True,
              eval_batch_size=333, optimizer="sgd", learning_rate=0.05)
 conv = dict(network="resnet", depth=8, dataset="synthetic", synthetic_shape=(8, 8, 3),
@@ -37,32 +36,35 @@ for name, fields in (("dense", dense), ("conv", conv), ("adam", adam)):
     results[f"{name}_traces"] = summary["train_step_traces"]
     lines = (directory / name / "metrics.jsonl").read_text().splitlines()
     results[name] = [json.loads(line) for line in lines]
-    built = trainer.build_trainer(parsed, train.data.load(
-        parsed.dataset_spec, stage=parsed.stage, data_dir="", seed=parsed.seed), layout)
-    template = trainer.initial_state(parsed, built)
-    with checkpoints.open_checkpoints(directory / name / "checkpoints", True) as manager:
-        state = checkpoints.restore(manager, parsed.epochs - 1, template)
+    dataset = data.load(
+        parsed.dataset_spec, stage=parsed.stage, data_dir="", seed=parsed.seed)
+    template = program.Program(parsed, dataset, layout).initial_state(parsed)
+    with checkpoints.open_checkpoints(directory / name / "checkpoints", True) as saved:
+        state = saved.restore(saved.steps()[-1], template)
     arrays = {jax.tree_util.keystr(path): leaf
               for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]}
     np.savez(directory / f"{name}.npz", **arrays)
-
-examples = epoch.Examples(np.random.default_rng(0).integers(0, 256, (40, 5, 5, 3), np.uint8),
-                          np.arange(40, dtype=np.int32))
 
 def note(state, images, labels, rate):
     seen = jnp.zeros((40, 5, 5, 3)).at[labels].set(images)
     kernel = state.params["seen"]["kernel"] + jax.lax.psum(seen, devices.AXIS)
     metrics = step.Metrics.single_from_model_output(
         loss=jnp.ones(len(labels)), logits=jnp.zeros((len(labels), 2)), labels=labels)
-    return state.replace(params={"seen": {"kernel": kernel}}), metrics, None
+    return state.replace(params=state.params | {"seen": {"kernel": kernel}}), metrics, None
 
-loop = epoch.make_train_epoch(note, ("seen",), (0.5,) * 3, (0.2,) * 3, batch_size=12,
-                              steps=3, augment=True, latent_reset=False, layout=layout,
-                              at_once=lambda steps: steps)
-empty = step.TrainState({"seen": {"kernel": np.zeros((40, 5, 5, 3), np.float32)}}, {}, {}, ())
-inputs = epoch.EpochInputs(trainer.random_keys(1)[1], np.int32(2), np.float32(0.1))
-state, _ = loop(layout.place([empty]), layout.place([inputs]), layout.share_out(examples))
-np.save(directory / "seen.npy", layout.fetch(state).params["seen"]["kernel"])
+program.step.make_train_step = lambda *_: note
+parsed = config.parse(dict(dataset="synthetic", synthetic_shape=(5, 5, 3), synthetic_classes=40,
+                           synthetic_examples=40, batch_size=12, augment=True))
+images = np.random.default_rng(0).integers(0, 256, (40, 5, 5, 3), np.uint8)
+split = data.Split(images, np.arange(40, dtype=np.int32))
+made = program.Program(parsed, data.Dataset(parsed.dataset_spec, split, split), layout)
+kernels = {f"dense{k}": {"kernel": np.zeros((1, 1), np.float32)} for k in (1, 2, 3)}
+params = {"seen": {"kernel": np.zeros((40, 5, 5, 3), np.float32)}, **kernels}
+state = made.begin_epoch(made.place([step.TrainState(params, {}, {}, ())]), [(False,) * 3])
+inputs = made.open_epoch([1], 2, [0.1])
+for batch in made.batches(2, 0):
+    state = made.train(state, inputs, batch)
+np.save(directory / "seen.npy", made.fetch(state).params["seen"]["kernel"])
 
 try:
     train.run(config.parse(dense | {"batch_size": 102}), directory / "refused")
@@ -137,6 +139,8 @@ def test_parameters_agree_to_rounding(both, name: str):
     one, four = (np.load(directory / f"{name}.npz") for directory, _ in both)
     assert one.files == four.files
     for array in one.files:
+        if array.startswith(".measured"):
+            continue  # signs at the last epoch's beginning; sums that the lines have
         np.testing.assert_allclose(four[array], one[array], rtol=1e-3, atol=1e-4, err_msg=array)
 
 
@@ -166,6 +170,4 @@ def test_a_batch_that_devices_cannot_share_is_refused(both):
     ],
 )
 def test_batch_sizes(batch_size: int, devices: int, problem: str | None):
-    from jaxbin.engine import devices
-
-    assert devices.check_batch_size(batch_size, devices) == problem
+    assert check_batch_size(batch_size, devices) == problem

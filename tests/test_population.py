@@ -11,10 +11,12 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from helpers import TIMES, StopAt, kept, lines_of
 
-from jaxbin import config, train
+from jaxbin import config, population, train
 from jaxbin.common.errors import UserError
-from jaxbin.engine.devices import Layout
+from jaxbin.engine.devices import Population
+from jaxbin.engine.stopping import Stopped
 from jaxbin.runs import checkpoints
 
 DENSE = {
@@ -50,15 +52,11 @@ OWN_CONVOLUTIONS = [{"order": "reverse"}, {"method": "float", "learning_rate": 0
 SCRIPT = """
 import json, sys
 from pathlib import Path
-from jaxbin import config, train
+from jaxbin import config, population, train
 members = [(config.parse(fields), Path(path)) for fields, path in json.loads(sys.argv[1])]
-outcomes = train.run_population(members)
+outcomes = population.run_population(members)
 assert all(isinstance(outcome, dict) for outcome in outcomes), outcomes
 """
-
-
-def lines_of(workdir: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
 def members(directory: Path, common: dict, own: list[dict]) -> list[tuple[config.Config, Path]]:
@@ -79,7 +77,7 @@ def assert_same_runs(alone: Path, together: Path, number: int) -> None:
         assert list(one) == list(other)
         assert one["binary_layers"] == other["binary_layers"]
         for name in one:
-            if name not in ("images_per_second", "duration_seconds", "binary_layers"):
+            if name not in (*TIMES, "binary_layers"):
                 expected = other[name]
                 tolerance = 2e-3 if "flip" in name else 1e-4
                 assert one[name] == (
@@ -87,9 +85,8 @@ def assert_same_runs(alone: Path, together: Path, number: int) -> None:
                 ), (number, one["epoch"], name)
     states = []
     for directory in (alone, together):
-        with checkpoints.open_checkpoints(directory / "checkpoints", read_only=True) as manager:
-            latest = manager.latest_step()
-            states.append((latest, manager.restore(latest)["state"]))
+        with checkpoints.open_checkpoints(directory / "checkpoints", read_only=True) as saved:
+            states.append((saved.steps()[-1], saved.read(saved.steps()[-1])))
     assert states[0][0] == states[1][0]
     assert states[0][1].keys() == states[1][1].keys()
     for name, array in states[0][1].items():
@@ -123,54 +120,59 @@ def test_a_member_equals_its_run_alone(alone: Path, tmp_path: Path, devices: int
 
 
 def test_a_population_of_one(alone: Path, tmp_path: Path):
-    train.run_population(members(tmp_path, DENSE, OWN[:1]))
+    population.run_population(members(tmp_path, DENSE, OWN[:1]))
     assert_same_runs(alone / "0", tmp_path / "0", 0)
 
 
 def test_convolutions(tmp_path: Path):
     for parsed, workdir in members(tmp_path / "alone", CONVOLUTIONS, OWN_CONVOLUTIONS):
         train.run(parsed, workdir)
-    train.run_population(members(tmp_path / "together", CONVOLUTIONS, OWN_CONVOLUTIONS))
+    population.run_population(members(tmp_path / "together", CONVOLUTIONS, OWN_CONVOLUTIONS))
     for number in range(len(OWN_CONVOLUTIONS)):
         assert_same_runs(tmp_path / "alone" / str(number), tmp_path / "together" / str(number), 0)
 
 
 def test_one_trace_for_the_whole_population(tmp_path: Path):
-    outcomes = train.run_population(members(tmp_path, DENSE, OWN))
+    outcomes = population.run_population(members(tmp_path, DENSE, OWN))
     assert [outcome["train_step_traces"] for outcome in outcomes] == [1, 1, 1]
 
 
-def test_a_population_that_was_interrupted_goes_on(
-    alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    """Stopped between the second member's save and the third's, one having ended before."""
+def test_a_population_that_was_interrupted_goes_on(alone: Path, tmp_path: Path):
+    """Killed between the first member's save and the third's, one having ended before."""
     group = members(tmp_path, DENSE, OWN)
     shutil.copytree(alone / "1", tmp_path / "1")
     ended = (tmp_path / "1" / "summary.json").read_bytes()
-    saves = []
-
-    def save(manager: Any, epoch: int, *arguments: Any) -> None:
-        if len(saves) == 3:  # after each one's first epoch, and the first one's second
-            raise KeyboardInterrupt
-        saves.append(epoch)
-        original(manager, epoch, *arguments)
-
-    original = checkpoints.save
-    monkeypatch.setattr(checkpoints, "save", save)
-    with pytest.raises(KeyboardInterrupt):
-        train.run_population(group)
-    monkeypatch.undo()
-    assert saves == [0, 0, 1]
-    assert [checkpoints.newest(tmp_path / n / "checkpoints", print) for n in ("0", "2")] == [1, 0]
-    train.run_population(group)
+    with pytest.raises(Stopped):  # in the third epoch; an epoch has three looks
+        population.run_population(group, StopAt(7))
+    assert [kept(tmp_path / name) for name in ("0", "2")] == [[3, 6, 9], [3, 6, 9]]
+    shutil.rmtree(tmp_path / "2" / "checkpoints" / "9")
+    assert population.groups([group[0], group[2]]) == [(6, [group[0], group[2]])]
+    population.run_population(group)
     for number in range(len(OWN)):
         assert_same_runs(alone / str(number), tmp_path / str(number), number)
     assert (tmp_path / "1" / "summary.json").read_bytes() == ended
 
 
+def test_a_member_that_cannot_save_does_not_harm_the_others(
+    alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    save = checkpoints.save
+
+    def failing_save(manager: Any, *arguments: Any) -> None:
+        if Path(manager.directory).parent.name == "1":
+            raise UserError("the disk is full")
+        save(manager, *arguments)
+
+    monkeypatch.setattr(checkpoints, "save", failing_save)
+    outcomes = population.run_population(members(tmp_path, DENSE, OWN))
+    assert [isinstance(outcome, UserError) for outcome in outcomes] == [False, True, False]
+    for number in (0, 2):
+        assert_same_runs(alone / str(number), tmp_path / str(number), number)
+
+
 def test_a_member_that_fails_does_not_harm_the_others(alone: Path, tmp_path: Path):
     group = members(tmp_path, DENSE, [OWN[0], {"method": "float", "learning_rate": 1e38}])
-    outcomes = train.run_population(group)
+    outcomes = population.run_population(group)
     assert isinstance(outcomes[1], UserError)
     assert "the loss is not finite" in str(outcomes[1])
     assert not (tmp_path / "1" / "summary.json").exists()
@@ -180,11 +182,11 @@ def test_a_member_that_fails_does_not_harm_the_others(alone: Path, tmp_path: Pat
 def test_a_member_without_patience_ends_alone(tmp_path: Path):
     fields = DENSE | {"method": "float", "epochs": 6}
     own = [{"seed": 1}, {"seed": 1, "patience": 1, "learning_rate": 1e-9}]
-    outcomes = train.run_population(members(tmp_path, fields, own))
+    outcomes = population.run_population(members(tmp_path, fields, own))
     assert outcomes[0]["epochs"] == 6
     assert outcomes[1]["stopped_early"]
     stopped = outcomes[1]["epochs"]
-    assert checkpoints.newest(tmp_path / "1" / "checkpoints", print) == stopped - 1
+    assert kept(tmp_path / "1")[-1] == 3 * stopped
     train.run(config.parse(fields | own[1]), tmp_path / "alone")
     assert lines_of(tmp_path / "alone")[-1]["epoch"] == stopped - 1
 
@@ -200,19 +202,24 @@ def test_a_member_without_patience_ends_alone(tmp_path: Path):
 )
 def test_what_does_not_fit_is_refused(tmp_path: Path, own: dict, message: str):
     with pytest.raises(UserError, match=message):
-        train.run_population(members(tmp_path / "runs", DENSE, [{}, own]))
+        population.run_population(members(tmp_path / "runs", DENSE, [{}, own]))
     assert not (tmp_path / "runs").exists()
 
 
 def test_the_seed_of_synthetic_images_is_common():
-    keys = {train.population_key(config.parse(CONVOLUTIONS | {"seed": seed})) for seed in (1, 2)}
+    keys = {
+        population.population_key(config.parse(CONVOLUTIONS | {"seed": seed})) for seed in (1, 2)
+    }
     assert len(keys) == 2
-    assert len({train.population_key(config.parse(DENSE | {"seed": seed})) for seed in (1, 2)}) == 1
+    assert (
+        len({population.population_key(config.parse(DENSE | {"seed": seed})) for seed in (1, 2)})
+        == 1
+    )
 
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_place_and_fetch(count: int):
-    layout = Layout(count)
+    layout = Population(count)
     trees = [{"a": np.full((2, 3), n), "b": np.float32(n)} for n in range(count)]
     placed = layout.place(trees)
     for number, tree in enumerate(trees):

@@ -11,16 +11,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
+import jax.numpy as jnp
 import pytest
+from helpers import TIMES, evaluate, kept
 from imagenet_files import train_images, validation_images, write_tree
 
-from jaxbin import config, data, train
+from jaxbin import config, data, population, train
 from jaxbin.common.errors import UserError
-from jaxbin.engine import devices, epoch, trainer
+from jaxbin.engine.devices import Alone, Population
+from jaxbin.engine.preprocessing import normalize
+from jaxbin.engine.program import Program
+from jaxbin.engine.step import cross_entropy
 
-TIMES = ("images_per_second", "duration_seconds")
 CONFIG = """
 from jaxbin.config import base_config
 
@@ -84,31 +86,27 @@ def test_a_streamed_run_records_what_others_record(whole: list[dict[str, Any]]):
 def test_the_evaluation_is_that_of_images_in_memory(folder: Path):
     parsed = config.parse(fields(folder))
     dataset = data.load(parsed.dataset_spec, stage="validation", data_dir=str(folder))
-    layout = devices.Layout()
-    streamed = trainer.build_trainer(parsed, dataset, layout)
-    state = trainer.initial_state(parsed, streamed)
-    metrics = streamed.evaluations["validation"](layout.place([state]), dataset.evaluation)
+    streamed = Program(parsed, dataset, Alone())
+    state = streamed.place([streamed.initial_state(parsed)])
+    computed = streamed.fetch(evaluate(streamed, state, "validation")).compute()
     batches = data.streaming.EvaluationBatches(dataset.evaluation, 10, tuple(range(10)))[0]
-    evaluation = epoch.make_evaluation(
-        trainer.step.make_eval_step(streamed.network),
-        dataset.spec.mean,
-        dataset.spec.std,
-        examples=10,
-        batch_size=10,
-        layout=layout,
-        at_once=lambda steps: 1,
+    logits: Any = Program(parsed, dataset, Population(1)).network.apply(
+        weights(streamed.fetch(state)),
+        normalize(jnp.asarray(batches["images"]), dataset.spec.mean, dataset.spec.std),
+        train=False,
     )
-    resident = layout.share_out(epoch.Examples(batches["images"], batches["labels"]))
-    expected = layout.fetch(evaluation(layout.place([state]), resident)).compute()
-    for name, value in layout.fetch(metrics).compute().items():
-        np.testing.assert_allclose(value, expected[name], rtol=1e-5)
+    assert computed["accuracy"] == pytest.approx((logits.argmax(-1) == batches["labels"]).mean())
+    losses = cross_entropy(logits, jnp.asarray(batches["labels"]))
+    assert computed["loss"] == pytest.approx(float(losses.mean()), rel=1e-5)
 
 
-def test_saving_positions_changes_nothing(folder: Path, tmp_path: Path, whole):
+def weights(state: Any) -> dict[str, Any]:
+    return {name: getattr(state, name) for name in ("params", "batch_stats", "binarization")}
+
+
+def test_saving_within_epochs_changes_nothing(folder: Path, tmp_path: Path, whole):
     changed = fields(folder, checkpoint_every_steps=1)
     assert run(tmp_path / "run", changed) == whole
-    # what is no longer needed is removed
-    assert not any((tmp_path / "run" / "positions").glob("[0-9]*"))
 
 
 def test_a_batch_in_parts(folder: Path, tmp_path: Path, whole):
@@ -130,7 +128,7 @@ def test_what_does_not_fit_is_refused(folder: Path, tmp_path: Path, changed, mes
     with pytest.raises(UserError, match=message):
         run(tmp_path / "run", fields(folder, **changed))
     with pytest.raises(UserError, match="not accepted in a population"):
-        train.run_population([(config.parse(fields(folder)), tmp_path / "run")])
+        population.run_population([(config.parse(fields(folder)), tmp_path / "run")])
 
 
 def start(
@@ -168,16 +166,16 @@ def test_a_run_killed_within_an_epoch_goes_on_with_the_next_batch(
     folder: Path, tmp_path: Path, whole
 ):
     changed = fields(folder, checkpoint_every_steps=1, input_workers=1)
-    positions = tmp_path / "run" / "positions"
+    saved = tmp_path / "run" / "checkpoints"
     process = start(tmp_path, "first", changed)
     # 4 steps are an epoch: 6 are the second step of the second epoch, 7 the third
-    wait_until(lambda: (positions / "6").exists() or (positions / "7").exists(), process)
+    wait_until(lambda: (saved / "6").exists() or (saved / "7").exists(), process)
     process.send_signal(signal.SIGKILL)
     assert process.wait(60) == -signal.SIGKILL
     assert len(untimed(tmp_path / "run")) == 1
     process = start(tmp_path, "second", changed)
     assert process.wait(200) == 0, (tmp_path / "second.txt").read_text()
-    assert "going on in epoch 1 after step" in (tmp_path / "run" / "log.txt").read_text()
+    assert "going on in epoch 1, step " in (tmp_path / "run" / "log.txt").read_text()
     assert untimed(tmp_path / "run") == whole
     assert "leaked" not in (tmp_path / "second.txt").read_text()  # shared memory
 
@@ -186,14 +184,14 @@ def test_a_signal_to_all_processes_does_not_keep_the_workers_from_the_last_step(
     folder: Path, tmp_path: Path
 ):
     process = start(tmp_path, "run", fields(folder, epochs=300, input_workers=2))
-    wait_until((tmp_path / "run" / "checkpoints" / "0").exists, process)
+    wait_until((tmp_path / "run" / "checkpoints" / "4").exists, process)
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(60) == 128 + signal.SIGINT
     said = (tmp_path / "run.txt").read_text()
     assert "stopped by SIGINT; the same command goes on" in said
     assert "Traceback" not in said
     assert "leaked" not in said
-    assert any((tmp_path / "run" / "positions").iterdir())
+    assert kept(tmp_path / "run")[-1] >= 4 * len(untimed(tmp_path / "run"))
 
 
 def start_two(directory: Path, given: dict[str, Any], *flags: str) -> list[subprocess.Popen]:
@@ -229,8 +227,8 @@ def test_processes_devices_and_one_device_agree_and_a_death_ends_all(
 
     given = fields(folder, checkpoint_every_steps=1)
     processes = start_two(two, given, "--heartbeat_seconds=10")
-    positions = two / "run" / "positions"
-    wait_until(lambda: (positions / "6").exists() or (positions / "7").exists(), *processes)
+    saved = two / "run" / "checkpoints"
+    wait_until(lambda: (saved / "6").exists() or (saved / "7").exists(), *processes)
     processes[1].send_signal(signal.SIGKILL)
     assert processes[1].wait(60) == -signal.SIGKILL
     started = time.monotonic()
@@ -244,7 +242,7 @@ def test_processes_devices_and_one_device_agree_and_a_death_ends_all(
     said = [(two / f"process{number}.txt").read_text() for number in (0, 1)]
     assert output == [0, 0], said
     assert_close(untimed(two / "run"), whole)
-    assert "going on in epoch 1 after step" in (two / "run" / "log.txt").read_text()
+    assert "going on in epoch 1, step " in (two / "run" / "log.txt").read_text()
     assert "epoch 1/1" in said[0]
     assert "epoch" not in said[1]  # one of them talks
     environment = json.loads((two / "run" / "environment.json").read_text())
@@ -255,17 +253,16 @@ def test_processes_that_are_asked_to_end_stop_at_the_same_step(folder: Path, tmp
     # Long epochs: nothing is saved in them but what the signal asks for.
     given = fields(folder, epochs=40, epochs_per_layer=20)
     processes = start_two(tmp_path, given)
-    wait_until((tmp_path / "run" / "checkpoints" / "0").exists, *processes)
+    wait_until((tmp_path / "run" / "checkpoints" / "4").exists, *processes)
     processes[1].send_signal(signal.SIGTERM)  # one of them is told
     assert [process.wait(60) for process in processes] == [143, 143], [
         (tmp_path / f"process{number}.txt").read_text() for number in (0, 1)
     ]
-    (position,) = (tmp_path / "run" / "positions").iterdir()
     done = len(untimed(tmp_path / "run"))
-    assert done * 4 < int(position.name) <= done * 4 + 4
+    assert done * 4 < kept(tmp_path / "run")[-1] <= done * 4 + 4
     processes = start_two(tmp_path, given)
     assert [process.wait(300) for process in processes] == [0, 0]
-    assert "going on in epoch" in (tmp_path / "run" / "log.txt").read_text()
+    assert "going on " in (tmp_path / "run" / "log.txt").read_text()
     assert len(untimed(tmp_path / "run")) == 40
     assert_close(untimed(tmp_path / "run")[:1], whole[:1])
 
@@ -278,11 +275,3 @@ def test_an_error_of_one_process_ends_all(tmp_path: Path, folder: Path):
         said = (tmp_path / f"process{number}.txt").read_text()
         assert "is a file; accepted: a directory" in said
         assert "Traceback" not in said
-
-
-def test_a_carry_fits_another_number_of_devices():
-    metrics = jax.tree.map(lambda leaf: np.ones((4, *np.shape(leaf))), trainer.step.Metrics.empty())
-    carry = epoch.Carry({}, metrics, (), (), 7)
-    assert epoch.fit_to_shards(carry, 4) is carry
-    fitted = epoch.fit_to_shards(carry, 2)
-    assert fitted.metrics.loss.count.tolist() == [4, 0]

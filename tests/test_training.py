@@ -10,51 +10,31 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import (
+    TIMES,
+    assert_identical,
+    built,
+    evaluate,
+    kept,
+    lines_of,
+    run,
+    stop,
+    stored,
+    untimed,
+)
 
 from jaxbin import config, data, train
 from jaxbin.binarization.layers import latent_weights, write_mask
 from jaxbin.common.errors import UserError
-from jaxbin.engine import epoch, step, trainer
-from jaxbin.engine.devices import Layout
+from jaxbin.engine import program as programs
+from jaxbin.engine import step
+from jaxbin.engine.devices import Alone
 from jaxbin.runs import checkpoints, records, run_directory
-from jaxbin.runs import run as runs
 
 SHORT = {"epochs_per_layer": 1, "max_steps_per_epoch": 3, "learning_rate": 0.003}
 # Every epoch has another mask or another learning rate.
 ITERATIVE = SHORT | {"epochs": 5, "order": "231", "milestones": (2, 4), "evaluate_train": True}
-LAYOUT = Layout()
-TIMES = ("images_per_second", "duration_seconds")
-
-
-def run(workdir: Path, **fields: Any) -> dict[str, Any]:
-    return train.run(config.parse(fields), workdir)
-
-
-def lines_of(workdir: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-
-
-def untimed(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{key: line[key] for key in line if key not in TIMES} for line in lines]
-
-
-def built(**fields: Any) -> tuple[config.Config, trainer.Trainer]:
-    parsed = config.parse(fields)
-    return parsed, trainer.build_trainer(
-        parsed,
-        data.load(parsed.dataset_spec, stage=parsed.stage, data_dir="", seed=parsed.seed),
-        LAYOUT,
-    )
-
-
-def stored(workdir: Path, number: int | None = None, **fields: Any) -> step.TrainState:
-    """The state in a checkpoint, by default the last."""
-    parsed, made = built(**fields)
-    template = trainer.initial_state(parsed, made)
-    with checkpoints.open_checkpoints(workdir / "checkpoints", read_only=True) as manager:
-        return checkpoints.restore(
-            manager, manager.latest_step() if number is None else number, template
-        )
+LAYOUT = Alone()
 
 
 def snapshot(directory: Path) -> dict[str, tuple[bytes, int]]:
@@ -64,13 +44,6 @@ def snapshot(directory: Path) -> dict[str, tuple[bytes, int]]:
         for path in sorted(directory.rglob("*"))
         if path.is_file()
     }
-
-
-def assert_identical(one: Any, other: Any) -> None:
-    assert jax.tree.structure(one) == jax.tree.structure(other)
-    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
-        assert a.dtype == b.dtype
-        np.testing.assert_array_equal(a, b)
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +68,15 @@ def test_masks_and_learning_rates_of_the_epochs(iterative):
     assert [line["learning_rate"] for line in lines] == pytest.approx(rates)
 
 
-KEYS = {"epoch", "binary_layers", "learning_rate", "train_loss", "train_accuracy", "flip_ratio"}
+KEYS = {
+    "epoch",
+    "step",
+    "binary_layers",
+    "learning_rate",
+    "train_loss",
+    "train_accuracy",
+    "flip_ratio",
+}
 KEYS |= {"layer_flip_ratios", *TIMES}
 
 
@@ -120,7 +101,6 @@ def test_files_of_a_run(iterative):
         "metrics.jsonl",
         "tensorboard",
         "checkpoints",
-        "positions",
         "lock",
         "summary.json",
     }
@@ -133,8 +113,7 @@ def test_files_of_a_run(iterative):
     for tag in (b"validation_accuracy", b"flip_ratio", b"learning_rate", b"binary_layers"):
         assert tag in events.read_bytes()
     assert b"latent/" not in events.read_bytes()
-    kept = {path.name for path in (workdir / "checkpoints").iterdir() if path.is_dir()}
-    assert kept == {str(summary["best"]["epoch"]), "3", "4"}
+    assert set(kept(workdir)) == {summary["best"]["step"], 12, 15}
 
 
 def test_a_finished_run_is_not_run_again(iterative):
@@ -185,25 +164,25 @@ def test_evaluate_only_of_nothing_is_refused(tmp_path: Path, there: bool):
 
 @pytest.fixture
 def interrupted(iterative, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A run that died after recording epoch 3 and before saving its checkpoint."""
+    """A run that ended after recording epoch 3 and before its state was saved."""
     save = checkpoints.save
 
     def dying_save(manager, number, *rest):
-        if number == 3:
-            raise KeyboardInterrupt
+        if number == 12:
+            raise UserError("the power is gone")
         save(manager, number, *rest)
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints, "save", dying_save)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(UserError, match="the power is gone"):
             run(tmp_path / "interrupted", **ITERATIVE)
     return tmp_path / "interrupted"
 
 
 def test_what_was_recorded_beyond_the_checkpoint_or_torn_is_dropped(iterative, interrupted):
-    assert len(lines_of(interrupted)) == 4
+    assert len(lines_of(interrupted)) == 5  # saving is a step behind
     with (interrupted / "metrics.jsonl").open("a") as file:
-        file.write('{"epoch": 4, "binary_lay')
+        file.write('{"epoch": 5, "binary_lay')
     summary = run(interrupted, **ITERATIVE)
     assert untimed(lines_of(interrupted)) == untimed(lines_of(iterative[0]))
     assert summary["train_step_traces"] == 1
@@ -212,9 +191,28 @@ def test_what_was_recorded_beyond_the_checkpoint_or_torn_is_dropped(iterative, i
 
 def test_a_line_torn_where_it_is_needed_is_recorded_no_further_than_it_is(interrupted):
     path = interrupted / "metrics.jsonl"
-    path.write_text("".join(path.read_text().splitlines(keepends=True)[:2]))
-    with pytest.raises(UserError, match="does not hold the 3 epochs that were checkpointed"):
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:1]))
+    with pytest.raises(UserError, match="does not hold the 3 epochs that were saved"):
         run(interrupted, **ITERATIVE)
+
+
+# Looks of `dispatch="step"`: 3 of an epoch's steps, 1 of its validation, 4 of its other evaluation.
+LOOKS = 8
+
+
+@pytest.mark.parametrize("look", [0, 2, 3, 7, LOOKS + 1, 2 * LOOKS + 3])
+def test_a_run_stopped_anywhere_goes_on_to_the_same_end(iterative, tmp_path: Path, look: int):
+    fields = ITERATIVE | {"dispatch": "step"}
+    stop(tmp_path / "run", look, **fields)
+    epoch, within = divmod(look, LOOKS)
+    assert kept(tmp_path / "run")[-1] == 3 * epoch + min(within + 1, 3)
+    assert len(lines_of(tmp_path / "run")) == epoch
+    run(tmp_path / "run", **fields)
+    assert untimed(lines_of(tmp_path / "run")) == untimed(lines_of(iterative[0]))
+    whole = json.loads((iterative[0] / "summary.json").read_text())
+    assert kept(tmp_path / "run") == kept(iterative[0])
+    assert whole["best"]["step"] in kept(tmp_path / "run")
+    assert_identical(stored(tmp_path / "run", **fields), stored(iterative[0], **ITERATIVE))
 
 
 def test_dispatch_does_not_matter(iterative, tmp_path: Path):
@@ -259,10 +257,10 @@ def one_epoch(tmp_path_factory: pytest.TempPathFactory):
     workdir = tmp_path_factory.mktemp("flips") / "run"
     # not a run of any method: two layers in the first epoch
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runs, "mask_in", lambda *_: (False, True, True))
+        patch.setattr(train, "mask_in", lambda *_: (False, True, True))
         run(workdir, **fields)
     parsed, made = built(**fields)
-    before = latent_weights(trainer.initial_state(parsed, made).params, parsed.layer_names)
+    before = latent_weights(made.initial_state(parsed).params, parsed.layer_names)
     after = latent_weights(stored(workdir, **fields).params, parsed.layer_names)
     return before, after, lines_of(workdir)[0]
 
@@ -293,13 +291,12 @@ def test_latent_reset_leaves_signs(tmp_path: Path):
 @pytest.mark.parametrize("dispatch", ["epoch", "step"])
 def test_evaluation_leaves_the_state_bit_identical(dispatch: str):
     parsed, made = built(**SHORT, dispatch=dispatch, evaluate_train=True)
-    state = trainer.initial_state(parsed, made)
+    state = made.initial_state(parsed)
     masks = write_mask(parsed.layer_names, (True, False, True))
     state = LAYOUT.place([dataclasses.replace(state, binarization=masks)])
     before = jax.tree.map(np.array, state)
     for name in ("validation", "train"):
-        first = made.evaluations[name](state, made.splits[name])
-        again = made.evaluations[name](state, made.splits[name])
+        first, again = evaluate(made, state, name), evaluate(made, state, name)
         assert_identical(jax.tree.map(np.array, first), jax.tree.map(np.array, again))
     assert_identical(jax.tree.map(np.array, state), before)
 
@@ -308,7 +305,7 @@ def test_evaluation_leaves_the_state_bit_identical(dispatch: str):
 def by_hand() -> tuple[float, float]:
     """Loss and accuracy of a new, half-binary network on the validation split, in one batch."""
     parsed, made = built(**SHORT)
-    state = trainer.initial_state(parsed, made)
+    state = made.initial_state(parsed)
     split = data.load(parsed.dataset_spec, stage="validation", data_dir="").evaluation
     params = jax.tree.map(np.asarray, state.params)
     x = (split.images.reshape(500, 784) / 255 - 0.1307) / 0.3081
@@ -326,9 +323,9 @@ def by_hand() -> tuple[float, float]:
 def test_evaluation_counts_every_example_once(by_hand, eval_batch_size: int):
     parsed, made = built(**SHORT, eval_batch_size=eval_batch_size)
     masks = write_mask(parsed.layer_names, (True, False, True))
-    state = dataclasses.replace(trainer.initial_state(parsed, made), binarization=masks)
-    metrics = made.evaluations["validation"](LAYOUT.place([state]), made.splits["validation"])
-    computed = LAYOUT.fetch(metrics).compute()
+    state = dataclasses.replace(made.initial_state(parsed), binarization=masks)
+    metrics = evaluate(made, LAYOUT.place([state]), "validation")
+    computed = made.fetch(metrics).compute()
     assert float(computed["accuracy"]) == pytest.approx(by_hand[1], rel=1e-6)
     assert float(computed["loss"]) == pytest.approx(by_hand[0], rel=1e-4)
 
@@ -341,39 +338,48 @@ def fed():
     """`epoch, seed -> ` for every example, how often and in which step an epoch fed it."""
 
     def note(state, images, labels, learning_rate):
+        del learning_rate
         seen, number = state.params["seen"]["kernel"], state.params["step"]["kernel"] + 1
         seen = seen.at[labels, 0].add(1).at[labels, 1].add(number)
         seen = seen.at[labels, 2].add(images[:, 0, 0, 0] * 255)  # of which image
         metrics = step.Metrics.single_from_model_output(
             loss=jnp.zeros(len(labels)), logits=jnp.zeros((len(labels), 2)), labels=labels
         )
-        params = {"seen": {"kernel": seen}, "step": {"kernel": number}}
+        params = {**state.params, "seen": {"kernel": seen}, "step": {"kernel": number}}
         return state.replace(params=params), metrics, None
 
-    loop = epoch.make_train_epoch(
-        note,
-        ("seen",),
-        (0.0,),
-        (1.0,),
-        batch_size=BATCH,
-        steps=STEPS,
-        augment=False,
-        latent_reset=False,
-        layout=LAYOUT,
-        at_once=lambda steps: steps,
+    parsed = config.parse(
+        {
+            "dataset": "synthetic",
+            "synthetic_shape": (1, 1, 1),
+            "synthetic_classes": EXAMPLES,
+            "synthetic_examples": EXAMPLES,
+            "batch_size": BATCH,
+        }
     )
-    images = np.arange(EXAMPLES, dtype=np.uint8).reshape(-1, 1, 1, 1)
-    examples = epoch.Examples(images, np.arange(EXAMPLES, dtype=np.int32))
+    spec = dataclasses.replace(parsed.dataset_spec, mean=(0.0,), std=(1.0,))
+    split = data.Split(
+        np.arange(EXAMPLES, dtype=np.uint8).reshape(-1, 1, 1, 1),
+        np.arange(EXAMPLES, dtype=np.int32),
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(programs.step, "make_train_step", lambda *_: note)
+        program = programs.Program(parsed, data.Dataset(spec, split, split), LAYOUT)
+    assert program.steps == STEPS
 
     def feed(number: int, seed: int = 1) -> np.ndarray:
+        latents = {f"dense{k}": {"kernel": np.zeros((1, 1), np.float32)} for k in (1, 2, 3)}
         params = {
             "seen": {"kernel": np.zeros((EXAMPLES, 3), np.float32)},
             "step": {"kernel": np.zeros((), np.float32)},
+            **latents,
         }
-        state = LAYOUT.place([step.TrainState(params, {}, {}, ())])
-        inputs = epoch.EpochInputs(trainer.random_keys(seed)[1], np.int32(number), np.float32(0.1))
-        state, _ = loop(state, LAYOUT.place([inputs]), LAYOUT.share_out(examples))
-        return LAYOUT.fetch(state).params["seen"]["kernel"]
+        begun = step.TrainState(params, {}, {}, ())
+        state = program.begin_epoch(program.place([begun]), [(False,) * 3])
+        inputs = program.open_epoch([seed], number, [0.1])
+        for batch in program.batches(number, 0):
+            state = program.train(state, inputs, batch)
+        return program.fetch(state).params["seen"]["kernel"]
 
     return feed
 
@@ -446,12 +452,11 @@ def test_patience_does_not_run_before_the_last_layer(
 def test_the_best_checkpoint_holds_the_best_epoch(patient, tmp_path: Path):
     workdir, summary = patient
     best = summary["best"]["epoch"]
-    kept = {path.name for path in (workdir / "checkpoints").iterdir() if path.is_dir()}
-    assert kept == {str(best), str(best + 2)}
+    assert kept(workdir) == [best + 1, best + 3]  # one step an epoch
     fields = PATIENT | {"epochs": best + 1}
     run(tmp_path / "shorter", **fields)
     expected = stored(tmp_path / "shorter", **fields)
-    assert_identical(stored(workdir, best, **PATIENT), expected)
+    assert_identical(stored(workdir, best + 1, **PATIENT), expected)
 
 
 def test_initialize_from_another_run(iterative, tmp_path: Path):
@@ -496,12 +501,12 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_last_checkpoint(
     assert "learning_rate=0.003" in str(caught.value)
     assert [line["epoch"] for line in lines_of(tmp_path / "run")] == [0, 1]
     assert not (tmp_path / "run" / "summary.json").exists()
-    state = stored(tmp_path / "run", 1, **fields)
+    state = stored(tmp_path / "run", 6, **fields)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
 
 
 @pytest.mark.parametrize(
-    ("every", "epochs", "saved"), [(1, 3, [0, 1, 2]), (2, 3, [1, 2]), (3, 3, [2]), (9, 3, [2])]
+    ("every", "epochs", "saved"), [(1, 3, [3, 6, 9]), (2, 3, [6, 9]), (3, 3, [9]), (9, 3, [9])]
 )
 def test_checkpoint_interval(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int, epochs: int, saved: list[int]

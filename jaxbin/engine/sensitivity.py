@@ -30,6 +30,7 @@ from jaxbin.engine.preprocessing import normalize
 from jaxbin.engine.step import cross_entropy
 from jaxbin.export import freeze
 from jaxbin.networks import registry
+from jaxbin.runs import finished
 
 PyTree = Any
 
@@ -76,10 +77,10 @@ def load_trained(workdir: Path) -> Trained:
             f"{workdir} is a run of method={run.method!r}, stage={run.stage!r}; accepted: "
             "method='float', stage='validation'"
         )
-    epoch = freeze.read_summary(workdir, run)["last"]["epoch"]
+    number = finished.checkpoint_of(freeze.read_summary(workdir, run)["last"])
     spec = run.dataset_spec
     network = registry.build(run.network, spec.classes, run.depth)
-    variables = freeze.stored_variables(workdir, network, spec, epoch)
+    variables = freeze.stored_variables(workdir, network, spec, number)
     dataset = data.load(
         spec,
         stage="validation",

@@ -13,6 +13,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxbin.binarization.binarize import binarize
@@ -28,8 +29,30 @@ PyTree = Any
 
 
 @flax.struct.dataclass
+class Measured:
+    """What an epoch has measured so far.
+
+    Attributes:
+      metrics: `Metrics` over all examples of the run, from all devices.
+      positive: the signs of the latent weights of layers 1..L when the epoch began.
+      flips: each layer's share of latent weights whose sign the epoch changed, (L,); zeros until
+        it has ended.
+      nonfinite_step: the first step whose loss was not finite, `NEVER` if there was none.
+    """
+
+    metrics: Any
+    positive: tuple[jax.Array, ...]
+    flips: jax.Array
+    nonfinite_step: jax.Array
+
+
+NEVER = np.iinfo(np.int32).max
+"""A step that no epoch has."""
+
+
+@flax.struct.dataclass
 class TrainState:
-    """All that training changes, plus the masks.
+    """All that training changes, plus the masks: what a checkpoint holds.
 
     Attributes:
       params: parameters; the kernels of binarizable layers are their latent weights.
@@ -38,6 +61,8 @@ class TrainState:
       opt_state: the optimizer's state.
       previous_latents: latent weights of layers 1..L before the latest step, kept only for the
         published latent reset; otherwise empty.
+      measured: what the epoch has measured, see `jaxbin.engine.epoch`; empty for those who only
+        use the step.
     """
 
     params: PyTree
@@ -45,6 +70,7 @@ class TrainState:
     binarization: PyTree
     opt_state: PyTree
     previous_latents: tuple[jax.Array, ...] = ()
+    measured: Measured | tuple[()] = ()
 
 
 def in_top5(**outputs: Any) -> jax.Array:

@@ -1,19 +1,20 @@
 """Ending a run when it is asked to: SIGTERM, as clusters send it, and Ctrl-C.
 
-While a run trains, a request waits for the end of a step, where the run can be stopped and lose
-nothing. At any other time it ends the program at once, and so it does if no step ends in time.
+Nothing here raises where a program happens to be: an exception at an arbitrary place is swallowed
+by destructors, leaves locks held or crashes native code. A thread hears of the signal; while a run
+trains it records the request, which the loop obeys between two dispatches; at any other time, and
+if the loop takes too long, it says a line and leaves without running anything else.
 """
 
 import contextlib
 import os
+import select
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from typing import NoReturn
-
-import jax
-from jax.experimental import multihost_utils
 
 PATIENCE_SECONDS = 8.0
 """How long a request waits: clusters kill what has not ended a little later."""
@@ -21,11 +22,8 @@ PATIENCE_SECONDS = 8.0
 _HEEDED = (signal.SIGTERM, signal.SIGINT)
 
 
-class Stopped(BaseException):
-    """A run was asked to end by the signal `number`, and has saved what it had to.
-
-    No `Exception`, so that nobody takes it for an error that can be handled.
-    """
+class Stopped(Exception):  # noqa: N818 - it is no error
+    """A run was asked to end by the signal `number`, and has saved what it had to."""
 
     def __init__(self, number: int):
         super().__init__(number)
@@ -35,13 +33,13 @@ class Stopped(BaseException):
 class Requests:
     """Tells a run whether it should stop; this one is never asked to."""
 
-    def pending(self, step: int) -> int | None:
+    def pending(self, look: int) -> int | None:
         """The number of the signal that asks the run to stop now, if one does.
 
         Args:
-          step: counts the calls; of several processes all must make the same ones.
+          look: counts the calls; of several processes all must make the same ones.
         """
-        del step
+        del look
         return None
 
     @contextlib.contextmanager
@@ -49,19 +47,23 @@ class Requests:
         """Within this, requests wait until the run asks for them."""
         yield
 
+    @contextlib.contextmanager
+    def saving(self) -> Iterator[None]:
+        """Within this, requests wait as long as it takes."""
+        yield
+
 
 class _Signals(Requests):
     """Requests of this process's signals."""
 
     def __init__(self):
-        self._deferring = False
+        self._deferring = self._saving = self._obeyed = False
         self._requested: int | None = None
-        self._heeded = threading.Event()
+        self._since = 0.0
 
-    def pending(self, step: int) -> int | None:
-        del step
-        if self._requested is not None:
-            self._heeded.set()  # saving may take the time it takes
+    def pending(self, look: int) -> int | None:
+        del look
+        self._obeyed = self._requested is not None  # saving may take the time it takes
         return self._requested
 
     @contextlib.contextmanager
@@ -72,70 +74,96 @@ class _Signals(Requests):
         finally:
             self._deferring = False
 
-    def close(self) -> None:
-        """Let the program end in its own time."""
-        self._heeded.set()
+    @contextlib.contextmanager
+    def saving(self) -> Iterator[None]:
+        self._saving = True
+        try:
+            yield
+        finally:
+            self._since = time.monotonic()
+            self._saving = False
 
-    def handle(self, number: int, frame: object) -> None:
-        """The handler, which Python calls between two of its own instructions."""
-        del frame
-        if self._requested is not None or not self._deferring:
-            raise Stopped(number)  # at once, or asked for the second time
-        self._requested = number
-
-    def watch(self, descriptor: int) -> None:
-        """End the process if it does not end itself: it may be compiling, or in a very long step.
+    def listen(self, descriptor: int) -> None:
+        """Take signals as they arrive, for ever.
 
         Args:
-          descriptor: where the interpreter writes the numbers of signals as they arrive.
+          descriptor: where the interpreter writes their numbers.
         """
-        number = 0
-        while number not in _HEEDED:
-            arrived = os.read(descriptor, 1)
-            if not arrived:
-                return
-            number = arrived[0]
-        if not self._heeded.wait(PATIENCE_SECONDS):
-            print(
-                f"ended by signal {number} before the end of a step; the same command goes on from "
-                "the last checkpoint",
-                file=sys.stderr,
-                flush=True,
-            )
-            os._exit(128 + number)
+        while True:
+            waiting = self._requested is not None
+            ready, _, _ = select.select([descriptor], [], [], 0.1 if waiting else None)
+            if ready:
+                self._take(os.read(descriptor, 1)[0])
+            elif waiting and not (self._saving or self._obeyed):
+                assert self._requested is not None
+                if time.monotonic() - self._since > PATIENCE_SECONDS:
+                    _leave_at_once(
+                        self._requested,
+                        f"ended by {_name(self._requested)} before the end of a step; the same "
+                        "command goes on from the last checkpoint",
+                    )
+
+    def _take(self, number: int) -> None:
+        if number not in _HEEDED:
+            return
+        if self._requested is not None or not self._deferring:
+            _leave_at_once(number, f"stopped by {_name(number)}; the same command goes on")
+        self._since = time.monotonic()
+        self._requested = number
 
 
 class _Preemption(Requests):
-    """Requests to any of several processes, all of which learn of it at the same step."""
+    """Requests to any of several processes, all of which learn of it at the same look."""
 
-    def pending(self, step: int) -> int | None:
-        return signal.SIGTERM if multihost_utils.reached_preemption_sync_point(step) else None
+    def pending(self, look: int) -> int | None:
+        from jax.experimental import multihost_utils
+
+        return signal.SIGTERM if multihost_utils.reached_preemption_sync_point(look) else None
 
 
-@contextlib.contextmanager
-def requests() -> Iterator[Requests]:
-    """Take requests to stop, in the main thread of a program."""
-    if jax.process_count() > 1:
-        yield _Preemption()  # JAX has its own handler of SIGTERM
+_signals: _Signals | None = None
+
+
+def listen() -> None:
+    """Take this process's signals from now on, in the main thread of a program.
+
+    To be called before anything slow is imported: until then Python's own handlers end a program
+    with a traceback.
+    """
+    global _signals
+    if _signals is not None:
         return
-    taken = _Signals()
+    _signals = _Signals()
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
-    before = {number: signal.signal(number, taken.handle) for number in _HEEDED}
-    wakeup_before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-    threading.Thread(target=taken.watch, args=(reading,), daemon=True).start()
-    try:
-        yield taken
-    finally:
-        taken.close()
-        signal.set_wakeup_fd(wakeup_before)
-        os.close(writing)
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    for number in _HEEDED:
+        signal.signal(number, lambda *_: None)  # without a handler nothing is written
+    threading.Thread(target=_signals.listen, args=(reading,), daemon=True).start()
+
+
+def requests() -> Requests:
+    """The requests to stop that a run of this program should obey."""
+    import jax
+
+    if jax.process_count() > 1:
+        return _Preemption()  # JAX has its own handler of SIGTERM
+    return _signals or Requests()
 
 
 def leave(stopped: Stopped) -> NoReturn:
     """End with the exit status of a program that a signal ended."""
-    name = signal.Signals(stopped.number).name
-    print(f"stopped by {name}; the same command goes on", file=sys.stderr, flush=True)
+    print(
+        f"stopped by {_name(stopped.number)}; the same command goes on", file=sys.stderr, flush=True
+    )
     sys.exit(128 + stopped.number)
+
+
+def _leave_at_once(number: int, line: str) -> NoReturn:
+    # Not by print: the main thread may hold the lock of the stream.
+    os.write(2, f"{line}\n".encode())
+    os._exit(128 + number)
+
+
+def _name(number: int) -> str:
+    return signal.Signals(number).name

@@ -41,7 +41,7 @@ def freeze(workdir: Path, which: str = "best", float_dtype: Any = np.float32) ->
     summary = read_summary(workdir, run)
     spec = run.dataset_spec
     network = registry.build(run.network, spec.classes, run.depth)
-    variables = stored_variables(workdir, network, spec, summary[which]["epoch"])
+    variables = stored_variables(workdir, network, spec, finished.checkpoint_of(summary[which]))
     return freeze_variables(
         network,
         variables,
@@ -167,9 +167,9 @@ def read_summary(workdir: Path, run: config.Config) -> dict[str, Any]:
 
 
 def stored_variables(
-    workdir: Path, network: nn.Module, spec: data.DatasetSpec, epoch: int
+    workdir: Path, network: nn.Module, spec: data.DatasetSpec, number: int
 ) -> dict[str, Any]:
-    """Variables of a network, masks included, as a run stored them after an epoch.
+    """Variables of a network, masks included, as a run stored them under a checkpoint's number.
 
     Raises:
       UserError: the run has no such checkpoint, or it holds another network's.
@@ -181,14 +181,14 @@ def stored_variables(
     }
     try:
         with checkpoints.open_checkpoints(workdir / "checkpoints", read_only=True) as saved:
-            if epoch not in saved.all_steps():
-                raise UserError(f"workdir={str(workdir)!r} holds no checkpoint of epoch {epoch}")
-            return checkpoints.restore(saved, epoch, template)
+            if number not in saved.steps():
+                raise UserError(f"workdir={str(workdir)!r} holds no checkpoint {number}")
+            return saved.restore(number, template)
     except UserError:
         raise
     except Exception as error:  # Orbax and TensorStore raise whatever they trip over
         path = workdir / "checkpoints"
-        raise UserError(f"{path}: checkpoint {epoch} is damaged: {one_line(error)}") from None
+        raise UserError(f"{path}: checkpoint {number} is damaged: {one_line(error)}") from None
 
 
 def _training(

@@ -1,9 +1,8 @@
 """Checkpoints: the training state on disk, by Orbax, the best and the latest kept."""
 
-import hashlib
+import concurrent.futures
 import math
 import re
-import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -17,8 +16,8 @@ from absl import logging
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from jaxbin.common import files
 from jaxbin.common.errors import UserError
+from jaxbin.runs.checksums import damage, sound, write_checksums
 
 PyTree = Any
 
@@ -32,41 +31,80 @@ _KEPT = 2
 # A state is a few times as large as the weights that are wanted of it.
 _MOST_TIMES = 16
 
-_CHECKSUMS = "checksums.json"
+
+class Checkpoints:
+    """The states of a run, each under its number of steps, counted through all epochs.
+
+    A state becomes visible only when it is complete, and only then is the one that it replaces
+    removed. Kept are the latest, and of those with a score the best.
+    """
+
+    def __init__(self, directory: Path, manager: ocp.CheckpointManager):
+        """See `open_checkpoints`."""
+        self._directory, self._manager = directory, manager
+        self._writer = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: concurrent.futures.Future[None] | None = None
+
+    def save(self, steps: int, state: PyTree, score: float | None = None) -> None:
+        """Begin to store a state; `settle`, or the next save, says whether that worked.
+
+        Args:
+          steps: after how many steps of the run, more than of any that is stored.
+          state: any tree of NumPy arrays, which must not change any more.
+          score: the larger, the better.
+
+        Raises:
+          UserError: the save before this one failed.
+        """
+        self.settle()
+        self._pending = self._writer.submit(save, self._manager, steps, state, score)
+
+    def settle(self) -> None:
+        """Wait until all is stored.
+
+        Raises:
+          UserError: it cannot be written. What was stored before is still there.
+        """
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def restore(self, steps: int, template: PyTree) -> PyTree:
+        """See the function of that name."""
+        return restore(self._manager, steps, template)
+
+    def read(self, steps: int) -> dict[str, np.ndarray]:
+        """See the function of that name."""
+        return read(self._manager, steps)
+
+    def steps(self) -> list[int]:
+        """The numbers of what is stored, ascending."""
+        return sorted(self._manager.all_steps())
+
+    def close(self) -> None:
+        """Wait, and let go of the directory; a failure that nobody asked for is not raised."""
+        self._writer.shutdown()
+        self._manager.close()
 
 
 @contextmanager
-def open_positions(directory: Path) -> Iterator[ocp.CheckpointManager]:
-    """The latest positions within an epoch; a checkpoint's step counts through all epochs."""
-    directory.mkdir(exist_ok=True)
-    options = ocp.CheckpointManagerOptions(
-        preservation_policy=preservation_policy.LatestN(_KEPT),
-        enable_async_checkpointing=False,
-        cleanup_tmp_directories=True,
-        create=False,
-        multiprocessing_options=_ALONE,
-    )
-    with ocp.CheckpointManager(directory.absolute(), options=options) as manager:
-        yield manager
+def open_checkpoints(directory: Path, read_only: bool = False) -> Iterator[Checkpoints]:
+    """The checkpoints in `directory`.
 
-
-@contextmanager
-def open_checkpoints(directory: Path, read_only: bool = False) -> Iterator[ocp.CheckpointManager]:
-    """The checkpoints in `directory`; a checkpoint's step is its epoch.
-
-    Unless `read_only`, half-written checkpoints of a killed run are removed. A new one becomes
-    visible only when it is complete, and only then is the one that it replaces removed.
+    Unless `read_only`, half-written checkpoints of a killed run are removed.
     """
     policy = preservation_policy.AnyPreservationPolicy(
         [
             preservation_policy.LatestN(_KEPT),
-            preservation_policy.BestN(get_metric_fn=_score, n=1),
+            preservation_policy.BestN(
+                get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False
+            ),
         ]
     )
     options = ocp.CheckpointManagerOptions(
         preservation_policy=policy,
         best_fn=_score,  # without it Orbax stores no metrics
-        enable_async_checkpointing=False,
+        enable_async_checkpointing=False,  # `Checkpoints` saves in a thread of its own
         # Orbax's own read_only warns that it is.
         cleanup_tmp_directories=not read_only,
         create=False,  # Orbax refuses to where one process is active
@@ -74,37 +112,38 @@ def open_checkpoints(directory: Path, read_only: bool = False) -> Iterator[ocp.C
     )
     if not read_only:
         directory.mkdir(exist_ok=True)
-    with ocp.CheckpointManager(directory.absolute(), options=options) as manager:
-        yield manager
+    checkpoints = Checkpoints(
+        directory, ocp.CheckpointManager(directory.absolute(), options=options)
+    )
+    try:
+        yield checkpoints
+    finally:
+        checkpoints.close()
 
 
 def save(
-    manager: ocp.CheckpointManager, number: int, state: PyTree, score: float | None = None
+    manager: ocp.CheckpointManager, steps: int, state: PyTree, score: float | None = None
 ) -> None:
-    """Store a state.
-
-    Args:
-      manager: from `open_checkpoints` or `open_positions`.
-      number: the epoch, from 0, that the state follows; of a position how many steps, counted
-        through all epochs.
-      state: any tree of NumPy arrays.
-      score: of an epoch; the larger, the better; that with the largest is kept, of equal ones the
-        first.
+    """Store a state, see `Checkpoints.save`.
 
     Raises:
       UserError: it cannot be written. What was stored before is still there.
     """
-    # Orbax keeps the last of equal ones. Scores are counted in examples, 1e-9 is no example.
-    metrics = None if score is None else {"score": score - 1e-9 * number}
+    metrics = None if score is None else {"score": score}
     arguments = ocp.args.Composite(state=ocp.args.StandardSave(_flat(state)))
+    path = Path(manager.directory) / str(steps)
     try:
         with _silent():
-            manager.save(number, args=arguments, metrics=metrics)
-        _write_checksums(manager.directory / str(number))
+            if steps in manager.all_steps():  # saved before its epoch was evaluated, without score
+                manager.delete(steps)
+            stored = manager.save(steps, args=arguments, metrics=metrics)
+        if not stored:
+            raise ValueError("a later one is there")
+        write_checksums(path)
     except Exception as error:  # Orbax's storage raises what it likes
         raise UserError(
-            f"{manager.directory / str(number)} cannot be written: {_first_line(error)}; the "
-            "checkpoints before it are kept, the same command goes on from there"
+            f"{path} cannot be written: {_first_line(error)}; the checkpoints before it are kept, "
+            "the same command goes on from there"
         ) from None
 
 
@@ -127,84 +166,19 @@ def _silent() -> Iterator[None]:
     sys.unraisablehook = report
 
 
-def _write_checksums(checkpoint: Any) -> None:
-    directory = Path(checkpoint)
-    sums = {name: _checksum(directory / name) for name in _files(directory)}
-    files.write_json(directory / _CHECKSUMS, sums)
-
-
-def _files(directory: Path) -> list[str]:
-    paths = sorted(path for path in directory.rglob("*") if path.is_file())
-    return [str(path.relative_to(directory)) for path in paths if path.name != _CHECKSUMS]
-
-
-def _checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def damage(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint's files; None if they are as they were written.
-
-    One without checksums was written by an older version, or by a run that was killed right after;
-    it is complete, as Orbax sees to that, and is taken as it is.
-    """
-    path = checkpoint / _CHECKSUMS
-    if not path.exists():
-        return None
-    try:
-        sums = dict(files.read_json(path))
-    except (UserError, TypeError, ValueError):
-        return f"{_CHECKSUMS} is not what was written"
-    for name, wanted in sums.items():
-        if not (checkpoint / name).is_file():
-            return f"{name} is missing"
-        if _checksum(checkpoint / name) != wanted:
-            return f"{name} is not what was written"
-    return None
-
-
-def newest(directory: Path, report: Callable[[str], None], set_aside: bool = False) -> int | None:
-    """The number of the newest checkpoint that is not damaged; None if there is no checkpoint.
+def restore(manager: ocp.CheckpointManager, number: int, template: PyTree) -> PyTree:
+    """The state stored under `number`.
 
     Args:
-      directory: of checkpoints or positions.
-      report: is told of every damaged one.
-      set_aside: rename damaged ones to `NUMBER.damaged`, so that they are in nobody's way.
-
-    Raises:
-      UserError: all are damaged.
-    """
-    found = sorted(int(path.name) for path in directory.glob("*") if path.name.isdecimal())
-    problems = {number: damage(directory / str(number)) for number in found}
-    sound = [number for number, problem in problems.items() if problem is None]
-    damaged = [f"{number}: {problem}" for number, problem in problems.items() if problem]
-    if found and not sound:
-        raise UserError(f"every checkpoint in {directory} is damaged ({'; '.join(damaged)})")
-    for number, problem in problems.items():
-        if problem is None:
-            continue
-        report(f"{directory / str(number)} is damaged and not used: {problem}")
-        if set_aside:
-            aside = directory / f"{number}.damaged"
-            shutil.rmtree(aside, ignore_errors=True)
-            (directory / str(number)).rename(aside)
-    return sound[-1] if sound else None
-
-
-def restore(manager: ocp.CheckpointManager, epoch: int, template: PyTree) -> PyTree:
-    """The state stored after `epoch`.
-
-    Args:
-      manager: from `open_checkpoints`.
-      epoch: one of `manager.all_steps()`.
+      manager: Orbax's.
+      number: one of `manager.all_steps()`.
       template: a tree of arrays with the structure, shapes and dtypes of the stored one.
 
     Raises:
       UserError: the checkpoint holds something else.
     """
-    stored = read(manager, epoch, _MOST_TIMES * _bytes(jax.tree.leaves(template)) + 2**20)
-    return fit(stored, template, f"checkpoint {epoch} in {manager.directory}")
+    stored = read(manager, number, _MOST_TIMES * _bytes(jax.tree.leaves(template)) + 2**20)
+    return fit(stored, template, f"checkpoint {number} in {manager.directory}")
 
 
 def fit(stored: dict[str, np.ndarray], template: PyTree, source: str) -> PyTree:
@@ -226,7 +200,7 @@ def read(
     """What a checkpoint holds, by name.
 
     Args:
-      manager: from `open_checkpoints` or `open_positions`.
+      manager: Orbax's.
       number: one of `manager.all_steps()`.
       most_bytes: that may be read; sizes are known before memory is allocated.
 
@@ -263,16 +237,16 @@ def _bytes(arrays: Iterable[Any]) -> int:
 def restore_newest(
     directory: Path, template: PyTree, report: Callable[[str], None]
 ) -> tuple[int, PyTree]:
-    """The epoch of the newest sound checkpoint in `directory`, and its part of `template`'s names.
+    """The number of the newest sound checkpoint in `directory`, and its part of `template`'s names.
 
     Raises:
       UserError: there is none, or it holds something else.
     """
-    number = newest(directory, report)
-    if number is None:
+    numbers = sound(directory, report)
+    if not numbers:
         raise UserError(f"{directory} holds no checkpoint")
     with open_checkpoints(directory, read_only=True) as checkpoints:
-        return number, restore(checkpoints, number, template)
+        return numbers[-1], checkpoints.restore(numbers[-1], template)
 
 
 def _first_line(error: Exception) -> str:

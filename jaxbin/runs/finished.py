@@ -32,6 +32,20 @@ def check_summary(summary: Any, source: str, more: Sequence[str] = ()) -> dict[s
     return summary
 
 
+def checkpoint_of(line: Mapping[str, Any]) -> int:
+    """The number of the checkpoint that holds the state after an epoch, from its line of metrics.
+
+    Runs of jaxbin before its `step` counted checkpoints in epochs.
+
+    Raises:
+      UserError: the line names no number.
+    """
+    value = line.get("step", line["epoch"])
+    if not whole(value):
+        raise UserError(f"step={shown(value)} of an epoch is no number of steps; accepted: >= 0")
+    return value
+
+
 def read_environment(workdir: Path) -> dict[str, Any]:
     """The content of `environment.json`.
 

@@ -53,7 +53,7 @@ class Records:
             file.flush()
             os.fsync(file.fileno())
         for name, value in line.items():
-            if isinstance(value, (int, float)) and name != "epoch":
+            if isinstance(value, (int, float)) and name not in ("epoch", "step"):
                 self.writer.add_scalar(name, value, line["epoch"])
         self.writer.add_scalar("binary_layers", len(line["binary_layers"]), line["epoch"])
 
@@ -69,22 +69,28 @@ class Records:
             self.writer.add_scalar(f"{tag}/share_positive", (latent >= 0).mean(), epoch)
 
 
-def open_records(workdir: Path, epochs: int) -> Records:
-    """The records of a run that goes on after `epochs` epochs; what was recorded beyond is dropped.
+def open_records(workdir: Path, epochs: int, step: int) -> Records:
+    """The records of a run that goes on in epoch `epochs` after `step` of its steps.
 
-    An epoch is recorded before it is checkpointed, so a killed run may have recorded more than it
-    can resume from; it will record the same again.
+    What was recorded beyond is dropped: an epoch is recorded before it is saved, so a killed run
+    may have recorded more than it can go on from; it will record the same again. A run that was
+    stopped in an evaluation has one line less than epochs trained.
+
+    Raises:
+      UserError: the records of the epochs before are not there.
     """
     path = workdir / "metrics.jsonl"
     kept = path.read_text(encoding="utf-8").splitlines()[:epochs] if path.exists() else []
+    numbers: list[Any] = []
     lines: list[dict[str, Any]] = []
     with contextlib.suppress(ValueError):
         lines = [json.loads(line) for line in kept]
-    numbers = [line.get("epoch") if isinstance(line, dict) else None for line in lines]
-    if numbers != list(range(epochs)):
-        raise UserError(f"{path} does not hold the {epochs} epochs that were checkpointed")
+        numbers = [line.get("epoch") if isinstance(line, dict) else None for line in lines]
+    evaluated = [epochs] if step or not epochs else [epochs, epochs - 1]
+    if numbers not in [list(range(count)) for count in evaluated]:
+        raise UserError(f"{path} does not hold the {epochs} epochs that were saved")
     files.write_text(path, "".join(line + "\n" for line in kept))
-    writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=epochs)
+    writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=len(lines))
     return Records(workdir, lines, writer)
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import orbax.checkpoint as ocp
 
 from jaxbin.binarization import schedule
 from jaxbin.binarization.layers import latent_weights
@@ -16,42 +15,47 @@ from jaxbin.common import files
 from jaxbin.common.errors import UserError
 from jaxbin.config import Config
 from jaxbin.engine import processes
-from jaxbin.engine.epoch import NEVER, Carry
-from jaxbin.engine.step import TrainState
-from jaxbin.engine.trainer import evaluated_split
-from jaxbin.runs import checkpoints, positions, records, terminal
-from jaxbin.runs.positions import Position
+from jaxbin.engine.step import NEVER, TrainState
+from jaxbin.runs import checkpoints, records, terminal
+from jaxbin.runs.checkpoints import Checkpoints
+from jaxbin.runs.checksums import sound
 
 
 @dataclasses.dataclass
-class OpenRun:
+class Run:
     """A run while it is trained; its files are open.
 
     Attributes:
       config: the run.
       workdir: where its records and checkpoints go.
       logger: writes to its `log.txt` and, if it runs alone, to the terminal.
-      start: the state to go on from, on the host.
+      start: the state to go on from, on the host; None once it has begun.
+      start_at: how many steps, counted through all epochs, have led to it.
+      steps: in an epoch.
       checkpoints: what is saved; None in a process that only computes.
       records: what is recorded; one line for each epoch that has ended.
-      position: where in its next epoch the run goes on, if not at the beginning.
-      positions: where such positions are saved; None in a process that only computes.
       best: the line of the best epoch, see `records.best_epoch`; None before the first has ended.
-      unsaved_best: the best epoch and its state, unless a checkpoint holds it.
+      unsaved_best: the best epoch's line and state, unless a checkpoint holds it.
       failure: why it cannot go on.
     """
 
     config: Config
     workdir: Path
     logger: logging.Logger
-    start: TrainState
-    checkpoints: ocp.CheckpointManager | None
+    start: TrainState | None
+    start_at: int
+    steps: int
+    checkpoints: Checkpoints | None
     records: records.Records
-    position: Position | None = None
-    positions: ocp.CheckpointManager | None = None
     best: dict[str, Any] | None = None
-    unsaved_best: tuple[int, TrainState] | None = None
+    unsaved_best: tuple[dict[str, Any], TrainState] | None = None
     failure: UserError | None = None
+
+    def take_start(self) -> TrainState:
+        """The state to go on from, which is not kept any longer."""
+        start, self.start = self.start, None
+        assert start is not None
+        return start
 
     @property
     def lines(self) -> list[dict[str, Any]]:
@@ -61,7 +65,7 @@ class OpenRun:
     @property
     def metric(self) -> str:
         """The name of the metric by which epochs are compared."""
-        return f"{evaluated_split(self.config)}_accuracy"
+        return f"{self.config.evaluated_split}_accuracy"
 
     @property
     def goes_on(self) -> bool:
@@ -82,44 +86,57 @@ class OpenRun:
             return False
         return lines[-1]["epoch"] - self.best["epoch"] >= config.patience
 
-    def add(
-        self, line: dict[str, Any], nonfinite_step: int, fetch_state: Callable[[], TrainState]
-    ) -> None:
+    def record(self, line: dict[str, Any], fetch_state: Callable[[], TrainState]) -> None:
         """Record an epoch and save what has to be.
 
-        A checkpoint is written every `checkpoint_every` epochs and after the last one. If the loss
-        is not finite nothing is recorded and the run has failed.
+        A checkpoint is written every `checkpoint_every` epochs and after the last one; it is still
+        being written when this returns. If the loss is not finite nothing is recorded and the run
+        has failed; so it has if something cannot be written.
 
         Args:
           line: the epoch's metrics.
-          nonfinite_step: the first whose loss was not finite, or `jaxbin.engine.epoch.NEVER`.
           fetch_state: the state after the epoch, on the host.
         """
+        if line["epoch"] < len(self.lines):
+            return  # only the other members of a population had to evaluate it again
+        try:
+            self._record(line, fetch_state)
+        except UserError as error:
+            self.failure = error
+
+    def _record(self, line: dict[str, Any], fetch_state: Callable[[], TrainState]) -> None:
         epoch = line["epoch"]
-        if nonfinite_step != NEVER or not records.finite(line):
-            self.failure = self._not_finite(epoch, nonfinite_step, fetch_state())
-            self._save_best()
-            return
         self.records.add(line)
-        if self.best is None or records.score(line, self.metric) > records.score(
-            self.best, self.metric
-        ):
+        if self.best is None or self._score(line) > self._score(self.best):
             self.best = line
-        layers = len(self.config.layer_names)
-        split = evaluated_split(self.config)
+        layers, split = len(self.config.layer_names), self.config.evaluated_split
         self.logger.info(terminal.epoch_line(line, self.config.run_epochs, layers, split))
         if self.checkpoints is None:
             return
-        if self.best is line:
-            self.unsaved_best = epoch, fetch_state()
-        if (epoch + 1) % self.config.checkpoint_every == 0 or not self.goes_on:
-            if self.best is not line:
-                self._save_best()
-            self._save(epoch, fetch_state())
-            self.unsaved_best = None
+        due = (epoch + 1) % self.config.checkpoint_every == 0 or not self.goes_on
+        if due and self.best is not line:
+            self._save_best()
+        if due or self.best is line:
+            state = fetch_state()
+            self.unsaved_best = None if due else (line, state)
+            if due:
+                self.checkpoints.save(line["step"], state, self._score(line))
+        if self.config.histograms:
+            names = self.config.layer_names
+            self.records.add_latents(epoch, names, latent_weights(fetch_state().params, names))
 
-    def _not_finite(self, epoch: int, step: int, state: TrainState) -> UserError:
-        """Says where the loss ceased to be finite, and in which layers the weights have."""
+    def _score(self, line: dict[str, Any]) -> float:
+        # Orbax keeps the last of equal ones. Accuracies count examples, 1e-9 is none.
+        return records.score(line, self.metric) - 1e-9 * line["epoch"]
+
+    def fail(self, epoch: int, step: int, state: TrainState) -> None:
+        """Give up: the loss of an epoch is not finite.
+
+        Args:
+          epoch: the epoch.
+          step: the first whose loss was not finite, `NEVER` if that was the evaluation's.
+          state: the state after the epoch.
+        """
         names = self.config.layer_names
         layers = [
             f"{number} ({name})"
@@ -130,28 +147,35 @@ class OpenRun:
         ]
         where = "in its evaluation" if step == NEVER else f"from its step {step} on"
         weights = f"those of layers {', '.join(layers)} are not" if layers else "all are"
-        return UserError(
+        self.failure = UserError(
             f"epoch {epoch}: the loss is not finite {where}; of the latent weights, by its end, "
             f"{weights}; the last checkpoint is kept; learning_rate="
             f"{self.config.learning_rate:g} may be too large"
         )
+        with contextlib.suppress(UserError):
+            self._save_best()
 
     def _save_best(self) -> None:
         """Save the best state, unless it is saved."""
-        if self.unsaved_best is not None:
-            self._save(*self.unsaved_best)
-            self.unsaved_best = None
+        if self.unsaved_best is not None and self.checkpoints is not None:
+            (line, state), self.unsaved_best = self.unsaved_best, None
+            self.checkpoints.save(line["step"], state, self._score(line))
 
-    def _save(self, epoch: int, state: TrainState) -> None:
-        assert self.checkpoints is not None
-        score = records.score(self.lines[epoch], self.metric)
-        checkpoints.save(self.checkpoints, epoch, state, score)
+    def save(self, steps_done: int, state: TrainState) -> None:
+        """Save what so many steps, counted through all epochs, have led to.
 
-    def save_position(self, number: int, carry: Carry) -> None:
-        """Save what `number` steps, counted through all epochs, have led to."""
-        if self.positions is not None:
-            self._save_best()  # the epochs from the last checkpoint on will not be computed again
-            checkpoints.save(self.positions, number, carry)
+        The epochs since the last checkpoint will not be computed again, so the best of them is
+        saved too. If that fails, the run has failed.
+        """
+        if self.checkpoints is None:
+            return
+        try:
+            self._save_best()
+            if steps_done not in self.checkpoints.steps():
+                self.checkpoints.save(steps_done, state)
+            self.checkpoints.settle()
+        except UserError as error:
+            self.failure = error
 
     def end(self, traces: int) -> dict[str, Any] | UserError:
         """Write the summary and return it, or return the failure.
@@ -159,6 +183,11 @@ class OpenRun:
         Args:
           traces: how often the training step was traced.
         """
+        if self.checkpoints is not None:
+            try:
+                self.checkpoints.settle()
+            except UserError as error:
+                self.failure = self.failure or error
         if self.failure is not None:
             return self.failure
         summary = {
@@ -171,38 +200,36 @@ class OpenRun:
         }
         if self.checkpoints is not None:
             files.write_json(self.workdir / "summary.json", summary)
-        if self.positions is not None:
-            for number in self.positions.all_steps():
-                self.positions.delete(number)
         self.logger.info(terminal.summary_lines(summary))
         return summary
 
 
-def found(workdir: Path, report: Callable[[str], None]) -> tuple[int, int]:
-    """How many epochs, and how many steps counted through all of them, a run's files hold.
-
-    Damaged checkpoints are reported and set aside.
+def sound_checkpoints(
+    workdir: Path, report: Callable[[str], None], set_aside: bool = False
+) -> list[int]:
+    """The numbers of the checkpoints that a run can go on from, see `checksums.sound`.
 
     Raises:
-      UserError: all are damaged.
+      UserError: all are damaged, and epochs are recorded that would have to be computed again.
     """
-    position = positions.newest(workdir / "positions", report)
-    latest = checkpoints.newest(workdir / "checkpoints", report, set_aside=True)
-    return 0 if latest is None else latest + 1, position or 0
+    path = workdir / "metrics.jsonl"
+    recorded = path.exists() and path.stat().st_size > 0
+    return sound(workdir / "checkpoints", report, set_aside, needed=recorded)
 
 
 @contextlib.contextmanager
 def open_run(
-    config: Config, workdir: Path, first_state: TrainState, alone: bool, steps: int
-) -> Iterator[OpenRun]:
+    config: Config, workdir: Path, first_state: TrainState, steps: int, start_at: int, alone: bool
+) -> Iterator[Run]:
     """Open the run in `workdir`, or begin it.
 
     Args:
       config: the run.
       workdir: its directory, which `run_directory.claim` holds.
-      first_state: the state before the first epoch, on one device.
-      alone: whether what it logs goes to the terminal too.
+      first_state: the state before the first epoch.
       steps: in an epoch.
+      start_at: the number of the checkpoint, of `sound_checkpoints`, to go on from; 0: none.
+      alone: whether what it logs goes to the terminal too.
 
     Raises:
       UserError: what is there cannot be read, or the directory not be written to.
@@ -211,52 +238,53 @@ def open_run(
         logger = stack.enter_context(records.log_to_file(workdir, alone))
         logger.info("run directory: %s", workdir)
         logger.info(terminal.parameter_table(first_state.params, config.layer_names))
-        done, at = found(workdir, logger.warning)
-        saved_epochs = stack.enter_context(checkpoints.open_checkpoints(workdir / "checkpoints"))
-        saved = stack.enter_context(checkpoints.open_positions(workdir / "positions"))
-        start, position = first_state, None
-        if at > done * steps:
-            position = positions.read(saved, at, steps)
-            done = position.epoch
-            logger.info("going on in epoch %d after step %d", done, position.step)
-        elif done:
-            logger.info("resuming after epoch %d", done - 1)
-            start = checkpoints.restore(saved_epochs, done - 1, first_state)
+        there = sound_checkpoints(workdir, logger.warning, set_aside=True)
+        saved = stack.enter_context(checkpoints.open_checkpoints(workdir / "checkpoints"))
+        start = first_state
+        if start_at:
+            start = saved.restore(start_at, first_state)
         elif config.initialize_from:
             start = with_weights_of(Path(config.initialize_from), first_state, logger)
-        run_records = records.open_records(workdir, done)
+        run_records = records.open_records(workdir, *divmod(start_at, steps))
         if run_records.writer is not None:
             stack.enter_context(contextlib.closing(run_records.writer))
-        run = OpenRun(config, workdir, logger, start, saved_epochs, run_records, position, saved)
-        if run.lines:
-            run.best = records.best_epoch(run.lines, run.metric)
+        run = Run(config, workdir, logger, start, start_at, steps, saved, run_records)
+        run.best = _best_of(run, there)
+        if start_at:
+            epoch, step = divmod(start_at, steps)
+            where = f"after epoch {epoch - 1}" if step == 0 else f"in epoch {epoch}, step {step}"
+            logger.info("going on %s", where)
         yield run
+
+
+def _best_of(run: Run, there: list[int]) -> dict[str, Any] | None:
+    """The best epoch of those that a checkpoint holds, if it holds any."""
+    held = [line for line in run.lines if line["step"] in there]
+    return records.best_epoch(held or run.lines, run.metric) if run.lines else None
 
 
 @contextlib.contextmanager
 def open_shared_run(
-    config: Config, workdir: Path, first_state: TrainState, alone: bool, steps: int
-) -> Iterator[OpenRun]:
+    config: Config, workdir: Path, first_state: TrainState, steps: int, start_at: int, alone: bool
+) -> Iterator[Run]:
     """`open_run` in the first of several processes; the others learn from it where it starts.
 
     They compute what it computes and decide what it decides, but write nothing.
     """
-    opened: list[OpenRun] = []
+    opened: list[Run] = []
     with contextlib.ExitStack() as stack:
 
-        def begin() -> tuple[list[dict[str, Any]], TrainState, Position | None]:
-            run = open_run(config, workdir, first_state, alone, steps)
+        def begin() -> tuple[list[dict[str, Any]], TrainState | None, dict[str, Any] | None]:
+            run = open_run(config, workdir, first_state, steps, start_at, alone)
             opened.append(stack.enter_context(run))
-            return opened[0].lines, opened[0].start, opened[0].position
+            return opened[0].lines, opened[0].start, opened[0].best
 
-        lines, start, position = processes.from_first(begin)
+        lines, start, best = processes.from_first(begin)
         if not opened:
             silent = logging.getLogger("jaxbin.silent")
             silent.propagate = False
             memory = records.Records(workdir, lines, None)
-            opened.append(OpenRun(config, workdir, silent, start, None, memory, position))
-            if lines:
-                opened[0].best = records.best_epoch(lines, opened[0].metric)
+            opened.append(Run(config, workdir, silent, start, start_at, steps, None, memory, best))
         yield opened[0]
 
 
@@ -275,7 +303,7 @@ def with_weights_of(
     latest, restored = checkpoints.restore_newest(
         directory / "checkpoints", template, logger.warning
     )
-    logger.info("weights of %s after epoch %d", directory, latest)
+    logger.info("weights of %s, checkpoint %d", directory, latest)
     return dataclasses.replace(state, **restored)
 
 

@@ -6,8 +6,7 @@ environment.json  commit, versions, devices
 log.txt           what the terminal showed
 metrics.jsonl     one object per epoch
 tensorboard/      the same scalars as event files
-checkpoints/      see `jaxbin.runs.checkpoints`
-positions/        likewise, places within an epoch
+checkpoints/      states, by their number of steps, see `jaxbin.runs.checkpoints`
 summary.json      best and last epoch, when the run has ended
 """
 
@@ -25,8 +24,17 @@ from jaxbin.common import files, provenance
 from jaxbin.common.errors import UserError, shown
 from jaxbin.config import FIELDS, Config, check_value, to_json
 
-# Moving the data, or looking at a run's result, makes no other run; nor does who reads it.
-_MAY_DIFFER = ("data_dir", "evaluate_only", "input_workers", "checkpoint_every_steps")
+# Moving the data, looking at a run's result, what is kept of it and how long it is waited for make
+# no other run; nor does who reads the data.
+_MAY_DIFFER = (
+    "data_dir",
+    "evaluate_only",
+    "input_workers",
+    "checkpoint_every",
+    "checkpoint_every_steps",
+    "histograms",
+    "patience",
+)
 # What an evaluation of a run's weights needs to be as it was in training.
 _DEFINES_WEIGHTS = ("network", "depth", "layer_names")
 
@@ -65,6 +73,11 @@ def check(workdir: Path, config: Config) -> None:
     if not config.evaluate_only and os.path.exists(workdir / "config.json"):
         names = [name for name in to_json(config) if name not in _MAY_DIFFER]
         _check_same("workdir", workdir, config, names, "choose another --workdir")
+        if os.path.exists(workdir / "positions") and not os.path.exists(workdir / "summary.json"):
+            raise UserError(
+                f"workdir={str(workdir)!r} was left unfinished by an older jaxbin, which counted "
+                "checkpoints in epochs; accepted: that version, or another --workdir"
+            )
     if config.initialize_from:
         _check_weights("initialize_from", Path(config.initialize_from), config)
 

@@ -8,6 +8,7 @@ from typing import Any
 import flax.traverse_util
 import tqdm
 
+from jaxbin.config import Config
 from jaxbin.engine import processes
 
 logger = logging.getLogger("jaxbin")
@@ -97,14 +98,25 @@ def epoch_line(line: Mapping[str, Any], epochs: int, layers: int, split: str) ->
     )
 
 
-def population_line(lines: Sequence[Mapping[str, Any]], epochs: int, split: str) -> str:
-    """An epoch of a population in one line: mean, least and largest accuracy of its members."""
-    accuracies = [line[f"{split}_accuracy"] for line in lines]
+def population_line(config: Config, lines: Sequence[Sequence[Mapping[str, Any]]]) -> str:
+    """The last epoch of a population in one line: mean, least and largest accuracy of its members.
+
+    Args:
+      config: of one of them.
+      lines: the lines of metrics of each.
+    """
+    split, epochs = config.evaluated_split, config.run_epochs
+    last = [its[-1] for its in lines if its]
+    if not last:
+        return "no member has an epoch"
+    newest = max(last, key=lambda line: line["epoch"])
+    last = [line for line in last if line["epoch"] == newest["epoch"]]
+    accuracies = [line[f"{split}_accuracy"] for line in last]
     mean = sum(accuracies) / len(accuracies)
     return (
-        f"epoch {lines[0]['epoch']:>{len(str(epochs - 1))}}/{epochs - 1}  {len(lines)} runs  "
+        f"epoch {newest['epoch']:>{len(str(epochs - 1))}}/{epochs - 1}  {len(last)} runs  "
         f"{split} {mean:.2%} ({min(accuracies):.2%} to {max(accuracies):.2%})  "
-        f"{lines[0]['duration_seconds']:.1f} s"
+        f"{newest['duration_seconds']:.1f} s"
     )
 
 

@@ -12,15 +12,9 @@ from typing import Any
 
 import jax
 import numpy as np
-
-from jaxbin import config
-from jaxbin.data import load
-from jaxbin.engine import trainer
-from jaxbin.engine.devices import Layout
-from jaxbin.runs import checkpoints
+from helpers import TIMES, stored
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.py"
-TIMES = ("images_per_second", "duration_seconds")
 # The processes of a session compile what they have in common once.
 _CACHE = tempfile.TemporaryDirectory(prefix="jaxbin-cache-")
 
@@ -82,13 +76,9 @@ def lines(workdir: Path) -> list[dict[str, Any]]:
     ]
 
 
-def state(workdir: Path, fields: dict[str, Any], epoch: int) -> Any:
-    """What a checkpoint holds."""
-    parsed = config.parse(config.base_config(**_quickstart() | fields))
-    dataset = load(parsed.dataset_spec, stage=parsed.stage, data_dir="")
-    template = trainer.initial_state(parsed, trainer.build_trainer(parsed, dataset, Layout()))
-    with checkpoints.open_checkpoints(workdir / "checkpoints", read_only=True) as manager:
-        return checkpoints.restore(manager, epoch, template)
+def state(workdir: Path, fields: dict[str, Any], number: int | None = None) -> Any:
+    """What a checkpoint holds, by default the last."""
+    return stored(workdir, number, **_quickstart() | fields)
 
 
 def _quickstart() -> dict[str, Any]:
@@ -101,10 +91,7 @@ def assert_same_run(workdir: Path, whole: Path, fields: dict[str, Any]) -> None:
     """Records and final state are those of a run that nothing happened to."""
     assert lines(workdir) == lines(whole)
     assert len(lines(whole)) == fields["epochs"]
-    last = fields["epochs"] - 1
-    jax.tree.map(
-        np.testing.assert_array_equal, state(workdir, fields, last), state(whole, fields, last)
-    )
+    jax.tree.map(np.testing.assert_array_equal, state(workdir, fields), state(whole, fields))
     summaries = [json.loads((run / "summary.json").read_text()) for run in (workdir, whole)]
     for summary in summaries:
         for which in ("best", "last"):

@@ -10,13 +10,14 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from processes import assert_same_run, state
+from helpers import StopAt, kept
+from processes import assert_same_run, lines, state
 
 from jaxbin import config, train
 from jaxbin.common.errors import UserError
+from jaxbin.engine.stopping import Stopped
 from jaxbin.export import freeze
-from jaxbin.runs import checkpoints
-from jaxbin.runs import run as runs
+from jaxbin.runs import checksums, records
 
 FIELDS = {"epochs": 6, "max_steps_per_epoch": 3, "epochs_per_layer": 2, "checkpoint_every": 1}
 
@@ -35,20 +36,11 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def interrupted(whole: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that died after epoch 4: checkpoints 3 and 4 are there."""
+    """A run that was stopped after epoch 4 was trained: the states after 3 and 4 are there."""
     workdir = tmp_path_factory.mktemp("interrupted") / "run"
-    add = runs.OpenRun.add
-
-    def dying_add(self: Any, line: dict[str, Any], *rest: Any) -> None:
-        if line["epoch"] == 5:
-            raise KeyboardInterrupt
-        add(self, line, *rest)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runs.OpenRun, "add", dying_add)
-        with pytest.raises(KeyboardInterrupt):
-            train.run(parsed(), workdir)
-    assert {path.name for path in (workdir / "checkpoints").iterdir()} >= {"3", "4"}
+    with pytest.raises(Stopped):  # in the evaluation of epoch 4; an epoch has two looks
+        train.run(parsed(), workdir, StopAt(9))
+    assert kept(workdir)[-2:] == [12, 15]
     return workdir
 
 
@@ -78,33 +70,33 @@ def test_damage_is_noticed_and_the_checkpoint_before_is_used(
     workdir = tmp_path / "run"
     shutil.copytree(interrupted, workdir)
     chance = random.Random(f"{way.__name__} {number}")
-    directory = workdir / "checkpoints" / "4"
+    directory = workdir / "checkpoints" / "15"
     files = sorted(path for path in directory.rglob("*") if path.is_file() and path.stat().st_size)
     if way is delete:
         files.remove(directory / "checksums.json")  # nothing is lost with that one
     path = chance.choice(files)
     way(path, chance)
     reports: list[str] = []
-    assert runs.found(workdir, reports.append) == (4, 0)
+    assert checksums.sound(workdir / "checkpoints", reports.append, True)[-1] == 12
     (report,) = reports
-    assert re.search(r"checkpoints/4 is damaged and not used: ", report)
+    assert re.search(r"checkpoints/15 is damaged and not used: ", report)
     assert path.relative_to(directory).as_posix() in report
     assert not directory.exists()
-    assert (workdir / "checkpoints" / "4.damaged").exists()
+    assert (workdir / "checkpoints" / "15.damaged").exists()
     jax.tree.map(
-        np.testing.assert_array_equal, state(workdir, FIELDS, 3), state(interrupted, FIELDS, 3)
+        np.testing.assert_array_equal, state(workdir, FIELDS, 12), state(interrupted, FIELDS, 12)
     )
 
 
 def test_the_run_ends_as_if_nothing_had_happened(whole: Path, interrupted: Path, tmp_path: Path):
     workdir = tmp_path / "run"
     shutil.copytree(interrupted, workdir)
-    truncate(workdir / "checkpoints" / "4" / "state" / "manifest.ocdbt", random.Random(1))
+    truncate(workdir / "checkpoints" / "15" / "state" / "manifest.ocdbt", random.Random(1))
     train.run(parsed(), workdir)
-    shutil.rmtree(workdir / "checkpoints" / "4.damaged")
+    shutil.rmtree(workdir / "checkpoints" / "15.damaged")
     assert_same_run(workdir, whole, FIELDS)
     log = (workdir / "log.txt").read_text()
-    assert "checkpoints/4 is damaged and not used: state/" in log
+    assert "checkpoints/15 is damaged and not used: state/" in log
 
 
 def test_a_run_without_a_sound_checkpoint_is_left_as_it_is(interrupted: Path, tmp_path: Path):
@@ -114,8 +106,8 @@ def test_a_run_without_a_sound_checkpoint_is_left_as_it_is(interrupted: Path, tm
         (directory / "_CHECKPOINT_METADATA").write_text("{}")
     with pytest.raises(UserError, match=r"every checkpoint in .* is damaged \(\d: _CHECKPOINT_M"):
         train.run(parsed(), workdir)
-    assert (workdir / "checkpoints" / "4").exists()
-    assert len((workdir / "metrics.jsonl").read_text().splitlines()) == 5
+    assert (workdir / "checkpoints" / "15").exists()
+    assert len((workdir / "metrics.jsonl").read_text().splitlines()) == 4
     # one that is not written any more is read with the same care
     with pytest.raises(UserError, match="is damaged"):
         train.run(parsed(epochs=1, initialize_from=str(workdir)), tmp_path / "other")
@@ -124,29 +116,58 @@ def test_a_run_without_a_sound_checkpoint_is_left_as_it_is(interrupted: Path, tm
 def test_a_damaged_checkpoint_is_not_exported(whole: Path, tmp_path: Path):
     workdir = tmp_path / "run"
     shutil.copytree(whole, workdir)
-    (workdir / "checkpoints" / "5" / "metrics" / "metrics").write_text("{}")
-    with pytest.raises(UserError, match=r"checkpoints/5 is damaged: metrics/metrics is not what"):
+    (workdir / "checkpoints" / "18" / "metrics" / "metrics").write_text("{}")
+    with pytest.raises(UserError, match=r"checkpoints/18 is damaged: metrics/metrics is not what"):
         freeze.freeze(workdir, "last")
 
 
-def test_a_damaged_position_costs_no_more_than_its_epoch(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(runs.OpenRun, "add", lambda *_: 1 / 0)
+def test_damage_in_the_first_epoch_costs_no_more_than_that(tmp_path: Path):
     fields = parsed(checkpoint_every_steps=1, dispatch="step")
-    with pytest.raises(ZeroDivisionError):
-        train.run(fields, tmp_path / "run")
-    monkeypatch.undo()
-    position = tmp_path / "run" / "positions" / "2"
-    for path in (position.parent).glob("[12]"):
-        (path / "_CHECKPOINT_METADATA").unlink()
+    with pytest.raises(Stopped):
+        train.run(fields, tmp_path / "run", StopAt(1))
+    for number in (1, 2):
+        (tmp_path / "run" / "checkpoints" / str(number) / "_CHECKPOINT_METADATA").unlink()
     train.run(fields, tmp_path / "run")
-    assert "every checkpoint in" in (tmp_path / "run" / "log.txt").read_text()
+    assert "checkpoints/2 is damaged and not used" in (tmp_path / "run" / "log.txt").read_text()
+    for path in (tmp_path / "run" / "checkpoints").glob("*.damaged"):
+        shutil.rmtree(path)
     train.run(fields, tmp_path / "whole")
     assert_same_run(tmp_path / "run", tmp_path / "whole", FIELDS)
+
+
+def test_damage_of_the_only_place_is_not_certified_as_sound(tmp_path: Path):
+    """Orbax stores nothing at or below a number that is there, and says nothing."""
+    fields = parsed(dispatch="step")
+    with pytest.raises(Stopped):
+        train.run(fields, tmp_path / "run", StopAt(1))
+    (place,) = (tmp_path / "run" / "checkpoints").iterdir()
+    flip_a_bit(max(place.rglob("*"), key=lambda path: path.stat().st_size), random.Random(0))
+    for look in (0, 1):  # stopped again before it, and at it
+        with pytest.raises(Stopped):
+            train.run(fields, tmp_path / "run", StopAt(look))
+        assert kept(tmp_path / "run")[-1] == look + 1 + (look == 1)
+        assert checksums.damage(tmp_path / "run" / "checkpoints" / "1") is None
+    train.run(fields, tmp_path / "run")
+    train.run(fields, tmp_path / "whole")
+    assert lines(tmp_path / "run") == lines(tmp_path / "whole")
+
+
+def test_the_best_epoch_is_one_that_a_checkpoint_holds(tmp_path: Path):
+    fields = parsed(method="float", epochs=8)
+    with pytest.raises(Stopped):
+        train.run(fields, tmp_path / "run", StopAt(14))
+    recorded = lines(tmp_path / "run")
+    best = records.best_epoch(recorded, "test_accuracy")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / str(best["step"]))
+    assert kept(tmp_path / "run")
+    summary = train.run(fields, tmp_path / "run")
+    assert summary["best"]["step"] in kept(tmp_path / "run")
+    assert freeze.freeze(tmp_path / "run", "best").training["epoch"] == summary["best"]["epoch"]
 
 
 def test_checkpoints_of_older_versions_have_no_checksums(interrupted: Path, tmp_path: Path):
     workdir = tmp_path / "run"
     shutil.copytree(interrupted, workdir)
-    (workdir / "checkpoints" / "4" / "checksums.json").unlink()
-    assert checkpoints.damage(workdir / "checkpoints" / "4") is None
-    assert runs.found(workdir, print) == (5, 0)
+    (workdir / "checkpoints" / "15" / "checksums.json").unlink()
+    assert checksums.damage(workdir / "checkpoints" / "15") is None
+    assert checksums.sound(workdir / "checkpoints", print)[-1] == 15

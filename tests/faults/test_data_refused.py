@@ -108,7 +108,7 @@ def test_what_is_wrong_with_the_data_is_said_before_anything_happens(
     message: str,
 ):
     harm(data_dir, monkeypatch)
-    monkeypatch.setattr(train, "build_trainer", None)  # which would compile
+    monkeypatch.setattr(train, "Program", None)  # which would compile
     with pytest.raises(UserError, match=message) as caught:
         run(data_dir, tmp_path / "run")
     assert "\n" not in str(caught.value)

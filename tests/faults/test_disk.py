@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import kept
 from processes import assert_same_run, finish, recorded, said, start, wait_until
 
 from jaxbin import config, train
 from jaxbin.common.errors import UserError
-from jaxbin.runs import checkpoints, records
+from jaxbin.runs import records
 
 FIELDS = {"epochs": 12, "max_steps_per_epoch": 4, "epochs_per_layer": 4, "checkpoint_every": 1}
 
@@ -49,14 +50,14 @@ def test_a_checkpoint_that_does_not_fit_on_the_disk(whole: Path, tmp_path: Path)
     workdir = tmp_path / "run"
     begun(workdir)
     before = said(workdir)
-    there = checkpoints.newest(workdir / "checkpoints", print)
+    there = kept(workdir)[-1]
     process = start(workdir, FIELDS, before=LIMITED)
     assert process.wait(120) == 2, said(workdir)
     line = the_error(workdir, before)
     assert line.startswith("error: ")
     assert "cannot be written: " in line
     assert "the checkpoints before it are kept, the same command goes on from there" in line
-    assert checkpoints.newest(workdir / "checkpoints", print) == there
+    assert kept(workdir)[-1] == there
     finish(workdir, FIELDS)
     assert_same_run(workdir, whole, FIELDS)
 
@@ -80,13 +81,13 @@ def test_a_full_disk(whole: Path, tmp_path: Path, small_disk: Path):
     filling = small_disk / "filling"
     free = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_bsize
     filling.write_bytes(bytes(free - 1_000_000))
-    there = checkpoints.newest(small_disk / "run" / "checkpoints", print)
+    there = kept(small_disk / "run")[-1]
     assert start(small_disk / "run", FIELDS).wait(120) == 2
     line = said(small_disk / "run").splitlines()[-1]
     assert line.startswith("error: ")
     assert "cannot be written: " in line
     assert "Traceback" not in said(small_disk / "run")
-    assert checkpoints.newest(small_disk / "run" / "checkpoints", print) == there
+    assert kept(small_disk / "run")[-1] == there
     filling.unlink()
     finish(small_disk / "run", FIELDS)
     assert_same_run(small_disk / "run", whole, FIELDS)
@@ -117,7 +118,7 @@ def nobody() -> Iterator[None]:
 def test_a_directory_that_is_not_to_be_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o555)
-    monkeypatch.setattr(train, "_load", None)  # not even the data are read
+    monkeypatch.setattr(train, "load_dataset", None)  # not even the data are read
     parsed = config.parse(config.base_config())
     with nobody(), pytest.raises(UserError, match=r"closed/run' is not writable: /.* is not"):
         train.run(parsed, closed / "run")
@@ -126,7 +127,7 @@ def test_a_directory_that_is_not_to_be_written_to(tmp_path: Path, monkeypatch: p
 
 def test_a_file_where_a_directory_should_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr(train, "_load", None)
+    monkeypatch.setattr(train, "load_dataset", None)
     parsed: Any = config.parse(config.base_config())
     with pytest.raises(UserError, match="is not writable"):
         train.run(parsed, tmp_path / "file" / "run")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from processes import finish, output, recorded, said, start, wait_until
 
-from jaxbin import config, train
+from jaxbin import config, population
 from jaxbin.common.errors import UserError
 from jaxbin.runs import run_directory
 
@@ -62,6 +62,6 @@ def test_a_population_does_not_take_a_directory_twice(tmp_path: Path):
     parsed = config.parse(config.base_config(epochs=1, max_steps_per_epoch=1))
     claimed = run_directory.claim(tmp_path / "run", parsed)
     with claimed, pytest.raises(UserError, match="is in use by"):
-        train.run_population([(parsed, tmp_path / "other"), (parsed, tmp_path / "run")])
+        population.run_population([(parsed, tmp_path / "other"), (parsed, tmp_path / "run")])
     with pytest.raises(UserError, match="is in use by"):
-        train.run_population([(parsed, tmp_path / "same"), (parsed, tmp_path / "same")])
+        population.run_population([(parsed, tmp_path / "same"), (parsed, tmp_path / "same")])

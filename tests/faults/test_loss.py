@@ -7,12 +7,12 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import kept
 
 from jaxbin import config, train
 from jaxbin.common.errors import UserError
-from jaxbin.engine import step, trainer
-from jaxbin.runs import checkpoints
-from jaxbin.runs import run as runs
+from jaxbin.engine import program, step
+from jaxbin.runs.run import Run
 
 FIELDS = {"epochs": 4, "epochs_per_layer": 1, "max_steps_per_epoch": 6, "learning_rate": 0.001}
 
@@ -25,9 +25,9 @@ def run(workdir: Path, **changed: Any) -> Any:
 def test_a_rate_that_becomes_too_large(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dispatch: str
 ):
-    rate = train._learning_rate
+    rate = train.learning_rate_in
     monkeypatch.setattr(
-        train, "_learning_rate", lambda fields, epoch: 1e38 if epoch == 2 else rate(fields, epoch)
+        train, "learning_rate_in", lambda fields, epoch: 1e38 if epoch == 2 else rate(fields, epoch)
     )
     workdir = tmp_path / "run"
     with pytest.raises(UserError) as caught:
@@ -41,7 +41,7 @@ def test_a_rate_that_becomes_too_large(
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == [0, 1]
     # Checkpoints are far apart, but the best epoch is not lost.
-    assert checkpoints.newest(workdir / "checkpoints", print) == 1
+    assert kept(workdir) == [12]
     assert not (workdir / "summary.json").exists()
     monkeypatch.undo()
     assert run(workdir, dispatch=dispatch, checkpoint_every=4)["epochs"] == 4
@@ -57,10 +57,12 @@ def test_only_the_layers_that_are_not_finite_are_named(tmp_path: Path):
         for name, value in zip(parsed.layer_names, (1.0, np.inf, np.nan), strict=True)
     }
     state: Any = step.TrainState(params, {}, {}, ())
-    opened: Any = runs.OpenRun(parsed, tmp_path, None, state, None, None)  # type: ignore[arg-type]
-    assert "those of layers 2 (dense2), 3 (dense3) are not" in str(opened._not_finite(0, 3, state))
+    opened: Any = Run(parsed, tmp_path, None, None, 0, 6, None, None)  # type: ignore[arg-type]
+    opened.fail(0, 3, state)
+    assert "those of layers 2 (dense2), 3 (dense3) are not" in str(opened.failure)
     params["dense2"]["kernel"] = params["dense3"]["kernel"] = params["dense1"]["kernel"]
-    assert "weights, by its end, all are" in str(opened._not_finite(0, 3, state))
+    opened.fail(0, 3, state)
+    assert "weights, by its end, all are" in str(opened.failure)
 
 
 def test_a_single_step_that_is_not_finite_is_noticed(
@@ -81,7 +83,7 @@ def test_a_single_step_that_is_not_finite_is_noticed(
 
         return with_one_bad_loss
 
-    monkeypatch.setattr(trainer.step, "make_train_step", make)
+    monkeypatch.setattr(program.step, "make_train_step", make)
     with pytest.raises(
         UserError, match=r"epoch 0: the loss is not finite from its step 3 on; .*all are"
     ):

@@ -1,0 +1,223 @@
+"""What runs compute with, compiled once: the network, its steps, its data on the devices."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxbin import data
+from jaxbin.binarization import schedule
+from jaxbin.binarization.layers import write_mask
+from jaxbin.common.errors import UserError
+from jaxbin.config import Config
+from jaxbin.engine import devices, epoch, step
+from jaxbin.engine.batches import Batch, open_batches_of
+from jaxbin.engine.devices import Layout
+from jaxbin.engine.epoch import EpochInputs
+from jaxbin.engine.preprocessing import normalize
+from jaxbin.engine.step import Metrics, TrainState
+from jaxbin.networks import registry
+
+PyTree = Any
+
+# On the host's clock, between two looks at what the devices have done.
+_LOOK_SECONDS, _LOOK_STEPS = 1.0, 16
+
+
+class Program:
+    """One run, or a population whose members differ in data alone.
+
+    Attributes:
+      layout: how runs share the devices.
+      steps: training steps in an epoch.
+      traces: one entry for every time the training step was traced.
+      network: the network, averaging over the layout's axis.
+    """
+
+    def __init__(self, config: Config, dataset: data.Dataset, layout: Layout):
+        """Put the data on the devices; what is compiled is compiled when it is first called.
+
+        Args:
+          config: the run, or any member of the population.
+          dataset: its splits.
+          layout: how runs share the devices.
+
+        Raises:
+          UserError: a batch is larger than the training split.
+        """
+        self.layout, self._config, self._spec = layout, config, dataset.spec
+        self.steps = schedule.steps_per_epoch(
+            len(dataset.train), config.batch_size, config.max_steps_per_epoch
+        )
+        if self.steps == 0:
+            raise UserError(
+                f"batch_size={config.batch_size} is more than the {len(dataset.train)} "
+                "training examples"
+            )
+        self.traces: list[None] = []
+        dtype = jnp.bfloat16 if config.precision == "bfloat16" else None
+        self.network = registry.build(
+            config.network, dataset.spec.classes, config.depth, layout.axis_name, dtype
+        )
+        self._optimizer = step.make_optimizer(
+            config.optimizer, config.momentum, config.weight_decay
+        )
+        self._train_step = step.make_train_step(
+            self.network,
+            self._optimizer,
+            config.layer_names,
+            layout.axis_name,
+            config.latent_reset,
+            config.accumulation_steps,
+        )
+        self._eval_step = step.make_eval_step(self.network)
+        self._batches = open_batches_of(config, dataset, layout, self.network)
+        self._compile()
+
+    def _compile(self) -> None:
+        """Name the mapped programs: six of them, whatever the method, the order or the data."""
+        names, reset = self._config.layer_names, self._config.latent_reset
+        mapped = self.layout.mapped
+        self._open = mapped(lambda inputs, _, shared, index: self._batches.inputs(inputs))
+        self._begin = mapped(
+            lambda state, masks, shared, index: epoch.begin(state, masks, names), donate=True
+        )
+        self._one = mapped(self._train, donate=True)
+        self._many: dict[int, devices.OneDevice] = {}
+        self._end = mapped(
+            lambda state, inputs, shared, index: epoch.end(state, names, reset), donate=True
+        )
+        self._evaluate_one = mapped(self._evaluate)
+        self._evaluate_many: dict[int, devices.OneDevice] = {}
+
+    def initial_state(self, config: Config) -> TrainState:
+        """The state of a run before its first epoch, from its seed, on the host."""
+        images = jnp.zeros((1, *self._spec.image_shape))
+        init = jax.jit(lambda key: self.network.init(key, images, train=False))
+        names = config.layer_names
+        state = step.create_state(
+            self._optimizer, names, dict(init(random_keys(config.seed)[0])), config.latent_reset
+        )
+        return dataclasses.replace(state, measured=epoch.nothing_measured(state, names))
+
+    def place(self, states: Sequence[TrainState]) -> TrainState:
+        """The members' states, from the host, on the devices."""
+        return self.layout.place(states)
+
+    def open_epoch(
+        self, seeds: Sequence[int], number: int, learning_rates: Sequence[float]
+    ) -> EpochInputs:
+        """What differs in epoch `number`, for each member: its seed's keys, its rate, its order."""
+        inputs = [
+            EpochInputs(random_keys(seed)[1], np.int32(number), np.float32(rate))
+            for seed, rate in zip(seeds, learning_rates, strict=True)
+        ]
+        return self._open(self.layout.place(inputs), (), (), np.int32(0))
+
+    def begin_epoch(self, state: TrainState, masks: Sequence[tuple[bool, ...]]) -> TrainState:
+        """Update the mask, for each member, before an epoch's first step."""
+        collections = [write_mask(self._config.layer_names, mask) for mask in masks]
+        return self._begin(state, self.layout.place(collections), (), np.int32(0))
+
+    def batches(self, number: int, first: int) -> Iterator[Batch]:
+        """The dispatches of epoch `number`, from step `first` on."""
+        return self._batches.training(number, first, self.steps)
+
+    def train(self, state: TrainState, inputs: EpochInputs, batch: Batch) -> TrainState:
+        """The state after a dispatch's steps; after an epoch's last, also after the epoch's end."""
+        run = self._one
+        if batch.steps > 1:
+            run = self._several(self._many, self._train, batch.steps)
+        first = np.int32(batch.first)
+        state = run(state, inputs, batch.examples, first)
+        if batch.first + batch.steps == self.steps:
+            state = self._end(state, (), (), np.int32(0))
+        return state
+
+    def batches_to_evaluate(self, split: str) -> Iterator[Batch]:
+        """The dispatches of an evaluation on `split`."""
+        return self._batches.evaluation(split)
+
+    def nothing_evaluated(self) -> PyTree:
+        """Metrics of no example, for each member."""
+        return self.layout.place([Metrics.empty()] * self.layout.members)
+
+    def evaluate(self, metrics: PyTree, state: TrainState, batch: Batch) -> PyTree:
+        """Metrics with those of a dispatch's examples added; every example counts once."""
+        run = self._evaluate_one
+        if batch.steps > 1:
+            run = self._several(self._evaluate_many, self._evaluate, batch.steps)
+        return run(metrics, state, batch.examples, np.int32(batch.first))
+
+    def fetch(self, tree: PyTree, member: int = 0) -> PyTree:
+        """A member's part of what the methods above return, as NumPy arrays on the host."""
+        return self.layout.fetch(tree, member)
+
+    def fetch_measured(self, state: TrainState, member: int = 0) -> step.Measured:
+        """What a member's epoch has measured, without the signs at its beginning."""
+        assert isinstance(state.measured, step.Measured)
+        return self.fetch(dataclasses.replace(state.measured, positive=()), member)
+
+    def close(self) -> None:
+        """End the processes that make batches."""
+        self._batches.close()
+
+    def _train(self, state: TrainState, inputs: EpochInputs, shared: Any, index: Any) -> TrainState:
+        images, labels = self._batches.choose(shared, inputs, index)
+        images = normalize(images, self._spec.mean, self._spec.std)
+        return epoch.train(self._traced_step, state, (images, labels), inputs, index, self.layout)
+
+    def _traced_step(self, *arguments: Any) -> tuple[TrainState, Any, jax.Array]:
+        self.traces.append(None)  # this runs when JAX traces the step, never when it computes
+        return self._train_step(*arguments)
+
+    def _evaluate(self, metrics: Any, state: TrainState, shared: Any, index: Any) -> Any:
+        images, labels, counted = self._batches.choose_counted(shared, index)
+        images = normalize(images, self._spec.mean, self._spec.std)
+        seen, _ = self._eval_step(state, images, labels, counted)
+        return epoch.add(metrics, seen, self.layout)
+
+    def _several(
+        self, known: dict[int, devices.OneDevice], one: devices.OneDevice, steps: int
+    ) -> devices.OneDevice:
+        """`one`, so many times in a dispatch, by `lax.scan`; compiled once."""
+        if steps not in known:
+
+            def several(mine: PyTree, inputs: PyTree, shared: PyTree, first: Any) -> PyTree:
+                def body(carry: PyTree, index: jax.Array) -> tuple[PyTree, None]:
+                    return one(carry, inputs, shared, index), None
+
+                indices = first + jnp.arange(steps, dtype=jnp.int32)
+                return jax.lax.scan(body, mine, indices)[0]
+
+            known[steps] = self.layout.mapped(several, donate=one == self._train)
+        return known[steps]
+
+
+def check_devices(config: Config, layout: Layout) -> None:
+    """Raise a UserError if the devices of this machine cannot run the configuration."""
+    problem = devices.check_batch_size(config.batch_size, layout.shards, config.accumulation_steps)
+    if problem:
+        raise UserError(f"batch_size={config.batch_size}: {problem}")
+    if config.precision == "tf32" and jax.default_backend() != "gpu":
+        raise UserError(
+            f"precision='tf32' needs a GPU, this is a {jax.default_backend()}; "
+            "accepted: float32, bfloat16"
+        )
+
+
+def matmul_precision(config: Config) -> str:
+    """What `jax.default_matmul_precision` has to be while a run computes.
+
+    JAX's own default is TensorFloat-32 on recent GPUs, for arrays that are called float32.
+    """
+    return "tensorfloat32" if config.precision == "tf32" else "float32"
+
+
+def random_keys(seed: int) -> tuple[jax.Array, jax.Array]:
+    """Keys of the initialization and of the epochs; the second as raw key data."""
+    init_key, epoch_key = jax.random.split(jax.random.key(seed))
+    return init_key, jax.random.key_data(epoch_key)

@@ -1,0 +1,97 @@
+"""What the loop does between two dispatches: wait, show progress, save, obey a request to stop."""
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import tqdm
+
+from jaxbin.engine.program import Program
+from jaxbin.engine.step import TrainState
+from jaxbin.engine.stopping import Requests, Stopped
+from jaxbin.runs import terminal
+from jaxbin.runs.run import Run
+
+# Between two looks at what the devices have done: a look costs a GPU some of its time, and what is
+# not looked at cannot be stopped.
+_MOST_SECONDS, _MOST_STEPS = 1.0, 16
+
+
+class Watch:
+    """Looks up between the dispatches of runs that train together."""
+
+    def __init__(self, runs: Sequence[Run], program: Program, requests: Requests, bar: tqdm.tqdm):
+        """See `Watch.of`."""
+        self._runs, self._program, self._requests, self._bar = runs, program, requests, bar
+        self._every = runs[0].config.checkpoint_every_steps
+        self._looks = 0
+        self._unlooked, self._at_once = 0, 1
+        self._looked = time.perf_counter()
+
+    @classmethod
+    @contextlib.contextmanager
+    def of(cls, runs: Sequence[Run], program: Program, requests: Requests) -> Iterator["Watch"]:
+        """A watch over `runs`, with a progress bar."""
+        epochs = max(run.config.run_epochs for run in runs)
+        done = runs[0].start_at
+        with terminal.progress_bar(epochs * program.steps, done) as bar:
+            yield cls(runs, program, requests, bar)
+
+    def after_training(self, state: TrainState, epoch: int, step: int, steps: int) -> None:
+        """A dispatch has brought an epoch to `step`.
+
+        Args:
+          state: what it returns.
+          epoch: the epoch.
+          step: how many of its steps have been dispatched.
+          steps: how many of them in this dispatch.
+
+        Raises:
+          Stopped: as requested; what was computed is saved.
+        """
+        self._unlooked += steps
+        if self._unlooked >= self._at_once:
+            self.wait(state)
+        due = self._every and step // self._every > (step - steps) // self._every
+        self._bar.update(steps)
+        if due and step < self._program.steps:
+            self._save(state, epoch, step)
+        self._stop_if_asked(state, epoch, step)
+
+    def after_evaluating(self, metrics: Any, state: TrainState, epoch: int) -> None:
+        """A dispatch of an evaluation, after all steps of an epoch, has given `metrics`."""
+        jax.block_until_ready(metrics)
+        self._stop_if_asked(state, epoch, self._program.steps)
+
+    def wait(self, state: TrainState) -> None:
+        """Until the devices have computed `state`."""
+        jax.block_until_ready(state)
+        now = time.perf_counter()
+        if self._unlooked:
+            steps = _MOST_SECONDS * self._unlooked / (now - self._looked)
+            self._at_once = max(1, min(_MOST_STEPS, int(steps)))
+        self._unlooked, self._looked = 0, now
+
+    @contextlib.contextmanager
+    def saving(self) -> Iterator[None]:
+        """Within this, requests to stop wait as long as it takes."""
+        with self._requests.saving():
+            yield
+        self._looked = time.perf_counter()
+
+    def _stop_if_asked(self, state: TrainState, epoch: int, step: int) -> None:
+        number = self._requests.pending(self._looks)
+        self._looks += 1
+        if number is not None:
+            self._save(state, epoch, step)
+            for run in self._runs:
+                run.logger.info("stopped in epoch %d after step %d", epoch, step)
+            raise Stopped(number)
+
+    def _save(self, state: TrainState, epoch: int, step: int) -> None:
+        with self.saving():
+            for index, run in enumerate(self._runs):
+                if run.goes_on:
+                    run.save(epoch * run.steps + step, self._program.fetch(state, index))
