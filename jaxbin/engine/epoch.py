@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxbin.binarization.layers import latent_weights
+from jaxbin.binarization.layers import latent_weights, write_progress
 from jaxbin.engine.devices import Layout
 from jaxbin.engine.preprocessing import crop_and_flip, normalize
 from jaxbin.engine.step import Metrics, TrainState, reset_latents
@@ -32,17 +32,19 @@ class Examples:
 
 @flax.struct.dataclass
 class EpochInputs:
-    """What differs from epoch to epoch, apart from the mask, which lies in the state.
+    """What differs from epoch to epoch, apart from the masks, which lie in the state.
 
     Attributes:
       key: the run's random key, as raw key data.
       epoch: from 0.
-      learning_rate: of this epoch.
+      learning_rates: of each step, (steps,).
+      progress: how far each layer has come in each step, (steps, L).
     """
 
     key: Any
     epoch: Any
-    learning_rate: Any
+    learning_rates: Any
+    progress: Any
 
 
 @flax.struct.dataclass
@@ -137,8 +139,12 @@ def make_train_epoch(
             images, labels = images[chosen], labels[chosen]
             if augment:
                 images = crop_and_flip(images, _epoch_keys(inputs)[1], chosen)
+        binarization = write_progress(carry.state.binarization, layer_names, inputs.progress[index])
         state, metrics, _ = train_step(
-            carry.state, normalize(images, mean, std), labels, inputs.learning_rate
+            dataclasses.replace(carry.state, binarization=binarization),
+            normalize(images, mean, std),
+            labels,
+            inputs.learning_rates[index],
         )
         nonfinite_step = jnp.where(jnp.isfinite(metrics.loss.total), NEVER, index)
         return Carry(
