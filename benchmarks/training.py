@@ -75,7 +75,9 @@ def prepare(
         initial_state(config, trainer), binarization=write_mask(config.layer_names, mask)
     )
     live = [layout.place([state] * (members or 1))]
-    one = EpochInputs(random_keys(0)[1], np.int32(0), np.float32(0.001))
+    rates = np.full(trainer.steps, 0.001, np.float32)
+    progress = np.tile(np.array(mask, np.float32), (trainer.steps, 1))
+    one = EpochInputs(random_keys(0)[1], np.int32(0), rates, progress)
     inputs = layout.place([one] * (members or 1))
 
     def time_steps() -> float:

@@ -17,7 +17,6 @@ import jax
 import numpy as np
 
 from jaxbin import data
-from jaxbin.binarization import schedule
 from jaxbin.binarization.layers import latent_weights, write_mask
 from jaxbin.common import files
 from jaxbin.common.errors import UserError
@@ -38,6 +37,7 @@ from jaxbin.engine.trainer import (
 )
 from jaxbin.runs import run as runs
 from jaxbin.runs import run_directory, terminal
+from jaxbin.runs.plans import Plan, plan_epoch
 from jaxbin.runs.positions import Watch
 from jaxbin.runs.terminal import logger
 
@@ -57,6 +57,11 @@ _MEMBERS_MAY_DIFFER = (
     "sensitivity_milestones",
     "milestone_offset",
     "milestone_factor",
+    "rate_schedule",
+    "warmup_epochs",
+    "float_layers",
+    "float_epochs",
+    "anneal_epochs",
     "initialize_from",
     "patience",
     "checkpoint_every",
@@ -237,13 +242,17 @@ def _one_epoch(
     started = time.perf_counter()
     layout = trainer.layout
     configs = [member.config for member in members]
-    masks = [runs.mask_in(config, epoch) for config in configs]
-    rates = [_learning_rate(config, epoch) for config in configs]
+    plans = [plan_epoch(config, epoch, trainer.steps) for config in configs]
     inputs = [
-        EpochInputs(random_keys(config.seed)[1], np.int32(epoch), np.float32(rate))
-        for config, rate in zip(configs, rates, strict=True)
+        EpochInputs(
+            random_keys(config.seed)[1],
+            np.int32(epoch),
+            plan.learning_rates.astype(np.float32),
+            plan.progress,
+        )
+        for config, plan in zip(configs, plans, strict=True)
     ]
-    first, begin = _beginning(members, trainer, state, masks)
+    first, begin = _beginning(members, trainer, state, plans)
     watch.begin(epoch, first)
     examples = trainer.splits["train"] if trainer.feed is None else trainer.feed.epoch(epoch, first)
     state, trained = trainer.train_epoch(
@@ -257,15 +266,16 @@ def _one_epoch(
     lines = [
         {
             "epoch": epoch,
-            "binary_layers": runs.binary_layers(mask),
-            "learning_rate": rate,
+            "binary_layers": plan.binary_layers,
+            "learning_rate": float(plan.learning_rates[0]),
+            **_progress_of(configs[index], plan),
             **_named(configs[index], measured[index].metrics, "train"),
             **evaluated[index],
-            **_flip_ratios(measured[index].flips, sizes, mask),
+            **_flip_ratios(measured[index].flips, sizes, plan.binary_layers),
             "images_per_second": (trainer.steps - first) * configs[0].batch_size / trained_seconds,
             "duration_seconds": duration_seconds,
         }
-        for index, (mask, rate) in enumerate(zip(masks, rates, strict=True))
+        for index, plan in enumerate(plans)
     ]
     return state, lines, [int(of_member.nonfinite_step) for of_member in measured]
 
@@ -274,14 +284,14 @@ def _beginning(
     members: Sequence[runs.OpenRun],
     trainer: Trainer,
     state: TrainState,
-    masks: Sequence[tuple[bool, ...]],
+    plans: Sequence[Plan],
 ) -> tuple[int, Any]:
     """How many steps of the epoch are done, and what `Trainer.train_epoch` goes on from."""
     layout = trainer.layout
     names = members[0].config.layer_names
     positions = [member.position for member in members if member.position is not None]
     if not positions:
-        binarization = layout.place([write_mask(names, mask) for mask in masks])
+        binarization = layout.place([write_mask(names, plan.mask) for plan in plans])
         return 0, dataclasses.replace(state, binarization=binarization)
     carries = [
         position.carry(member.start, member.config, layout.shards)
@@ -292,14 +302,9 @@ def _beginning(
     return positions[0].step, layout.place(carries)
 
 
-def _learning_rate(config: Config, epoch: int) -> float:
-    return schedule.learning_rate_at(
-        epoch,
-        config.learning_rate,
-        config.run_milestones,
-        config.milestone_factor,
-        config.milestone_offset,
-    )
+def _progress_of(config: Config, plan: Plan) -> dict[str, list[float]]:
+    """How far each layer has come by the end of an epoch, for runs in which that takes epochs."""
+    return {"layer_progress": plan.progress[-1].tolist()} if config.span_epochs else {}
 
 
 def _evaluate(
@@ -334,12 +339,12 @@ def _named(config: Config, metrics: Any, prefix: str) -> dict[str, float]:
 
 
 def _flip_ratios(
-    layer_flips: np.ndarray, sizes: Sequence[int], mask: tuple[bool, ...]
+    layer_flips: np.ndarray, sizes: Sequence[int], binary_layers: Sequence[int]
 ) -> dict[str, Any]:
     """Shares of the weights whose sign changed: of all binary ones, and of each layer's."""
-    weights = np.array(sizes) * np.array(mask)
+    weights = np.array(sizes) * np.isin(np.arange(1, len(sizes) + 1), binary_layers)
     return {
-        "flip_ratio": float(np.average(layer_flips, weights=weights)) if any(mask) else None,
+        "flip_ratio": float(np.average(layer_flips, weights=weights)) if binary_layers else None,
         "layer_flip_ratios": layer_flips.tolist(),
     }
 

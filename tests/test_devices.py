@@ -59,8 +59,10 @@ def note(state, images, labels, rate):
 loop = epoch.make_train_epoch(note, ("seen",), (0.5,) * 3, (0.2,) * 3, batch_size=12,
                               steps=3, augment=True, latent_reset=False, layout=layout,
                               at_once=lambda steps: steps)
-empty = step.TrainState({"seen": {"kernel": np.zeros((40, 5, 5, 3), np.float32)}}, {}, {}, ())
-inputs = epoch.EpochInputs(trainer.random_keys(1)[1], np.int32(2), np.float32(0.1))
+masks = layers.write_mask(("seen",), (False,))
+empty = step.TrainState({"seen": {"kernel": np.zeros((40, 5, 5, 3), np.float32)}}, {}, masks, ())
+rates, progress = np.full(3, 0.1, np.float32), np.zeros((3, 1), np.float32)
+inputs = epoch.EpochInputs(trainer.random_keys(1)[1], np.int32(2), rates, progress)
 state, _ = loop(layout.place([empty]), layout.place([inputs]), layout.share_out(examples))
 np.save(directory / "seen.npy", layout.fetch(state).params["seen"]["kernel"])
 

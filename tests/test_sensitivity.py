@@ -32,8 +32,8 @@ def small() -> Trained:
 def test_weight_errors_by_hand():
     latents = (jnp.array([[0.5, -0.5], [2.0, 0.0]]), jnp.array([1.0, -1.0]))
     # squared distances 0.25, 0.25, 1 and 1, since sign(0) = +1; squared norm 4.5
-    assert sensitivity.weight_errors(latents) == [2.5, 0.0]
-    assert sensitivity.weight_errors(latents, relative=True) == pytest.approx([2.5 / 4.5, 0.0])
+    assert sensitivity.weight_errors(latents, signs) == [2.5, 0.0]
+    assert sensitivity.weight_errors(latents, signs, relative=True) == pytest.approx([2.5 / 4.5, 0.0])
 
 
 def test_hessian_traces_against_the_exact_hessian(small: Trained):

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from jaxbin import config, data, train
-from jaxbin.binarization.layers import latent_weights, write_mask
+from jaxbin.binarization.layers import latent_weights, read_mask, write_mask
 from jaxbin.common.errors import UserError
 from jaxbin.engine import epoch, step, trainer
 from jaxbin.engine.devices import Layout
-from jaxbin.runs import checkpoints, records, run_directory
+from jaxbin.runs import checkpoints, plans, records, run_directory
 from jaxbin.runs import run as runs
 
 SHORT = {"epochs_per_layer": 1, "max_steps_per_epoch": 3, "learning_rate": 0.003}
@@ -248,8 +248,15 @@ def test_masks_of_every_method(tmp_path: Path, fields, masks: list[list[int]]):
     assert all((line["flip_ratio"] is None) == (not line["binary_layers"]) for line in lines)
     assert (summary["metric"], summary["train_step_traces"]) == ("test_accuracy", 1)
     state = stored(tmp_path / "run", **fields)
-    binary = [k for k, on in enumerate(jax.tree.leaves(state.binarization), 1) if on]
+    on = read_mask(state.binarization, config.parse(fields).layer_names)
+    binary = [k for k, layer in enumerate(on, 1) if layer]
     assert binary == masks[-1]
+
+
+def two_layers(config: config.Config, number: int, steps: int) -> plans.Plan:
+    progress = np.tile(np.array([0, 1, 1], np.float32), (steps, 1))
+    plan = plans.plan_epoch(config, number, steps)
+    return dataclasses.replace(plan, mask=(False, True, True), progress=progress)
 
 
 @pytest.fixture(scope="module")
@@ -259,7 +266,7 @@ def one_epoch(tmp_path_factory: pytest.TempPathFactory):
     workdir = tmp_path_factory.mktemp("flips") / "run"
     # not a run of any method: two layers in the first epoch
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runs, "mask_in", lambda *_: (False, True, True))
+        patch.setattr(train, "plan_epoch", two_layers)
         run(workdir, **fields)
     parsed, made = built(**fields)
     before = latent_weights(trainer.initial_state(parsed, made).params, parsed.layer_names)
@@ -370,8 +377,12 @@ def fed():
             "seen": {"kernel": np.zeros((EXAMPLES, 3), np.float32)},
             "step": {"kernel": np.zeros((), np.float32)},
         }
-        state = LAYOUT.place([step.TrainState(params, {}, {}, ())])
-        inputs = epoch.EpochInputs(trainer.random_keys(seed)[1], np.int32(number), np.float32(0.1))
+        masks = write_mask(("seen", "step"), (False, False))
+        state = LAYOUT.place([step.TrainState(params, {}, masks, ())])
+        rates, progress = np.full(STEPS, 0.1, np.float32), np.zeros((STEPS, 2), np.float32)
+        inputs = epoch.EpochInputs(
+            trainer.random_keys(seed)[1], np.int32(number), rates, progress
+        )
         state, _ = loop(state, LAYOUT.place([inputs]), LAYOUT.share_out(examples))
         return LAYOUT.fetch(state).params["seen"]["kernel"]
 
@@ -488,7 +499,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_last_checkpoint(
     def explode(number, *_):
         return 0.01 if number < 2 else 1e38
 
-    monkeypatch.setattr(train.schedule, "learning_rate_at", explode)
+    monkeypatch.setattr(plans.schedule, "learning_rate_at", explode)
     fields = SHORT | {"epochs": 4, "method": "float", "optimizer": "sgd"}
     with pytest.raises(UserError, match="epoch 2: the loss is not finite") as caught:
         run(tmp_path / "run", **fields)

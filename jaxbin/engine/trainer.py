@@ -81,8 +81,12 @@ def build_trainer(config: Config, dataset: data.Dataset, layout: Layout) -> Trai
     """Build, but not yet compile, what a run computes with; its data go to the devices."""
     dtype = jnp.bfloat16 if config.precision == "bfloat16" else None
     classes = dataset.spec.classes
-    network = registry.build(config.network, classes, config.depth, layout.axis_name, dtype)
-    optimizer = step.make_optimizer(config.optimizer, config.momentum, config.weight_decay)
+    network = registry.build(
+        config.network, classes, config.depth, layout.axis_name, dtype, config.rules
+    )
+    optimizer = step.make_optimizer(
+        config.optimizer, config.momentum, config.weight_decay, config.nesterov
+    )
     splits = {"train": dataset.train, evaluated_split(config): dataset.evaluation}
     steps = schedule.steps_per_epoch(
         len(dataset.train), config.batch_size, config.max_steps_per_epoch
@@ -132,6 +136,7 @@ def _train_epoch(
         layout.axis_name,
         config.latent_reset,
         config.accumulation_steps,
+        config.label_smoothing,
     )
 
     def traced_train_step(*arguments: Any) -> Any:

@@ -5,7 +5,7 @@ import math
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,8 @@ _KEPT = 2
 _MOST_TIMES = 16
 
 _CHECKSUMS = "checksums.json"
+
+_PROGRESS = r"(^|\.)binarization\..*\.progress$"
 
 
 @contextmanager
@@ -207,10 +209,13 @@ def restore(manager: ocp.CheckpointManager, epoch: int, template: PyTree) -> PyT
     return fit(stored, template, f"checkpoint {epoch} in {manager.directory}")
 
 
-def fit(stored: dict[str, np.ndarray], template: PyTree, source: str) -> PyTree:
+def fit(stored: Mapping[str, np.ndarray], template: PyTree, source: str) -> PyTree:
     """What is stored by name, in the structure of a template; see `restore`."""
     paths, structure = jax.tree_util.tree_flatten_with_path(template)
     names = [_name(path) for path, _ in paths]
+    # An older version annealed nothing, and stored no progress.
+    older = {name: np.ones((), np.float32) for name in names if re.search(_PROGRESS, name)}
+    stored = {**older, **stored}
     for name, (_, leaf) in zip(names, paths, strict=True):
         if name not in stored or stored[name].shape != leaf.shape:
             found = f"shape {stored[name].shape}" if name in stored else "nothing"

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import orbax.checkpoint as ocp
 
-from jaxbin.binarization import schedule
 from jaxbin.binarization.layers import latent_weights
 from jaxbin.common import files
 from jaxbin.common.errors import UserError
@@ -19,7 +18,7 @@ from jaxbin.engine import processes
 from jaxbin.engine.epoch import NEVER, Carry
 from jaxbin.engine.step import TrainState
 from jaxbin.engine.trainer import evaluated_split
-from jaxbin.runs import checkpoints, positions, records, terminal
+from jaxbin.runs import checkpoints, plans, positions, records, terminal
 from jaxbin.runs.positions import Position
 
 
@@ -78,7 +77,8 @@ class OpenRun:
         lines, config = self.lines, self.config
         if not config.patience or self.best is None:
             return False
-        if lines[-1]["binary_layers"] != binary_layers(mask_in(config, config.run_epochs - 1)):
+        last = plans.plan_epoch(config, config.run_epochs - 1, 1)
+        if lines[-1]["binary_layers"] != last.binary_layers:
             return False
         return lines[-1]["epoch"] - self.best["epoch"] >= config.patience
 
@@ -277,19 +277,3 @@ def with_weights_of(
     )
     logger.info("weights of %s after epoch %d", directory, latest)
     return dataclasses.replace(state, **restored)
-
-
-def mask_in(config: Config, epoch: int) -> tuple[bool, ...]:
-    """Which layers are binary in an epoch of a run."""
-    return schedule.mask_at(
-        epoch,
-        config.method,
-        config.order_layers,
-        config.epochs_per_layer,
-        config.sensitivity_layer,
-    )
-
-
-def binary_layers(mask: tuple[bool, ...]) -> list[int]:
-    """The numbers of the layers that are binary."""
-    return [number for number, binary in enumerate(mask, start=1) if binary]

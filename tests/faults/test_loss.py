@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from jaxbin import config, train
+from jaxbin.binarization import schedule
 from jaxbin.common.errors import UserError
 from jaxbin.engine import step, trainer
 from jaxbin.runs import checkpoints
@@ -25,9 +26,9 @@ def run(workdir: Path, **changed: Any) -> Any:
 def test_a_rate_that_becomes_too_large(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dispatch: str
 ):
-    rate = train._learning_rate
+    rate = schedule.learning_rate_at
     monkeypatch.setattr(
-        train, "_learning_rate", lambda fields, epoch: 1e38 if epoch == 2 else rate(fields, epoch)
+        schedule, "learning_rate_at", lambda epoch, *rest: 1e38 if epoch == 2 else rate(epoch, *rest)
     )
     workdir = tmp_path / "run"
     with pytest.raises(UserError) as caught:
