@@ -16,6 +16,7 @@ from pathlib import Path
 import jax, jax.numpy as jnp, numpy as np
 from jaxbin import config, train
 from jaxbin.runs import checkpoints
+from jaxbin.binarization import layers
 from jaxbin.engine import epoch
 from jaxbin.engine import devices
 from jaxbin.engine import step

@@ -17,7 +17,6 @@ from jaxbin.common.errors import UserError
 from jaxbin.engine import epoch, step, trainer
 from jaxbin.engine.devices import Layout
 from jaxbin.runs import checkpoints, plans, records, run_directory
-from jaxbin.runs import run as runs
 
 SHORT = {"epochs_per_layer": 1, "max_steps_per_epoch": 3, "learning_rate": 0.003}
 # Every epoch has another mask or another learning rate.
@@ -380,9 +379,7 @@ def fed():
         masks = write_mask(("seen", "step"), (False, False))
         state = LAYOUT.place([step.TrainState(params, {}, masks, ())])
         rates, progress = np.full(STEPS, 0.1, np.float32), np.zeros((STEPS, 2), np.float32)
-        inputs = epoch.EpochInputs(
-            trainer.random_keys(seed)[1], np.int32(number), rates, progress
-        )
+        inputs = epoch.EpochInputs(trainer.random_keys(seed)[1], np.int32(number), rates, progress)
         state, _ = loop(state, LAYOUT.place([inputs]), LAYOUT.share_out(examples))
         return LAYOUT.fetch(state).params["seen"]["kernel"]
 

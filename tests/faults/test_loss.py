@@ -28,7 +28,9 @@ def test_a_rate_that_becomes_too_large(
 ):
     rate = schedule.learning_rate_at
     monkeypatch.setattr(
-        schedule, "learning_rate_at", lambda epoch, *rest: 1e38 if epoch == 2 else rate(epoch, *rest)
+        schedule,
+        "learning_rate_at",
+        lambda epoch, *rest: 1e38 if epoch == 2 else rate(epoch, *rest),
     )
     workdir = tmp_path / "run"
     with pytest.raises(UserError) as caught:
