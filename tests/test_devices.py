@@ -32,7 +32,8 @@ conv = dict(network="resnet", depth=8, dataset="synthetic", synthetic_shape=(8, 
             max_steps_per_epoch=3, augment=True, optimizer="sgd", learning_rate=0.01,
             weight_decay=1e-4)
 adam = dense | dict(optimizer="adam", learning_rate=0.001)
-for name, fields in (("dense", dense), ("conv", conv), ("adam", adam)):
+annealed = dense | dict(scale="channel", map="parq", anneal_epochs=1, rate_schedule="cosine")
+for name, fields in (("dense", dense), ("conv", conv), ("adam", adam), ("annealed", annealed)):
     parsed = config.parse(fields)
     summary = train.run(parsed, directory / name)
     results[f"{name}_traces"] = summary["train_step_traces"]
@@ -109,15 +110,15 @@ def test_there_are_one_and_four_devices(both):
     assert [results["devices"] for _, results in both] == [1, 4]
 
 
-@pytest.mark.parametrize("name", ["dense", "conv"])
+@pytest.mark.parametrize("name", ["dense", "conv", "annealed"])
 def test_one_trace_on_any_number_of_devices(both, name: str):
     assert [results[f"{name}_traces"] for _, results in both] == [1, 1]
 
 
-@pytest.mark.parametrize("name", ["dense", "conv"])
+@pytest.mark.parametrize("name", ["dense", "conv", "annealed"])
 def test_metrics_agree_to_rounding(both, name: str):
     one, four = (results[name] for _, results in both)
-    assert len(one) == len(four) == (3 if name == "dense" else 1)
+    assert len(one) == len(four) == (1 if name == "conv" else 3)
     for line_one, line_four in zip(one, four, strict=True):
         assert line_one.keys() == line_four.keys()
         for key, value in line_one.items():
@@ -135,7 +136,7 @@ def test_training_metrics_agree_with_adam_too(both):
         assert line_four["train_accuracy"] == pytest.approx(line_one["train_accuracy"], abs=0.004)
 
 
-@pytest.mark.parametrize("name", ["dense", "conv"])
+@pytest.mark.parametrize("name", ["dense", "conv", "annealed"])
 def test_parameters_agree_to_rounding(both, name: str):
     one, four = (np.load(directory / f"{name}.npz") for directory, _ in both)
     assert one.files == four.files
