@@ -34,7 +34,7 @@ def evaluation_logits(workdir: Path, which: str, images: np.ndarray) -> np.ndarr
     """What the run's evaluation step computes of the images, latent weights, masks and all."""
     run = freeze.read_configuration(workdir)
     spec = run.dataset_spec
-    network = registry.build(run.network, spec.classes, run.depth)
+    network = registry.build(run.network, spec.classes, run.depth, rules=run.rules)
     epoch = files.read_json(workdir / "summary.json")[which]["epoch"]
     variables = freeze.stored_variables(workdir, network, spec, epoch)
     state = step.TrainState(

@@ -55,10 +55,11 @@ def prepare(
       members: train a population of so many instead of one run alone.
     """
     import jax
+    import numpy as np
 
     from jaxbin import data
-    from jaxbin.binarization import schedule
     from jaxbin.engine.devices import Alone, Population
+    from jaxbin.engine.plan import Plan
     from jaxbin.engine.program import Program, matmul_precision
 
     config = _configuration(name, precision, steps, batch_size)
@@ -67,11 +68,13 @@ def prepare(
     program = Program(config, dataset, Population(members) if members else Alone())
     runs = members or 1
     layers = len(config.layer_names)
-    mask = schedule.mask_at(layers // 2, "iterative", range(1, layers + 1), 1)
+    progress = np.tile(np.arange(layers) <= layers // 2, (program.steps, 1)).astype(np.float32)
+    mask = tuple(bool(on) for on in progress[0])
+    plan = Plan(mask, progress, np.full(program.steps, 0.001))
     live = [
-        program.begin_epoch(program.place([program.initial_state(config)] * runs), [mask] * runs)
+        program.begin_epoch(program.place([program.initial_state(config)] * runs), [plan] * runs)
     ]
-    inputs = program.open_epoch([0] * runs, 0, [0.001] * runs)
+    inputs = program.open_epoch([0] * runs, 0, [plan] * runs)
 
     def time_steps() -> float:
         started = time.perf_counter()

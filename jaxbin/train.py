@@ -14,21 +14,19 @@ from typing import Any
 import jax
 
 from jaxbin import data
-from jaxbin.binarization import schedule
 from jaxbin.binarization.layers import latent_weights
 from jaxbin.common import files
 from jaxbin.common.errors import UserError
 from jaxbin.config import Config
 from jaxbin.engine import processes
 from jaxbin.engine.devices import Alone, Layout
+from jaxbin.engine.plan import plan_epoch
 from jaxbin.engine.program import Program, check_devices, matmul_precision
 from jaxbin.engine.step import NEVER, TrainState
 from jaxbin.engine.stopping import Requests
 from jaxbin.runs import lines, records, run_directory, terminal
 from jaxbin.runs.run import (
     Run,
-    binary_layers,
-    mask_in,
     open_shared_run,
     sound_checkpoints,
     with_weights_of,
@@ -129,10 +127,10 @@ def _loop(runs: Sequence[Run], program: Program, watch: Watch) -> None:
     state = program.place([run.take_start() for run in runs])
     while any(run.goes_on for run in runs):
         started, first_step = time.perf_counter(), step
-        rates = [learning_rate_in(run.config, epoch) for run in runs]
-        inputs = program.open_epoch(seeds, epoch, rates)
+        plans = [plan_epoch(run.config, epoch, program.steps) for run in runs]
+        inputs = program.open_epoch(seeds, epoch, plans)
         if step == 0:
-            state = program.begin_epoch(state, [mask_in(run.config, epoch) for run in runs])
+            state = program.begin_epoch(state, plans)
         for batch in program.batches(epoch, step):
             state = program.train(state, inputs, batch)
             step = batch.first + batch.steps
@@ -161,18 +159,19 @@ def _record(
 ) -> None:
     """One member's line of an epoch, and its state if it has to be saved."""
     config = run.config
-    mask = mask_in(config, epoch)
+    plan = plan_epoch(config, epoch, program.steps)
     measured = program.fetch_measured(state, index)
     fetch = functools.cache(lambda: program.fetch(state, index))
     sizes = [latent.size for latent in latent_weights(state.params, config.layer_names)]
     line = {
         "epoch": epoch,
         "step": (epoch + 1) * program.steps,
-        "binary_layers": binary_layers(mask),
-        "learning_rate": learning_rate_in(config, epoch),
+        "binary_layers": plan.binary_layers,
+        "learning_rate": float(plan.learning_rates[0]),
+        **lines.progress(config, plan),
         **lines.named(config, measured.metrics, "train"),
         **results,
-        **lines.flip_ratios(measured.flips, sizes, mask),
+        **lines.flip_ratios(measured.flips, sizes, plan.binary_layers),
     }
     if measured.nonfinite_step != NEVER or not records.finite(line):
         run.fail(epoch, int(measured.nonfinite_step), fetch())
@@ -189,17 +188,6 @@ def _place(runs: Sequence[Run]) -> tuple[int, int]:
     if step == 0 and any(len(run.lines) < epoch for run in runs):
         return epoch - 1, runs[0].steps
     return epoch, step
-
-
-def learning_rate_in(config: Config, epoch: int) -> float:
-    """The learning rate of an epoch of a run."""
-    return schedule.learning_rate_at(
-        epoch,
-        config.learning_rate,
-        config.run_milestones,
-        config.milestone_factor,
-        config.milestone_offset,
-    )
 
 
 def _evaluate(

@@ -180,6 +180,56 @@ WRONG: list[tuple[dict, list[str]]] = [
     ({"method": "sensitivity", "sensitivity_layer": 4}, ["sensitivity_layer=4", "1 to 3"]),
     ({"method": "sensitivity", "sensitivity_layer": -1}, ["sensitivity_layer=-1", ">= 0"]),
     ({"sensitivity_layer": 2}, ["sensitivity_layer=2", "method='sensitivity'", "'iterative'"]),
+    # rules
+    ({"scale": "his"}, ["scale='his'", "none, he, mean, channel"]),
+    ({"map": "clip"}, ["map='clip'", "sign, relax, parq, tanh"]),
+    ({"steepness": 0.0}, ["steepness=0.0", "0 < x <= 80"]),
+    ({"layer_scales": "dense9=he"}, ["layer_scales='dense9=he'", "'dense9'", "1 to 3", "dense1"]),
+    ({"layer_scales": "dense1"}, ["layer_scales='dense1'", "LAYER=SCALE", "none, he"]),
+    ({"layer_scales": "1=he,dense1=mean"}, ["layer_scales=", "dense1 twice"]),
+    ({"map": "parq"}, ["map='parq'", "anneal_epochs >= 1"]),
+    ({"anneal_epochs": 2}, ["anneal_epochs=2", "nothing to anneal"]),
+    (
+        {"map": "parq", "method": "binary", "epochs": 5, "anneal_epochs": 6},
+        ["anneal_epochs=6", "in epoch 0 of 5", "1 to 5"],
+    ),
+    (
+        {"map": "parq", "method": "binary", "epochs": 5, "anneal_epochs": 4, "float_epochs": 2},
+        ["anneal_epochs=4", "in epoch 2 of 5", "1 to 3"],
+    ),
+    (
+        {"map": "tanh", "epochs": 12, "epochs_per_layer": 5, "anneal_epochs": 3},
+        ["anneal_epochs=3", "in epoch 10 of 12", "1 to 2"],
+    ),
+    (
+        {"grain": "weight", "scale": "he", "epochs": 12, "epochs_per_layer": 5},
+        ["epochs_per_layer=5", "in epoch 10 of 12"],
+    ),
+    ({"grain": "weight"}, ["grain='weight'", "layer 1 (dense1)", "he, mean, channel"]),
+    (
+        {"grain": "weight", "scale": "he", "layer_scales": "3=none"},
+        ["grain='weight'", "layer 3 (dense3)"],
+    ),
+    ({"grain": "weight", "scale": "he", "map": "relax"}, ["grain='weight'", "map='relax'"]),
+    ({"grain": "weight", "scale": "he", "method": "binary"}, ["grain='weight'", "anneal_epochs"]),
+    ({"latent_reset": True, "scale": "he"}, ["latent_reset=True", "scale='none'"]),
+    ({"float_layers": "4"}, ["float_layers='4'", "1 to 3"]),
+    ({"float_layers": "dense1,"}, ["float_layers='dense1,'", "''"]),
+    ({"float_layers": "1,2,3"}, ["float_layers='1,2,3'", "method='float'"]),
+    ({"float_layers": "2", "order": "132"}, ["order='132'", "layer 2", "float_layers"]),
+    ({"float_layers": "2", "order": "11"}, ["order='11'", "1..3 of mlp300 without 2"]),
+    ({"float_epochs": 450}, ["float_epochs=450", "0 to 449"]),
+    (
+        {"method": "sensitivity", "sensitivity_layer": 2, "float_layers": "dense2"},
+        ["sensitivity_layer=2", "float_layers='dense2'"],
+    ),
+    # rates
+    ({"rate_schedule": "step"}, ["rate_schedule='step'", "milestones, cosine, one_cycle, linear"]),
+    ({"rate_schedule": "cosine", "milestones": (3,)}, ["milestones=(3,)", "'cosine' takes ()"]),
+    ({"warmup_epochs": 450}, ["warmup_epochs=450", "0 to 449"]),
+    ({"nesterov": True}, ["nesterov=True", "optimizer='adam'"]),
+    ({"nesterov": True, "optimizer": "sgd", "momentum": 0.0}, ["nesterov=True", "momentum=0"]),
+    ({"label_smoothing": 1.0}, ["label_smoothing=1.0", "0 <= x < 1"]),
     # data
     ({"batch_size": 4001}, ["batch_size=4001", "4000 training examples of mnist_5k"]),
     (
@@ -215,6 +265,12 @@ def test_wrong_configurations_are_refused_in_one_line(values: dict, mentioned: l
         {"seed": 0},
         {"milestone_factor": 1.0},
         {"momentum": 0.0},
+        {"map": "parq", "method": "binary", "epochs": 5, "anneal_epochs": 3, "float_epochs": 2},
+        {"map": "tanh", "epochs": 12, "epochs_per_layer": 5, "anneal_epochs": 2},
+        {"grain": "weight", "scale": "he", "epochs": 15, "epochs_per_layer": 5},
+        {"map": "parq", "method": "float"},  # of which nothing is binary
+        {"warmup_epochs": 449},
+        {"layer_scales": "dense3=he, 1=channel"},
         {"network": "resnet", "depth": 8},
         {"method": "sensitivity", "sensitivity_layer": 3},
         {"network": "vgg9", "synthetic_shape": (8, 8, 1), **SYNTHETIC},
@@ -244,7 +300,7 @@ FIGURES = (
     "augment",
 )
 MNIST = ("mnist", "adam", 100, 450, 150, (), 0, 150, (), 0.0, 0.1, False)
-# METHOD.md section 5, by the stem of the file; the quick start is no published run
+# METHOD.md section 5, by the stem of the file; the quick start and the recipe are no published runs
 PUBLISHED = {
     "mnist_300": ("mlp300", 0, *MNIST),
     "mnist_784": ("mlp784", 0, *MNIST),
@@ -257,6 +313,10 @@ PUBLISHED = {
     "resnet21": (
         *("resnet21", 0, "imagenet2012", "sgd", 256, 67, 2),
         *((42, 57), 0, 20, (20,), 1e-4, 0.01, True),
+    ),
+    "resnet20_30": (
+        *("resnet", 20, "cifar10", "sgd", 128, 30, 150),
+        *((), 0, 150, (), 1e-4, 0.1, True),
     ),
     "quickstart": ("mlp300", 0, "mnist_5k", "adam", 100, 30, 8, (), 0, 150, (), 0.0, 1e-3, False),
 }
@@ -279,7 +339,9 @@ def test_config_files_carry_the_published_figures(path: Path):
     expected = dict(zip(FIGURES, PUBLISHED[path.stem], strict=True))
     assert {name: getattr(parsed, name) for name in FIGURES} == expected
     assert (parsed.seed, parsed.milestone_factor, parsed.momentum) == (316, 0.1, 0.9)
-    assert (parsed.method, parsed.order, parsed.latent_reset) == ("iterative", "forward", False)
+    assert (parsed.order, parsed.latent_reset) == ("forward", False)
+    assert parsed.method == ("binary" if path.stem == "resnet20_30" else "iterative")
+    assert parsed.rules.rule.published == (path.stem != "resnet20_30")
     assert parsed.stage == ("full" if path.stem == "quickstart" else "validation")
 
 
@@ -291,6 +353,25 @@ def test_config_files_give_their_command(path: Path):
 
 def test_config_files_exist():
     assert {"mnist_300", "mnist_784", "quickstart"} <= {path.stem for path in CONFIGS.glob("*.py")}
+
+
+def test_layers_by_name_or_number():
+    parsed = config.parse({"network": "vgg5", "order": "ascend", "float_layers": "5, 1"})
+    assert parsed.float_layer_numbers == (1, 5)
+    assert parsed.order_layers == (4, 3, 2)
+    assert config.parse({"float_layers": "dense2"}).order_layers == (1, 3)
+    rules = config.parse({"scale": "he", "layer_scales": "dense3=none,1=mean"}).rules
+    assert [rules.of(f"dense{k}").scale for k in (1, 2, 3)] == ["mean", "he", "none"]
+
+
+def test_turns_and_spans():
+    fields = {"epochs": 20, "epochs_per_layer": 4, "float_epochs": 3, "float_layers": "2"}
+    parsed = config.parse(fields | {"order": "31"})
+    assert (parsed.turns, parsed.span_epochs) == ((7, None, 3), 0)
+    parsed = config.parse(fields | {"grain": "weight", "scale": "he"})
+    assert (parsed.turns, parsed.span_epochs) == ((3, None, 7), 4)
+    parsed = config.parse(fields | {"grain": "weight", "scale": "he", "anneal_epochs": 2})
+    assert parsed.span_epochs == 2
 
 
 def test_every_field_is_explained_on_a_line():

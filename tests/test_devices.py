@@ -18,7 +18,7 @@ from pathlib import Path
 import jax, jax.numpy as jnp, numpy as np
 from jaxbin import config, data, train
 from jaxbin.runs import checkpoints
-from jaxbin.engine import devices, program, step
+from jaxbin.engine import devices, plan, program, step
 from jaxbin.common.errors import UserError
 
 directory, results = Path(sys.argv[1]), {"devices": jax.device_count()}
@@ -30,7 +30,8 @@ conv = dict(network="resnet", depth=8, dataset="synthetic", synthetic_shape=(8, 
             max_steps_per_epoch=3, augment=True, optimizer="sgd", learning_rate=0.01,
             weight_decay=1e-4)
 adam = dense | dict(optimizer="adam", learning_rate=0.001)
-for name, fields in (("dense", dense), ("conv", conv), ("adam", adam)):
+annealed = dense | dict(scale="channel", map="parq", anneal_epochs=1, rate_schedule="cosine")
+for name, fields in (("dense", dense), ("conv", conv), ("adam", adam), ("annealed", annealed)):
     parsed = config.parse(fields)
     summary = train.run(parsed, directory / name)
     results[f"{name}_traces"] = summary["train_step_traces"]
@@ -60,8 +61,9 @@ split = data.Split(images, np.arange(40, dtype=np.int32))
 made = program.Program(parsed, data.Dataset(parsed.dataset_spec, split, split), layout)
 kernels = {f"dense{k}": {"kernel": np.zeros((1, 1), np.float32)} for k in (1, 2, 3)}
 params = {"seen": {"kernel": np.zeros((40, 5, 5, 3), np.float32)}, **kernels}
-state = made.begin_epoch(made.place([step.TrainState(params, {}, {}, ())]), [(False,) * 3])
-inputs = made.open_epoch([1], 2, [0.1])
+still = plan.Plan((False,) * 3, np.zeros((3, 3), np.float32), np.full(3, 0.1))
+state = made.begin_epoch(made.place([step.TrainState(params, {}, {}, ())]), [still])
+inputs = made.open_epoch([1], 2, [still])
 for batch in made.batches(2, 0):
     state = made.train(state, inputs, batch)
 np.save(directory / "seen.npy", made.fetch(state).params["seen"]["kernel"])
@@ -108,15 +110,15 @@ def test_there_are_one_and_four_devices(both):
     assert [results["devices"] for _, results in both] == [1, 4]
 
 
-@pytest.mark.parametrize("name", ["dense", "conv"])
+@pytest.mark.parametrize("name", ["dense", "conv", "annealed"])
 def test_one_trace_on_any_number_of_devices(both, name: str):
     assert [results[f"{name}_traces"] for _, results in both] == [1, 1]
 
 
-@pytest.mark.parametrize("name", ["dense", "conv"])
+@pytest.mark.parametrize("name", ["dense", "conv", "annealed"])
 def test_metrics_agree_to_rounding(both, name: str):
     one, four = (results[name] for _, results in both)
-    assert len(one) == len(four) == (3 if name == "dense" else 1)
+    assert len(one) == len(four) == (1 if name == "conv" else 3)
     for line_one, line_four in zip(one, four, strict=True):
         assert line_one.keys() == line_four.keys()
         for key, value in line_one.items():
@@ -134,7 +136,7 @@ def test_training_metrics_agree_with_adam_too(both):
         assert line_four["train_accuracy"] == pytest.approx(line_one["train_accuracy"], abs=0.004)
 
 
-@pytest.mark.parametrize("name", ["dense", "conv"])
+@pytest.mark.parametrize("name", ["dense", "conv", "annealed"])
 def test_parameters_agree_to_rounding(both, name: str):
     one, four = (np.load(directory / f"{name}.npz") for directory, _ in both)
     assert one.files == four.files

@@ -16,9 +16,11 @@ from jaxbin.binarization.layers import (
     forward_order,
     latent_weights,
     read_mask,
+    read_progress,
     replace_latent_weights,
     uniform_bias,
     write_mask,
+    write_progress,
 )
 
 KERNEL = ((0.5, -2.0), (-0.25, 0.0), (3.0, 1.0))
@@ -184,7 +186,16 @@ def test_a_written_mask_has_the_structure_of_a_new_network():
     written = write_mask(NAMES, (True,) * 5)
     assert jax.tree.structure(written) == jax.tree.structure(new)
     for leaf, expected in zip(jax.tree.leaves(written), jax.tree.leaves(new), strict=True):
-        assert (leaf.shape, leaf.dtype) == (expected.shape, expected.dtype) == ((), bool)
+        assert (leaf.shape, leaf.dtype) == (expected.shape, expected.dtype)
+        assert leaf.shape == ()
+
+
+def test_progress_is_written_as_it_is_read_and_leaves_the_masks():
+    written = write_mask(NAMES, (True, False, True, True, False))
+    assert read_progress(written, NAMES) == (1, 0, 1, 1, 0)
+    changed = write_progress(written, NAMES, np.arange(5, dtype=np.float32) / 4)
+    assert read_progress(changed, NAMES) == (0, 0.25, 0.5, 0.75, 1)
+    assert read_mask(changed, NAMES) == read_mask(written, NAMES)
 
 
 def test_as_many_masks_as_layers():

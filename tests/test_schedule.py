@@ -2,6 +2,7 @@
 
 import itertools
 
+import numpy as np
 import pytest
 
 from jaxbin.binarization import schedule
@@ -141,3 +142,83 @@ def test_masks_are_hashable_booleans():
     mask = schedule.mask_at(0, "iterative", (2, 1), 1)
     assert isinstance(mask, tuple)
     assert {type(value) for value in itertools.chain(mask)} == {bool}
+
+
+def test_turns_of_layers_with_epochs_in_float_and_layers_that_stay_so():
+    after = {"float_epochs": 2, "float_layers": (1, 4)}
+    assert schedule.turns("float", (3, 2), 5, **after) == (None, None, None, None)
+    assert schedule.turns("binary", (3, 2), 5, **after) == (None, 2, 2, None)
+    assert schedule.turns("iterative", (3, 2), 5, **after) == (None, 7, 2, None)
+    assert schedule.turns("sensitivity", (2, 3), 5, 3, **after) == (None, None, 2, None)
+
+
+def test_masks_with_epochs_in_float_and_layers_that_stay_so():
+    masks = [
+        schedule.mask_at(epoch, "iterative", (3, 2), 2, float_epochs=1, float_layers=(1, 4))
+        for epoch in range(5)
+    ]
+    written = ["".join(str(int(on)) for on in mask) for mask in masks]
+    assert written == ["0000", "0010", "0010", "0110", "0110"]
+
+
+def test_progress_of_every_step():
+    """Two steps an epoch; layer 1 from epoch 0, layer 2 never, layer 3 from epoch 1."""
+    table = np.concatenate([schedule.progress_at(e, 2, (0, None, 1), 2) for e in range(4)])
+    assert table.dtype == np.float32
+    assert table[:, 0].tolist() == [0.25, 0.5, 0.75, 1, 1, 1, 1, 1]
+    assert table[:, 1].tolist() == [0] * 8
+    assert table[:, 2].tolist() == [0, 0, 0.25, 0.5, 0.75, 1, 1, 1]
+
+
+def test_without_annealing_progress_is_the_mask():
+    table = np.concatenate([schedule.progress_at(e, 2, (0, None, 1), 0) for e in range(2)])
+    assert table.tolist() == [[1, 0, 0], [1, 0, 0], [1, 0, 1], [1, 0, 1]]
+
+
+@pytest.mark.parametrize("steps", [1, 3, 7, 351])
+@pytest.mark.parametrize("anneal", [1, 3, 11])
+def test_the_last_step_of_an_annealing_has_exactly_1(steps: int, anneal: int):
+    assert schedule.progress_at(4 + anneal - 1, steps, (4,), anneal)[-1, 0] == 1
+    if steps * anneal > 1:
+        before = np.concatenate(
+            [schedule.progress_at(4 + e, steps, (4,), anneal) for e in range(anneal)]
+        )
+        assert before[-2, 0] < 1
+        assert (np.diff(before[:, 0]) > 0).all()
+
+
+HALF = 2**-0.5
+# Two steps in each of four epochs.
+FACTORS = {
+    ("milestones", 0): [1] * 8,
+    ("milestones", 2): [0.25, 0.5, 0.75, 1, 1, 1, 1, 1],
+    ("linear", 0): [1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8],
+    ("linear", 1): [0.5, 1, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6],
+    ("cosine", 2): [0.25, 0.5, 0.75, 1, 1, (1 + HALF) / 2, 0.5, (1 - HALF) / 2],
+    # from 1/25 up to 1 in four steps
+    ("one_cycle", 2): [0.28, 0.52, 0.76, 1, 1, (1 + HALF) / 2, 0.5, (1 - HALF) / 2],
+}
+
+
+@pytest.mark.parametrize(("rate_schedule", "warmup"), FACTORS)
+def test_factors_of_the_rate_in_every_step(rate_schedule: str, warmup: int):
+    factors = np.concatenate(
+        [schedule.rate_factors_at(epoch, 2, 4, rate_schedule, warmup) for epoch in range(4)]
+    )
+    np.testing.assert_allclose(factors, FACTORS[rate_schedule, warmup], rtol=1e-12)
+
+
+@pytest.mark.parametrize("rate_schedule", ["cosine", "one_cycle", "linear"])
+def test_rates_end_near_0(rate_schedule: str):
+    factors = np.concatenate(
+        [schedule.rate_factors_at(epoch, 351, 30, rate_schedule) for epoch in range(30)]
+    )
+    assert 0 < factors[-1] < 1e-4
+    assert factors.max() == pytest.approx(1, abs=1e-3)
+    assert factors.argmax() / len(factors) == pytest.approx(
+        0.3 if rate_schedule == "one_cycle" else 0, abs=0.01
+    )
+
+
+def test_a_schedule_of_milestones_leaves_rates_to_the_bit():
+    assert (0.1 * schedule.rate_factors_at(3, 5, 9, "milestones") == 0.1).all()

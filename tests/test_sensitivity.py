@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jaxbin import config, data, train
+from jaxbin.binarization.binarize import sign
 from jaxbin.binarization.layers import BINARIZATION, forward_order, write_mask
 from jaxbin.common.errors import UserError
 from jaxbin.engine import sensitivity
@@ -31,9 +32,12 @@ def small() -> Trained:
 
 def test_weight_errors_by_hand():
     latents = (jnp.array([[0.5, -0.5], [2.0, 0.0]]), jnp.array([1.0, -1.0]))
+    signs = tuple(map(sign, latents))
     # squared distances 0.25, 0.25, 1 and 1, since sign(0) = +1; squared norm 4.5
-    assert sensitivity.weight_errors(latents) == [2.5, 0.0]
-    assert sensitivity.weight_errors(latents, relative=True) == pytest.approx([2.5 / 4.5, 0.0])
+    assert sensitivity.weight_errors(latents, signs) == [2.5, 0.0]
+    assert sensitivity.weight_errors(latents, signs, relative=True) == pytest.approx(
+        [2.5 / 4.5, 0.0]
+    )
 
 
 def test_hessian_traces_against_the_exact_hessian(small: Trained):

@@ -24,11 +24,12 @@ from helpers import (
 )
 
 from jaxbin import config, data, train
-from jaxbin.binarization.layers import latent_weights, write_mask
+from jaxbin.binarization.layers import latent_weights, read_mask, write_mask
 from jaxbin.common.errors import UserError
+from jaxbin.engine import plan, step
 from jaxbin.engine import program as programs
-from jaxbin.engine import step
 from jaxbin.engine.devices import Alone
+from jaxbin.engine.plan import Plan, plan_epoch
 from jaxbin.runs import checkpoints, records, run_directory
 
 SHORT = {"epochs_per_layer": 1, "max_steps_per_epoch": 3, "learning_rate": 0.003}
@@ -246,8 +247,16 @@ def test_masks_of_every_method(tmp_path: Path, fields, masks: list[list[int]]):
     assert all((line["flip_ratio"] is None) == (not line["binary_layers"]) for line in lines)
     assert (summary["metric"], summary["train_step_traces"]) == ("test_accuracy", 1)
     state = stored(tmp_path / "run", **fields)
-    binary = [k for k, on in enumerate(jax.tree.leaves(state.binarization), 1) if on]
+    on = read_mask(state.binarization, config.parse(fields).layer_names)
+    binary = [k for k, layer in enumerate(on, 1) if layer]
     assert binary == masks[-1]
+
+
+def two_layers(config: config.Config, number: int, steps: int) -> Plan:
+    progress = np.tile(np.array([0, 1, 1], np.float32), (steps, 1))
+    return dataclasses.replace(
+        plan_epoch(config, number, steps), mask=(False, True, True), progress=progress
+    )
 
 
 @pytest.fixture(scope="module")
@@ -257,7 +266,7 @@ def one_epoch(tmp_path_factory: pytest.TempPathFactory):
     workdir = tmp_path_factory.mktemp("flips") / "run"
     # not a run of any method: two layers in the first epoch
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "mask_in", lambda *_: (False, True, True))
+        patch.setattr(train, "plan_epoch", two_layers)
         run(workdir, **fields)
     parsed, made = built(**fields)
     before = latent_weights(made.initial_state(parsed).params, parsed.layer_names)
@@ -375,8 +384,9 @@ def fed():
             **latents,
         }
         begun = step.TrainState(params, {}, {}, ())
-        state = program.begin_epoch(program.place([begun]), [(False,) * 3])
-        inputs = program.open_epoch([seed], number, [0.1])
+        still = Plan((False,) * 3, np.zeros((STEPS, 3), np.float32), np.full(STEPS, 0.1))
+        state = program.begin_epoch(program.place([begun]), [still])
+        inputs = program.open_epoch([seed], number, [still])
         for batch in program.batches(number, 0):
             state = program.train(state, inputs, batch)
         return program.fetch(state).params["seen"]["kernel"]
@@ -493,7 +503,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_last_checkpoint(
     def explode(number, *_):
         return 0.01 if number < 2 else 1e38
 
-    monkeypatch.setattr(train.schedule, "learning_rate_at", explode)
+    monkeypatch.setattr(plan.schedule, "learning_rate_at", explode)
     fields = SHORT | {"epochs": 4, "method": "float", "optimizer": "sgd"}
     with pytest.raises(UserError, match="epoch 2: the loss is not finite") as caught:
         run(tmp_path / "run", **fields)

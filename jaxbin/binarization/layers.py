@@ -1,8 +1,8 @@
 """Dense and convolution layers whose weights a mask turns binary, and the numbering of layers.
 
-They are drop-in Flax layers: any Flax module may use them, nested as it likes. Each holds one
-boolean in the variable collection `BINARIZATION`; `forward_order` numbers them, `write_mask` sets
-them.
+They are drop-in Flax layers: any Flax module may use them, nested as it likes. Each holds a boolean
+and a number in the variable collection `BINARIZATION`; `forward_order` numbers the layers,
+`write_mask` sets both.
 """
 
 import functools
@@ -17,11 +17,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax.linen.dtypes import promote_dtype
 
-from jaxbin.binarization.binarize import binarize
 from jaxbin.binarization.convolution_forms import convolve
+from jaxbin.binarization.methods import Rules, computed_weights
 
 BINARIZATION = "binarization"
-"""The variable collection that holds the masks: one boolean scalar, `mask`, per layer."""
+"""The variable collection that says how binary a layer is, by two scalars of each.
+
+`mask`, a boolean, says whether it has had its turn; `progress`, float32 from 0 to 1, how far it has
+come since. Without annealing the progress of a layer that has had its turn is 1.
+"""
 
 Initializer = Callable[..., jax.Array]
 
@@ -40,11 +44,18 @@ def uniform_bias(fan_in: int) -> Initializer:
     return init
 
 
-def _weights(module: nn.Module, init: Initializer, shape: tuple[int, ...]) -> jax.Array:
+def _weights(
+    module: nn.Module, init: Initializer, shape: tuple[int, ...], rules: Rules
+) -> jax.Array:
     """The weights `module` computes with, of `shape`: binary or latent, as its mask says."""
     latent = module.param("kernel", init, shape)
     mask = module.variable(BINARIZATION, "mask", lambda: jnp.zeros((), bool))
-    return binarize(latent, mask.value)
+    progress: Any = 1.0  # of a collection that was written by hand, of masks alone
+    if module.is_initializing() or module.has_variable(BINARIZATION, "progress"):
+        progress = module.variable(BINARIZATION, "progress", jnp.zeros, (), jnp.float32).value
+    fan_in = int(np.prod(shape[:-1]))
+    rule = rules.of(module.path)
+    return computed_weights(latent, mask.value, progress, rule, fan_in=fan_in)
 
 
 class Dense(nn.Module):
@@ -56,17 +67,19 @@ class Dense(nn.Module):
       dtype: what to compute in; None takes what inputs and parameters promote to. The latent
         weights keep their own type.
       kernel_init: initializer of the latent weights, shape (inputs, features).
+      rules: what binary layers compute with; this one's rule is found by its path.
     """
 
     features: int
     use_bias: bool = True
     dtype: Any = None
     kernel_init: Initializer = uniform_fan_in
+    rules: Rules = Rules()
 
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
         fan_in = inputs.shape[-1]
-        kernel = _weights(self, self.kernel_init, (fan_in, self.features))
+        kernel = _weights(self, self.kernel_init, (fan_in, self.features), self.rules)
         bias = self.param("bias", uniform_bias(fan_in), (self.features,)) if self.use_bias else None
         inputs, kernel, bias = promote_dtype(inputs, kernel, bias, dtype=self.dtype)
         outputs = inputs @ kernel
@@ -83,6 +96,7 @@ class Conv(nn.Module):
       use_bias: whether to add a bias, which is never binary.
       dtype: what to compute in, as for `Dense`.
       kernel_init: initializer of the latent weights, shape (height, width, inputs, features).
+      rules: as for `Dense`.
 
     The input is padded with (size - 1) // 2 zeros on all sides, as PyTorch's networks do. Flax's
     "SAME" pads strided convolutions on one side only, and would compute something else.
@@ -94,11 +108,12 @@ class Conv(nn.Module):
     use_bias: bool = True
     dtype: Any = None
     kernel_init: Initializer = uniform_fan_in
+    rules: Rules = Rules()
 
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
         shape = (*self.kernel_size, inputs.shape[-1], self.features)
-        kernel = _weights(self, self.kernel_init, shape)
+        kernel = _weights(self, self.kernel_init, shape, self.rules)
         fan_in = int(np.prod(shape[:-1]))
         bias = self.param("bias", uniform_bias(fan_in), (self.features,)) if self.use_bias else None
         inputs, kernel, bias = promote_dtype(inputs, kernel, bias, dtype=self.dtype)
@@ -164,16 +179,36 @@ def variable_shapes(network: nn.Module, image_shape: tuple[int, ...]) -> dict[st
 
 
 def write_mask(layer_names: Sequence[str], mask: Sequence[bool]) -> dict[str, Any]:
-    """The collection `BINARIZATION` that says `mask`.
+    """The collection `BINARIZATION` that says `mask`, with nothing left to anneal.
 
     Args:
       layer_names: names of layers 1..L, from `forward_order`.
       mask: L booleans; element k - 1 says whether layer k is binary.
 
     Returns:
-      A nested dict with one NumPy boolean scalar per layer, the shape that `network.init` gives.
+      A nested dict with two NumPy scalars per layer, the shape that `network.init` gives: whether
+      it is binary, and the progress 1 if it is, else 0.
     """
     flat = {f"{name}/mask": np.array(on) for name, on in zip(layer_names, mask, strict=True)}
+    flat |= {
+        f"{name}/progress": np.array(on, np.float32)
+        for name, on in zip(layer_names, mask, strict=True)
+    }
+    return flax.traverse_util.unflatten_dict(flat, sep="/")
+
+
+def write_progress(
+    binarization: Mapping[str, Any], layer_names: Sequence[str], progress: Any
+) -> dict[str, Any]:
+    """The collection `BINARIZATION` with another progress, the masks as they are.
+
+    Args:
+      binarization: from `write_mask`, or changed by this function.
+      layer_names: names of layers 1..L.
+      progress: array (L,), from 0 to 1.
+    """
+    flat: dict[str, Any] = dict(flax.traverse_util.flatten_dict(binarization, sep="/"))
+    flat |= {f"{name}/progress": progress[number] for number, name in enumerate(layer_names)}
     return flax.traverse_util.unflatten_dict(flat, sep="/")
 
 
@@ -181,6 +216,12 @@ def read_mask(binarization: Mapping[str, Any], layer_names: Sequence[str]) -> tu
     """The masks of layers 1..L, in that order, out of the collection `BINARIZATION`."""
     flat: dict[str, Any] = dict(flax.traverse_util.flatten_dict(binarization, sep="/"))
     return tuple(flat[f"{name}/mask"] for name in layer_names)
+
+
+def read_progress(binarization: Mapping[str, Any], layer_names: Sequence[str]) -> tuple[Any, ...]:
+    """How far layers 1..L have come, in that order, out of the collection `BINARIZATION`."""
+    flat: dict[str, Any] = dict(flax.traverse_util.flatten_dict(binarization, sep="/"))
+    return tuple(flat[f"{name}/progress"] for name in layer_names)
 
 
 def latent_weights(params: Mapping[str, Any], layer_names: Sequence[str]) -> tuple[jax.Array, ...]:

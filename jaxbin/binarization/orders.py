@@ -28,7 +28,9 @@ RANDOM_SEED = 316
 """Seed of the one fixed `random` order of a network that has no published one."""
 
 
-def resolve(order: str | Sequence[int], layers: int, network: str) -> tuple[int, ...]:
+def resolve(
+    order: str | Sequence[int], layers: int, network: str, float_layers: Sequence[int] = ()
+) -> tuple[int, ...]:
     """The layer numbers that an order stands for, first to become binary first.
 
     Args:
@@ -36,21 +38,30 @@ def resolve(order: str | Sequence[int], layers: int, network: str) -> tuple[int,
         JSON file that holds a list of numbers.
       layers: how many layers the network has, L.
       network: its name, for the published orders.
+      float_layers: layers that have no turn; a named order leaves them out, any other must not
+        have them.
 
     Returns:
-      A permutation of 1..L.
+      A permutation of 1..L without `float_layers`.
 
     Raises:
-      UserError: the order cannot be read or is no permutation of 1..L.
+      UserError: the order cannot be read or is no such permutation.
     """
-    if isinstance(order, str):
-        numbers = _named(order, layers, network) if order in NAMES else _written(order)
-    else:
-        numbers = tuple(order)
+    if isinstance(order, str) and order in NAMES:
+        named = _named(order, layers, network)
+        return tuple(layer for layer in named if layer not in float_layers)
+    numbers = _written(order) if isinstance(order, str) else tuple(order)
     whole = all(isinstance(number, int) and not isinstance(number, bool) for number in numbers)
-    if not whole or sorted(numbers) != list(range(1, layers + 1)):
+    floats = [number for number in numbers if whole and number in float_layers]
+    if floats:
+        raise UserError(
+            f"order={shown(order)} has layer {floats[0]}, which float_layers keeps float"
+        )
+    expected = [layer for layer in range(1, layers + 1) if layer not in float_layers]
+    if not whole or sorted(numbers) != expected:
         raise UserError(
             f"order={shown(order)} is not a permutation of the layers 1..{layers} of {network}"
+            + (f" without {', '.join(map(str, float_layers))}" if float_layers else "")
         )
     return numbers
 

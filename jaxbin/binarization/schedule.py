@@ -1,27 +1,76 @@
-"""Schedules: the mask and the learning rate of every epoch (docs/method.md sections 2 and 5).
+"""Schedules: mask, progress and learning rate (docs/method.md sections 2 and 5, docs/methods.md).
 
 The three methods of the paper and the sensitivity of one layer are mask schedules and nothing
 else: the training loop is the same for all of them.
 """
 
+import math
 from collections.abc import Sequence
 
+import numpy as np
+
 METHODS = ("float", "binary", "iterative", "sensitivity")
+RATE_SCHEDULES = ("milestones", "cosine", "one_cycle", "linear")
+
+_ONE_CYCLE_RISE = 0.3
+_ONE_CYCLE_START = 1 / 25
+
+
+def turns(
+    method: str,
+    order: Sequence[int],
+    epochs_per_layer: int,
+    sensitivity_layer: int = 0,
+    *,
+    float_epochs: int = 0,
+    float_layers: Sequence[int] = (),
+) -> tuple[int | None, ...]:
+    """The epoch from which on each layer's mask is set; None for a layer that stays float.
+
+    Args:
+      method: "float" (no layer, ever), "binary" (every layer at once), "iterative" (one more layer
+        of the order every `epochs_per_layer` epochs) or "sensitivity" (one layer alone).
+      order: the numbers of 1..L that are not in `float_layers`; only "iterative" looks beyond which
+        these are.
+      epochs_per_layer: epochs between two layers of the order, at least 1.
+      sensitivity_layer: the number of the layer that "sensitivity" makes binary.
+      float_epochs: the first layer's turn.
+      float_layers: layers that stay float whatever the method.
+
+    Returns:
+      L epochs; element k - 1 belongs to layer k.
+
+    >>> turns("iterative", (2, 4, 1), epochs_per_layer=5, float_epochs=1, float_layers=(3,))
+    (11, 1, None, 6)
+    """
+    due: dict[int, int] = {
+        "float": {},
+        "binary": dict.fromkeys(order, float_epochs),
+        "iterative": {
+            layer: float_epochs + place * epochs_per_layer for place, layer in enumerate(order)
+        },
+        "sensitivity": {sensitivity_layer: float_epochs},
+    }[method]
+    layers = range(1, len(order) + len(float_layers) + 1)
+    return tuple(None if layer in float_layers else due.get(layer) for layer in layers)
 
 
 def mask_at(
-    epoch: int, method: str, order: Sequence[int], epochs_per_layer: int, sensitivity_layer: int = 0
+    epoch: int,
+    method: str,
+    order: Sequence[int],
+    epochs_per_layer: int,
+    sensitivity_layer: int = 0,
+    *,
+    float_epochs: int = 0,
+    float_layers: Sequence[int] = (),
 ) -> tuple[bool, ...]:
-    """Which layers are binary in an epoch.
+    """Which layers have had their turn in an epoch, that is their masks.
 
     Args:
       epoch: the epoch, from 0.
-      method: "float" (no layer, ever), "binary" (every layer, always), "iterative" (one more layer
-        of the order every `epochs_per_layer` epochs, the first from epoch 0 on) or "sensitivity"
-        (one layer alone, always).
-      order: a permutation of 1..L; only "iterative" looks beyond its length.
-      epochs_per_layer: epochs between two layers of the order, at least 1.
-      sensitivity_layer: the number of the layer that "sensitivity" makes binary.
+      method, order, epochs_per_layer, sensitivity_layer, float_epochs, float_layers: as for
+        `turns`.
 
     Returns:
       L booleans; element k - 1 belongs to layer k.
@@ -29,14 +78,43 @@ def mask_at(
     >>> mask_at(1, "iterative", (2, 3, 1), epochs_per_layer=1)
     (False, True, True)
     """
-    layers = range(1, len(order) + 1)
-    binary = {
-        "float": (),
-        "binary": order,
-        "iterative": order[: epoch // epochs_per_layer + 1],
-        "sensitivity": (sensitivity_layer,),
-    }[method]
-    return tuple(layer in binary for layer in layers)
+    due = turns(
+        method,
+        order,
+        epochs_per_layer,
+        sensitivity_layer,
+        float_epochs=float_epochs,
+        float_layers=float_layers,
+    )
+    return tuple(turn is not None and epoch >= turn for turn in due)
+
+
+def progress_at(
+    epoch: int, steps: int, due: Sequence[int | None], anneal_epochs: int
+) -> np.ndarray:
+    """How far each layer has come in every step of an epoch: 0 before its turn, at the end 1.
+
+    It grows linearly with the steps since the layer's turn, and the last step of the last of
+    `anneal_epochs` epochs has exactly 1, so that the evaluation after it is of a binary layer.
+
+    Args:
+      epoch: the epoch, from 0.
+      steps: steps in an epoch.
+      due: each layer's turn, from `turns`.
+      anneal_epochs: how many epochs it takes from 0 to 1; 0 for none, 1 from the first step on.
+
+    Returns:
+      float32 (steps, L).
+
+    >>> progress_at(3, 2, (2, None, 4), anneal_epochs=2)
+    array([[0.75, 0.  , 0.  ],
+           [1.  , 0.  , 0.  ]], dtype=float32)
+    """
+    done = epoch * steps + np.arange(1, steps + 1)[:, None]
+    begun = np.array([math.inf if turn is None else turn * steps for turn in due])
+    since = done - begun
+    total = max(anneal_epochs * steps, 1)
+    return np.where(since > 0, np.minimum(np.maximum(since, 0) / total, 1), 0).astype(np.float32)
 
 
 def learning_rate_at(
@@ -46,7 +124,7 @@ def learning_rate_at(
     milestone_factor: float = 0.1,
     milestone_offset: int = 0,
 ) -> float:
-    """The learning rate of an epoch.
+    """The learning rate of an epoch by the schedule "milestones".
 
     Args:
       epoch: the epoch, from 0.
@@ -61,6 +139,42 @@ def learning_rate_at(
     """
     passed = sum(epoch >= milestone + milestone_offset for milestone in milestones)
     return learning_rate * milestone_factor**passed
+
+
+def rate_factors_at(
+    epoch: int, steps: int, epochs: int, rate_schedule: str, warmup_epochs: int = 0
+) -> np.ndarray:
+    """What the learning rate is multiplied by in every step of an epoch.
+
+    Args:
+      epoch: the epoch, from 0.
+      steps: steps in an epoch.
+      epochs: epochs of the run.
+      rate_schedule: "milestones" (1 after the warm-up), "linear" or "cosine" (from 1 in the first
+        step after the warm-up to nearly 0 in the last one), or "one_cycle" (linearly from 1/25 to
+        1, for `warmup_epochs` or else for 0.3 of the run, then as "cosine").
+      warmup_epochs: over which the factor grows linearly from 1 step's share to 1.
+
+    Returns:
+      float64 (steps,).
+
+    >>> rate_factors_at(1, 2, 2, "linear")
+    array([0.5 , 0.25])
+    """
+    done = epoch * steps + np.arange(steps)
+    rise: float = warmup_epochs * steps
+    first = 0.0
+    if rate_schedule == "one_cycle":
+        rise, first = rise or _ONE_CYCLE_RISE * epochs * steps, _ONE_CYCLE_START
+    rising = first + (1 - first) * np.minimum((done + 1) / max(rise, 1), 1)
+    left = 1 - np.clip((done - rise) / max(epochs * steps - rise, 1), 0, 1)
+    falling = {
+        "milestones": np.ones(steps),
+        "linear": left,
+        "cosine": (1 - np.cos(np.pi * left)) / 2,
+        "one_cycle": (1 - np.cos(np.pi * left)) / 2,
+    }[rate_schedule]
+    return np.where(done < rise, rising, falling)
 
 
 def steps_per_epoch(examples: int, batch_size: int, max_steps_per_epoch: int = 0) -> int:

@@ -11,7 +11,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from jaxbin.binarization.layers import latent_weights
+from jaxbin.binarization.layers import latent_weights, write_progress
 from jaxbin.engine.devices import Layout
 from jaxbin.engine.step import NEVER, Measured, Metrics, TrainState, reset_latents
 
@@ -28,18 +28,20 @@ class TrainStep(Protocol):
 
 @flax.struct.dataclass
 class EpochInputs:
-    """What differs from epoch to epoch, apart from the mask, which lies in the state.
+    """What differs from epoch to epoch, apart from the masks, which lie in the state.
 
     Attributes:
       key: the run's random key, as raw key data.
       epoch: from 0.
-      learning_rate: of this epoch.
+      learning_rates: of each step, (steps,).
+      progress: how far each layer has come in each step, (steps, L).
       order: the epoch's sequence of examples, (n,) int32; empty if they are streamed.
     """
 
     key: Any
     epoch: Any
-    learning_rate: Any
+    learning_rates: Any
+    progress: Any
     order: Any = ()
 
 
@@ -83,6 +85,7 @@ def train(
     examples: tuple[jax.Array, jax.Array],
     inputs: EpochInputs,
     index: jax.Array,
+    layer_names: tuple[str, ...],
     layout: Layout,
 ) -> TrainState:
     """Step number `index` of an epoch; only inside a function that `layout` maps.
@@ -93,11 +96,14 @@ def train(
       examples: this device's normalized images and their labels.
       inputs: of the epoch.
       index: from 0.
+      layer_names: names of layers 1..L.
       layout: how runs share the devices.
     """
     before = state.measured
     assert isinstance(before, Measured)
-    state, metrics, _ = train_step(state, *examples, inputs.learning_rate)
+    binarization = write_progress(state.binarization, layer_names, inputs.progress[index])
+    state = dataclasses.replace(state, binarization=binarization)
+    state, metrics, _ = train_step(state, *examples, inputs.learning_rates[index])
     first = jnp.where(jnp.isfinite(metrics.loss.total), NEVER, index)
     measured = dataclasses.replace(
         before,

@@ -17,6 +17,7 @@ from jaxbin.engine import devices, epoch, step
 from jaxbin.engine.batches import Batch, open_batches_of
 from jaxbin.engine.devices import Layout
 from jaxbin.engine.epoch import EpochInputs
+from jaxbin.engine.plan import Plan
 from jaxbin.engine.preprocessing import normalize
 from jaxbin.engine.step import Metrics, TrainState
 from jaxbin.networks import registry
@@ -60,10 +61,15 @@ class Program:
         self.traces: list[None] = []
         dtype = jnp.bfloat16 if config.precision == "bfloat16" else None
         self.network = registry.build(
-            config.network, dataset.spec.classes, config.depth, layout.axis_name, dtype
+            config.network,
+            dataset.spec.classes,
+            config.depth,
+            layout.axis_name,
+            dtype,
+            config.rules,
         )
         self._optimizer = step.make_optimizer(
-            config.optimizer, config.momentum, config.weight_decay
+            config.optimizer, config.momentum, config.weight_decay, config.nesterov
         )
         self._train_step = step.make_train_step(
             self.network,
@@ -72,6 +78,7 @@ class Program:
             layout.axis_name,
             config.latent_reset,
             config.accumulation_steps,
+            config.label_smoothing,
         )
         self._eval_step = step.make_eval_step(self.network)
         self._batches = open_batches_of(config, dataset, layout, self.network)
@@ -107,19 +114,22 @@ class Program:
         """The members' states, from the host, on the devices."""
         return self.layout.place(states)
 
-    def open_epoch(
-        self, seeds: Sequence[int], number: int, learning_rates: Sequence[float]
-    ) -> EpochInputs:
-        """What differs in epoch `number`, for each member: its seed's keys, its rate, its order."""
+    def open_epoch(self, seeds: Sequence[int], number: int, plans: Sequence[Plan]) -> EpochInputs:
+        """What differs in epoch `number`, for each member: its seed's keys, its plan, its order."""
         inputs = [
-            EpochInputs(random_keys(seed)[1], np.int32(number), np.float32(rate))
-            for seed, rate in zip(seeds, learning_rates, strict=True)
+            EpochInputs(
+                random_keys(seed)[1],
+                np.int32(number),
+                plan.learning_rates.astype(np.float32),
+                plan.progress,
+            )
+            for seed, plan in zip(seeds, plans, strict=True)
         ]
         return self._open(self.layout.place(inputs), (), (), np.int32(0))
 
-    def begin_epoch(self, state: TrainState, masks: Sequence[tuple[bool, ...]]) -> TrainState:
+    def begin_epoch(self, state: TrainState, plans: Sequence[Plan]) -> TrainState:
         """Update the mask, for each member, before an epoch's first step."""
-        collections = [write_mask(self._config.layer_names, mask) for mask in masks]
+        collections = [write_mask(self._config.layer_names, plan.mask) for plan in plans]
         return self._begin(state, self.layout.place(collections), (), np.int32(0))
 
     def batches(self, number: int, first: int) -> Iterator[Batch]:
@@ -168,7 +178,15 @@ class Program:
     def _train(self, state: TrainState, inputs: EpochInputs, shared: Any, index: Any) -> TrainState:
         images, labels = self._batches.choose(shared, inputs, index)
         images = normalize(images, self._spec.mean, self._spec.std)
-        return epoch.train(self._traced_step, state, (images, labels), inputs, index, self.layout)
+        return epoch.train(
+            self._traced_step,
+            state,
+            (images, labels),
+            inputs,
+            index,
+            self._config.layer_names,
+            self.layout,
+        )
 
     def _traced_step(self, *arguments: Any) -> tuple[TrainState, Any, jax.Array]:
         self.traces.append(None)  # this runs when JAX traces the step, never when it computes

@@ -17,7 +17,6 @@ import numpy as np
 import scipy.stats
 
 from jaxbin import data
-from jaxbin.binarization.binarize import sign
 from jaxbin.binarization.layers import (
     BINARIZATION,
     forward_order,
@@ -25,6 +24,7 @@ from jaxbin.binarization.layers import (
     replace_latent_weights,
     write_mask,
 )
+from jaxbin.binarization.methods import Rules, computed_weights
 from jaxbin.common.errors import UserError
 from jaxbin.engine.preprocessing import normalize
 from jaxbin.engine.step import cross_entropy
@@ -52,17 +52,33 @@ class Trained:
       variables: "params" and "batch_stats".
       layer_names: names of layers 1..L.
       dataset: training and validation split.
+      rules: what a binary layer would compute with.
     """
 
     network: nn.Module
     variables: PyTree
     layer_names: tuple[str, ...]
     dataset: data.Dataset
+    rules: Rules = dataclasses.field(default_factory=Rules)
 
     @property
     def latents(self) -> tuple[jax.Array, ...]:
         """The latent weights of layers 1..L."""
         return latent_weights(self.variables["params"], self.layer_names)
+
+    @property
+    def binary_weights(self) -> tuple[jax.Array, ...]:
+        """What layers 1..L would compute with if they were binary."""
+        return tuple(
+            computed_weights(
+                latent,
+                jnp.array(True),
+                jnp.ones(()),
+                self.rules.of(name),
+                fan_in=int(np.prod(latent.shape[:-1])),
+            )
+            for name, latent in zip(self.layer_names, self.latents, strict=True)
+        )
 
 
 def load_trained(workdir: Path) -> Trained:
@@ -79,7 +95,7 @@ def load_trained(workdir: Path) -> Trained:
         )
     number = finished.checkpoint_of(freeze.read_summary(workdir, run)["last"])
     spec = run.dataset_spec
-    network = registry.build(run.network, spec.classes, run.depth)
+    network = registry.build(run.network, spec.classes, run.depth, rules=run.rules)
     variables = freeze.stored_variables(workdir, network, spec, number)
     dataset = data.load(
         spec,
@@ -88,7 +104,8 @@ def load_trained(workdir: Path) -> Trained:
         split_file=run.split_file or None,
         seed=run.seed,
     )
-    return Trained(network, variables, forward_order(network, spec.image_shape), dataset)
+    names = forward_order(network, spec.image_shape)
+    return Trained(network, variables, names, dataset, run.rules)
 
 
 def measure(trained: Trained, name: str, seed: int = 0, samples: int = 100) -> list[float]:
@@ -110,21 +127,26 @@ def measure(trained: Trained, name: str, seed: int = 0, samples: int = 100) -> l
     if name == "hessian":
         traces, _ = hessian_traces(trained, jax.random.key(seed), samples)
         sizes = [latent.size for latent in trained.latents]
-        errors = weight_errors(trained.latents)
+        errors = weight_errors(trained.latents, trained.binary_weights)
         # HAWQ-V2 (arXiv 1911.03852): the mean eigenvalue times the squared perturbation.
         return [t / n * e for t, n, e in zip(traces, sizes, errors, strict=True)]
-    return weight_errors(trained.latents, relative=name == "relative_weight_error")
+    relative = name == "relative_weight_error"
+    return weight_errors(trained.latents, trained.binary_weights, relative)
 
 
-def weight_errors(latents: Sequence[jax.Array], relative: bool = False) -> list[float]:
-    """The squared distance of each layer's latent weights from their signs.
+def weight_errors(
+    latents: Sequence[jax.Array], binary_weights: Sequence[jax.Array], relative: bool = False
+) -> list[float]:
+    """The squared distance of each layer's latent weights from their binary ones.
 
     Args:
       latents: latent weights of layers 1..L.
+      binary_weights: what the layers would compute with if they were binary.
       relative: divide by the squared norm of the latent weights.
     """
     return [
-        float(jnp.sum((w - sign(w)) ** 2) / (jnp.sum(w**2) if relative else 1)) for w in latents
+        float(jnp.sum((w - b) ** 2) / (jnp.sum(w**2) if relative else 1))
+        for w, b in zip(latents, binary_weights, strict=True)
     ]
 
 

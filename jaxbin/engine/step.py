@@ -52,12 +52,12 @@ NEVER = np.iinfo(np.int32).max
 
 @flax.struct.dataclass
 class TrainState:
-    """All that training changes, plus the masks: what a checkpoint holds.
+    """All that training changes, plus how binary the layers are: what a checkpoint holds.
 
     Attributes:
       params: parameters; the kernels of binarizable layers are their latent weights.
       batch_stats: running means and variances of batch norm.
-      binarization: one boolean per layer, the only state of binarization.
+      binarization: mask and progress of each layer, the only state of binarization.
       opt_state: the optimizer's state.
       previous_latents: latent weights of layers 1..L before the latest step, kept only for the
         published latent reset; otherwise empty.
@@ -96,16 +96,19 @@ Metrics = clu.metrics.Collection.create(
 """Mean cross-entropy and accuracies, over those examples of a batch that the mask counts."""
 
 
-def make_optimizer(name: str, momentum: float, weight_decay: float) -> optax.GradientTransformation:
+def make_optimizer(
+    name: str, momentum: float, weight_decay: float, nesterov: bool = False
+) -> optax.GradientTransformation:
     """An optimizer of docs/method.md section 5, without a learning rate: the step multiplies by it.
 
     Args:
       name: "adam", with PyTorch's and Optax's common defaults, or "sgd".
       momentum: of "sgd".
       weight_decay: coupled, that is added to the gradient of every parameter before the momentum.
+      nesterov: whether the momentum of "sgd" is Nesterov's, as PyTorch defines it.
     """
     decay = optax.add_decayed_weights(weight_decay) if weight_decay else optax.identity()
-    rule = {"adam": optax.scale_by_adam(), "sgd": optax.trace(decay=momentum)}[name]
+    rule = {"adam": optax.scale_by_adam(), "sgd": optax.trace(momentum, nesterov)}[name]
     return optax.chain(decay, rule)
 
 
@@ -141,6 +144,7 @@ def make_train_step(
     axis_name: str | None,
     latent_reset: bool = False,
     accumulation_steps: int = 1,
+    label_smoothing: float = 0.0,
 ) -> Callable[..., tuple[TrainState, Any, jax.Array]]:
     """The training step `(state, images, labels, learning_rate) -> (state, metrics, logits)`.
 
@@ -154,9 +158,9 @@ def make_train_step(
       layer_names: names of layers 1..L.
       axis_name: mapped axis over whose devices gradients are averaged; None for one device.
       latent_reset: keep the latent weights from before the step, for `reset_latents`.
-      accumulation_steps: see `make_gradients`.
+      accumulation_steps, label_smoothing: see `make_gradients`.
     """
-    gradients_of = make_gradients(network, accumulation_steps)
+    gradients_of = make_gradients(network, accumulation_steps, label_smoothing)
 
     def train_step(
         state: TrainState, images: jax.Array, labels: jax.Array, learning_rate: jax.Array
@@ -181,7 +185,7 @@ def make_train_step(
 
 
 def make_gradients(
-    network: nn.Module, accumulation_steps: int = 1
+    network: nn.Module, accumulation_steps: int = 1, label_smoothing: float = 0.0
 ) -> Callable[..., tuple[PyTree, PyTree, jax.Array, jax.Array]]:
     """Gradients of the mean loss: `(state, images, labels) -> (gradients, batch_stats, losses,
     logits)`, of this device's share of a batch.
@@ -190,6 +194,8 @@ def make_gradients(
     the other, and needs memory for one of them. The gradient is the same but for rounding, except
     that batch norm sees a part where it would see the batch: it normalizes by the statistics of
     the part, and its running averages move once for each part.
+
+    `label_smoothing` is the share of a label that is spread evenly over all classes.
     """
 
     def gradients_of_part(
@@ -206,7 +212,7 @@ def make_gradients(
                 train=True,
                 mutable=["batch_stats"],
             )
-            losses = cross_entropy(logits, labels)
+            losses = cross_entropy(logits, labels, label_smoothing)
             return losses.mean(), (changed.get("batch_stats", {}), losses, logits)
 
         gradients, others = jax.grad(loss_of, has_aux=True)(state.params)
@@ -275,7 +281,14 @@ def reset_latents(state: TrainState, layer_names: tuple[str, ...]) -> TrainState
     return dataclasses.replace(state, params=params)
 
 
-def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Softmax cross-entropy of each example, (batch,), at least in float32."""
+def cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float = 0.0) -> jax.Array:
+    """Softmax cross-entropy of each example, (batch,), at least in float32.
+
+    With `label_smoothing` that share of each label is spread evenly over all classes.
+    """
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    if not label_smoothing:
+        return losses
+    of_all_classes = jax.nn.logsumexp(logits, axis=-1) - logits.mean(axis=-1)
+    return (1 - label_smoothing) * losses + label_smoothing * of_all_classes

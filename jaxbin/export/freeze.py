@@ -1,7 +1,7 @@
 """A finished run as an artifact: signs of latent weights, batch norm folded."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxbin import config, data
 from jaxbin.binarization.layers import BINARIZATION, forward_order, norms_after, variable_shapes
+from jaxbin.binarization.methods import Rules, channel_scales
 from jaxbin.common import files
 from jaxbin.common.errors import UserError, one_line
 from jaxbin.export.artifact import FOLDED, UNFOLDED, Artifact, pack
@@ -40,7 +41,7 @@ def freeze(workdir: Path, which: str = "best", float_dtype: Any = np.float32) ->
     run = read_configuration(workdir)
     summary = read_summary(workdir, run)
     spec = run.dataset_spec
-    network = registry.build(run.network, spec.classes, run.depth)
+    network = registry.build(run.network, spec.classes, run.depth, rules=run.rules)
     variables = stored_variables(workdir, network, spec, finished.checkpoint_of(summary[which]))
     return freeze_variables(
         network,
@@ -75,7 +76,10 @@ def freeze_variables(
       training: where the weights come from.
 
     In bfloat16 a batch norm is not folded: rounding between it and its layer is part of what was
-    trained.
+    trained. A scale of binary weights goes into what their outputs are multiplied by.
+
+    Raises:
+      UserError: a layer is neither wholly binary nor float.
     """
     layers = forward_order(network, spec.image_shape)
     flat = {
@@ -85,7 +89,12 @@ def freeze_variables(
     }
     rows = UNFOLDED if precision == "bfloat16" else FOLDED
     norms = norms_after(network, spec.image_shape)
-    columns = [_channels(flat, name, norms.get(name, ""), rows) for name in layers]
+    _check_annealed(flat, layers)
+    rules: Rules = getattr(network, "rules", Rules())
+    columns = [
+        _channels(flat, name, norms.get(name, ""), rows, _scales(flat, name, rules))
+        for name in layers
+    ]
     return Artifact(
         network=network_name[0],
         depth=network_name[1],
@@ -108,12 +117,35 @@ def _kernel(flat: Mapping[str, np.ndarray], name: str, float_dtype: Any) -> np.n
     return pack(~(latent < 0)) if flat[f"{name}/mask"] else latent.astype(float_dtype)
 
 
+def _check_annealed(flat: Mapping[str, np.ndarray], layers: Sequence[str]) -> None:
+    for number, name in enumerate(layers, start=1):
+        progress = float(flat.get(f"{name}/progress", 1))
+        if flat[f"{name}/mask"] and progress < 1:
+            raise UserError(
+                f"layer {number} ({name}) is neither binary nor float, but annealed to "
+                f"{progress:.3g} of 1; accepted: a checkpoint of an epoch in which no layer is"
+            )
+
+
+def _scales(flat: Mapping[str, np.ndarray], name: str, rules: Rules) -> np.ndarray:
+    """What a layer's weights of -1 and +1 are multiplied by, (outputs,); 1 for a float layer."""
+    latent = flat[f"{name}/kernel"]
+    if not flat[f"{name}/mask"]:
+        return np.ones(latent.shape[-1])
+    return channel_scales(latent, rules.of(name)).astype(np.float64)
+
+
 def _channels(
-    flat: Mapping[str, np.ndarray], name: str, norm: str, rows: tuple[str, ...]
+    flat: Mapping[str, np.ndarray],
+    name: str,
+    norm: str,
+    rows: tuple[str, ...],
+    scales: np.ndarray,
 ) -> np.ndarray:
     """What `Artifact.channels` holds of a layer, (rows, outputs), in float64.
 
-    Where there is no batch norm, `norm` is "" and finds nothing: scale 1, shift the bias.
+    Where there is no batch norm, `norm` is "" and finds nothing: scale 1, shift the bias. `scales`
+    are those of the layer's weights, (outputs,).
     """
     outputs = flat[f"{name}/kernel"].shape[-1]
     values = {
@@ -127,7 +159,15 @@ def _channels(
     if rows == FOLDED:
         scale = values["scale"] / np.sqrt(values["var"] + EPSILON)
         shift = values["shift"] + (values["bias"] - values["mean"]) * scale
-        values = {"scale": scale, "shift": shift}
+        return np.stack([scale * scales, shift])
+    # (v y + bias - mean) / sqrt(var + epsilon), written as one without v.
+    scales = np.maximum(scales, np.finfo(np.float32).tiny ** 0.25)
+    for row in ("bias", "mean"):
+        values[row] = values[row] / scales
+    if norm:
+        values["var"] = (values["var"] + EPSILON) / scales**2 - EPSILON
+    else:
+        values["scale"] = values["scale"] * scales
     return np.stack([values[row] for row in rows])
 
 
@@ -143,8 +183,7 @@ def read_configuration(workdir: Path) -> config.Config:
     stored = run_directory.read_configuration(workdir)
     run = config.Config(**{k: config.check_value(k, stored[k]) for k in config.FIELDS})
     try:
-        spec = run.dataset_spec
-        config.find_layer_names(run, registry.build(run.network, spec.classes, run.depth), spec)
+        config.resolve_layers(run)
     except UserError as error:
         raise UserError(f"{path} is no configuration of a run: {error}") from None
     return run

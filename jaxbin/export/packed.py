@@ -124,7 +124,8 @@ def make_forward(artifact: Artifact, bitwise: bool = True) -> Callable[..., jax.
         inputs = images
         if not (single and of_pixels and artifact.layers[0] in binary):
             inputs = normalize(images, artifact.mean, artifact.std)
-        interceptor = _bitwise(artifact, binary if single else {})
+        scales = unnormalized_scales(artifact, channels) if single else {}
+        interceptor = _bitwise(artifact, binary if single else {}, scales)
         with jax.default_matmul_precision(precision), nn.intercept_methods(interceptor):
             logits: Any = network.apply(make_variables(kernels, channels), inputs, train=False)
         return logits.astype(jnp.float32)
@@ -132,8 +133,26 @@ def make_forward(artifact: Artifact, bitwise: bool = True) -> Callable[..., jax.
     return forward
 
 
-def _bitwise(artifact: Artifact, kernels: Mapping[str, jax.Array]) -> Callable[..., Any]:
-    """An interceptor that has the dense layers in `kernels` multiply without unpacking."""
+def unnormalized_scales(artifact: Artifact, channels: jax.Array) -> dict[str, jax.Array]:
+    """What the outputs of layers without batch norm are multiplied by, by the layers' names."""
+    norms = norms_after(build_network(artifact), artifact.image_shape)
+    outputs = [shape[-1] for shape in kernel_shapes(artifact).values()]
+    ends = np.cumsum(outputs)
+    row = channels[artifact.rows.index("scale")]
+    return {
+        name: row[end - size : end]
+        for name, size, end in zip(artifact.layers, outputs, ends, strict=True)
+        if name not in norms
+    }
+
+
+def _bitwise(
+    artifact: Artifact, kernels: Mapping[str, jax.Array], scales: Mapping[str, jax.Array]
+) -> Callable[..., Any]:
+    """An interceptor that has the dense layers in `kernels` multiply without unpacking.
+
+    What they give is multiplied by their `scales`, if they have any.
+    """
 
     def intercept(
         call: Callable, args: Any, kwargs: Any, context: nn.module.InterceptorContext
@@ -146,6 +165,8 @@ def _bitwise(artifact: Artifact, kernels: Mapping[str, jax.Array]) -> Callable[.
             outputs = multiply_pixels(args[0], packed, artifact.mean[0], artifact.std[0])
         else:
             outputs = multiply_by_table(args[0], packed)
+        if (name := "/".join(module.path)) in scales:
+            outputs = outputs * scales[name]
         return outputs + module.get_variable("params", "bias") if module.use_bias else outputs
 
     return intercept
@@ -173,12 +194,12 @@ def variables_from(artifact: Artifact) -> Callable[..., PyTree]:
             rows = dict(zip(artifact.rows, columns[number :: len(outputs)], strict=True))
             kernel, norm = kernels[name], norms.get(name)
             packed = kernel.dtype == jnp.uint8
-            params[f"{name}/kernel"] = (
-                unpack(kernel, shape) if packed else kernel.astype(jnp.float32)
-            )
+            weights = unpack(kernel, shape) if packed else kernel.astype(jnp.float32)
             bias = rows.get("bias", np.zeros(shape[-1], np.float32))
-            if norm is None and "bias" not in rows:
-                bias = rows["shift"]
+            if norm is None:
+                # With no batch norm to multiply the outputs, the weights are multiplied.
+                weights, bias = weights * rows["scale"], bias * rows["scale"] + rows["shift"]
+            params[f"{name}/kernel"] = weights
             if f"{name}/bias" in shapes:
                 params[f"{name}/bias"] = bias
             if norm is not None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import flax.linen as nn
 
+from jaxbin.binarization.methods import Rules
 from jaxbin.common.errors import UserError, shown
 from jaxbin.networks.mlp import MLP
 from jaxbin.networks.resnet import ResNet, ResNet21
@@ -24,7 +25,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "resnet": ResNet,
     "resnet21": ResNet21,
 }
-"""Every network by name; a value takes `classes`, `axis_name` and `dtype`, "resnet" `depth` too."""
+"""Every network by name; a value takes what `build` takes, only "resnet" its `depth`."""
 
 
 def check(name: str, depth: int) -> None:
@@ -48,7 +49,12 @@ def label(name: str, depth: int = 0) -> str:
 
 
 def build(
-    name: str, classes: int, depth: int = 0, axis_name: str | None = None, dtype: Any = None
+    name: str,
+    classes: int,
+    depth: int = 0,
+    axis_name: str | None = None,
+    dtype: Any = None,
+    rules: Rules = Rules(),  # noqa: B008 (frozen)
 ) -> nn.Module:
     """The network called `name`.
 
@@ -58,10 +64,13 @@ def build(
       depth: number of layers of a "resnet"; 0 for the others.
       axis_name: the mapped axis over whose devices batch norm averages; None for one device.
       dtype: what to compute in; None for the type of inputs and parameters.
+      rules: what binary layers compute with; the bare sign by default.
 
     Raises:
       UserError: there is no network of that name and depth.
     """
     check(name, depth)
-    network = functools.partial(NETWORKS[name], classes=classes, axis_name=axis_name, dtype=dtype)
+    network = functools.partial(
+        NETWORKS[name], classes=classes, axis_name=axis_name, dtype=dtype, rules=rules
+    )
     return network(depth=depth) if depth else network()

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxbin.binarization.layers import Conv, Dense, Initializer, he_fan_out, uniform_fan_in
+from jaxbin.binarization.methods import Rules
 from jaxbin.networks.norm import batch_norm
 
 
@@ -17,7 +18,7 @@ class BasicBlock(nn.Module):
     Attributes:
       features: output channels.
       strides: step of the first convolution.
-      axis_name, dtype: as for `MLP`.
+      axis_name, dtype, rules: as for `MLP`.
       projection: whether a shortcut between different shapes is a 1x1 convolution (option B), a
         layer like any other, or has no parameters (option A).
       kernel_init: initializer of the latent weights.
@@ -29,12 +30,18 @@ class BasicBlock(nn.Module):
     dtype: Any = None
     projection: bool = False
     kernel_init: Initializer = uniform_fan_in
+    rules: Rules = Rules()
 
     @nn.compact
     def __call__(self, inputs: jax.Array, train: bool) -> jax.Array:
         norm = batch_norm(self, train)
         conv = functools.partial(
-            Conv, self.features, use_bias=False, dtype=self.dtype, kernel_init=self.kernel_init
+            Conv,
+            self.features,
+            use_bias=False,
+            dtype=self.dtype,
+            kernel_init=self.kernel_init,
+            rules=self.rules,
         )
         x = conv(strides=self.strides, name="conv1")(inputs)
         x = nn.relu(norm(name="norm1")(x))
@@ -60,33 +67,38 @@ class ResNet(nn.Module):
 
     Attributes:
       depth: number of layers, 6 n + 2.
-      classes, axis_name, dtype: as for `MLP`.
+      classes, axis_name, dtype, rules: as for `MLP`.
     """
 
     depth: int
     classes: int
     axis_name: str | None = None
     dtype: Any = None
+    rules: Rules = Rules()
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
         """Images (batch, height, width, channels) to logits (batch, classes)."""
-        x = Conv(16, use_bias=False, dtype=self.dtype, name="conv1")(images)
+        conv = Conv(16, use_bias=False, dtype=self.dtype, rules=self.rules, name="conv1")
+        x = conv(images)
         x = nn.relu(batch_norm(self, train)(name="norm1")(x))
         for stage, features in enumerate((16, 32, 64), start=1):
             for block in range(1, (self.depth - 2) // 6 + 1):
                 strides = 2 if stage > 1 and block == 1 else 1
-                name = f"stage{stage}_block{block}"
-                x = BasicBlock(features, strides, self.axis_name, self.dtype, name=name)(x, train)
+                x = BasicBlock(
+                    *(features, strides, self.axis_name, self.dtype),
+                    rules=self.rules,
+                    name=f"stage{stage}_block{block}",
+                )(x, train)
         x = x.mean(axis=(1, 2))
-        return Dense(self.classes, dtype=self.dtype, name="dense")(x)
+        return Dense(self.classes, dtype=self.dtype, rules=self.rules, name="dense")(x)
 
 
 class ResNet21(nn.Module):
     """The 18-layer residual network for ImageNet, its three 1x1 shortcuts counted as layers.
 
     Attributes:
-      classes, axis_name, dtype: as for `MLP`.
+      classes, axis_name, dtype, rules: as for `MLP`.
       width: channels of the first stage; each of the three others has twice as many as the one
         before.
     """
@@ -95,6 +107,7 @@ class ResNet21(nn.Module):
     axis_name: str | None = None
     dtype: Any = None
     width: int = 64
+    rules: Rules = Rules()
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
@@ -104,6 +117,7 @@ class ResNet21(nn.Module):
             use_bias=False,
             dtype=self.dtype,
             kernel_init=he_fan_out,
+            rules=self.rules,
             name="conv1",
         )
         x = nn.relu(batch_norm(self, train)(name="norm1")(stem(images)))
@@ -117,7 +131,8 @@ class ResNet21(nn.Module):
                     dtype=self.dtype,
                     projection=True,
                     kernel_init=he_fan_out,
+                    rules=self.rules,
                     name=f"stage{stage}_block{block}",
                 )(x, train)
         x = x.mean(axis=(1, 2))
-        return Dense(self.classes, dtype=self.dtype, name="fc")(x)
+        return Dense(self.classes, dtype=self.dtype, rules=self.rules, name="fc")(x)

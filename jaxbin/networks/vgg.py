@@ -7,6 +7,7 @@ import jax
 
 from jaxbin.binarization.convolution_forms import max_pool
 from jaxbin.binarization.layers import Conv
+from jaxbin.binarization.methods import Rules
 from jaxbin.networks.mlp import MLP
 from jaxbin.networks.norm import batch_norm
 
@@ -16,13 +17,14 @@ class VGG(nn.Module):
 
     Attributes:
       channels: output channels of each pair of convolutions.
-      classes, axis_name, dtype: as for `MLP`.
+      classes, axis_name, dtype, rules: as for `MLP`.
     """
 
     channels: tuple[int, ...]
     classes: int
     axis_name: str | None = None
     dtype: Any = None
+    rules: Rules = Rules()
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
@@ -31,8 +33,11 @@ class VGG(nn.Module):
         x = images
         for stage, features in enumerate(self.channels, start=1):
             for number in (1, 2):
-                x = Conv(features, dtype=self.dtype, name=f"stage{stage}_conv{number}")(x)
+                name = f"stage{stage}_conv{number}"
+                x = Conv(features, dtype=self.dtype, rules=self.rules, name=name)(x)
                 x = nn.relu(norm(name=f"stage{stage}_norm{number}")(x))
             x = max_pool(x)
-        classifier = MLP((256, 256), self.classes, self.axis_name, self.dtype, name="classifier")
+        classifier = MLP(
+            *((256, 256), self.classes, self.axis_name, self.dtype, self.rules), name="classifier"
+        )
         return classifier(x, train)

@@ -4,7 +4,7 @@ import concurrent.futures
 import math
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -85,6 +85,9 @@ class Checkpoints:
         """Wait, and let go of the directory; a failure that nobody asked for is not raised."""
         self._writer.shutdown()
         self._manager.close()
+
+
+_PROGRESS = r"(^|\.)binarization\..*\.progress$"
 
 
 @contextmanager
@@ -181,10 +184,13 @@ def restore(manager: ocp.CheckpointManager, number: int, template: PyTree) -> Py
     return fit(stored, template, f"checkpoint {number} in {manager.directory}")
 
 
-def fit(stored: dict[str, np.ndarray], template: PyTree, source: str) -> PyTree:
+def fit(stored: Mapping[str, np.ndarray], template: PyTree, source: str) -> PyTree:
     """What is stored by name, in the structure of a template; see `restore`."""
     paths, structure = jax.tree_util.tree_flatten_with_path(template)
     names = [_name(path) for path, _ in paths]
+    # An older version annealed nothing, and stored no progress.
+    older = {name: np.ones((), np.float32) for name in names if re.search(_PROGRESS, name)}
+    stored = {**older, **stored}
     for name, (_, leaf) in zip(names, paths, strict=True):
         if name not in stored or stored[name].shape != leaf.shape:
             found = f"shape {stored[name].shape}" if name in stored else "nothing"

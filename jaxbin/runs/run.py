@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from jaxbin.binarization import schedule
 from jaxbin.binarization.layers import latent_weights
 from jaxbin.common import files
 from jaxbin.common.errors import UserError
 from jaxbin.config import Config
 from jaxbin.engine import processes
+from jaxbin.engine.plan import plan_epoch
 from jaxbin.engine.step import NEVER, TrainState
 from jaxbin.runs import checkpoints, records, terminal
 from jaxbin.runs.checkpoints import Checkpoints
@@ -82,7 +82,8 @@ class Run:
         lines, config = self.lines, self.config
         if not config.patience or self.best is None:
             return False
-        if lines[-1]["binary_layers"] != binary_layers(mask_in(config, config.run_epochs - 1)):
+        last = plan_epoch(config, config.run_epochs - 1, 1)
+        if lines[-1]["binary_layers"] != last.binary_layers:
             return False
         return lines[-1]["epoch"] - self.best["epoch"] >= config.patience
 
@@ -305,19 +306,3 @@ def with_weights_of(
     )
     logger.info("weights of %s, checkpoint %d", directory, latest)
     return dataclasses.replace(state, **restored)
-
-
-def mask_in(config: Config, epoch: int) -> tuple[bool, ...]:
-    """Which layers are binary in an epoch of a run."""
-    return schedule.mask_at(
-        epoch,
-        config.method,
-        config.order_layers,
-        config.epochs_per_layer,
-        config.sensitivity_layer,
-    )
-
-
-def binary_layers(mask: tuple[bool, ...]) -> list[int]:
-    """The numbers of the layers that are binary."""
-    return [number for number, binary in enumerate(mask, start=1) if binary]

@@ -42,7 +42,7 @@ _LOCK = "lock"
 
 
 def default_workdir(config: Config) -> Path:
-    """`logs/` and a name made of dataset, stage, network, method, order, learning rate and seed."""
+    """`logs/` and a name made of dataset, stage, network, method, rule, learning rate and seed."""
     method = {
         "iterative": f"iterative-{orders.label(config.order)}",
         "sensitivity": f"sensitivity-{config.sensitivity_layer}",
@@ -52,11 +52,23 @@ def default_workdir(config: Config) -> Path:
         config.stage,
         config.network_label,
         method,
+        *_rule_parts(config),
         *(["reset"] if config.latent_reset else []),
         f"lr{config.learning_rate:g}",
         f"seed{config.seed}",
     )
     return Path("logs") / "-".join(parts)
+
+
+def _rule_parts(config: Config) -> list[str]:
+    """What the name of a run says of fields that differ from the published method's."""
+    named = {
+        "scale": config.scale,
+        "map": config.map,
+        "grain": config.grain,
+        "rate_schedule": config.rate_schedule,
+    }
+    return [value for name, value in named.items() if value != FIELDS[name].default]
 
 
 def check(workdir: Path, config: Config) -> None:

@@ -10,6 +10,7 @@ import pytest
 from helpers import kept
 
 from jaxbin import config, train
+from jaxbin.binarization import schedule
 from jaxbin.common.errors import UserError
 from jaxbin.engine import program, step
 from jaxbin.runs.run import Run
@@ -25,9 +26,11 @@ def run(workdir: Path, **changed: Any) -> Any:
 def test_a_rate_that_becomes_too_large(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dispatch: str
 ):
-    rate = train.learning_rate_in
+    rate = schedule.learning_rate_at
     monkeypatch.setattr(
-        train, "learning_rate_in", lambda fields, epoch: 1e38 if epoch == 2 else rate(fields, epoch)
+        schedule,
+        "learning_rate_at",
+        lambda epoch, *rest: 1e38 if epoch == 2 else rate(epoch, *rest),
     )
     workdir = tmp_path / "run"
     with pytest.raises(UserError) as caught:

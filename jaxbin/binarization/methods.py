@@ -1,0 +1,204 @@
+"""What a layer computes with: a pure function of its latent weights, mask and progress.
+
+docs/methods.md has the formulae and where they come from. The paper's own rule (docs/method.md
+section 1) is `Rule()`. The gradient with respect to the latent weights is always the identity, and
+no scale is differentiated.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxbin.binarization.binarize import binarize
+
+SCALES = ("none", "he", "mean", "channel")
+MAPS = ("sign", "relax", "parq", "tanh")
+GRAINS = ("layer", "weight")
+GRAIN_ORDERS = ("magnitude", "random")
+
+STEEPNESS = 10.0
+"""Of the maps "parq" and "tanh", unless a rule says another."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """How binary weights come out of latent weights; fixed for a run, hashable.
+
+    Attributes:
+      scale: one of `SCALES`; what v is in v * sign(u).
+      map: one of `MAPS`; what stands for v * sign(u) while the progress is below 1.
+      steepness: of the maps "parq" and "tanh", above 0.
+      grain: one of `GRAINS`; whether all weights of a layer become binary at once, or a share that
+        grows with the progress.
+      grain_order: one of `GRAIN_ORDERS`; which weights of `grain` "weight" come first.
+    """
+
+    scale: str = "none"
+    map: str = "sign"
+    steepness: float = STEEPNESS
+    grain: str = "layer"
+    grain_order: str = "magnitude"
+
+    @property
+    def published(self) -> bool:
+        """Whether this is the paper's bare sign."""
+        return (self.scale, self.map, self.grain) == ("none", "sign", "layer")
+
+
+def computed_weights(
+    latent: jax.Array,
+    mask: jax.Array,
+    progress: jax.Array,
+    rule: Rule,
+    *,
+    fan_in: int,
+    output_axis: int = -1,
+) -> jax.Array:
+    """The weights a layer computes with: `latent` where the mask is not set, else what `rule` says.
+
+    Mask and progress are data: changing them never recompiles anything.
+
+    Args:
+      latent: latent weights u, any shape.
+      mask: boolean scalar, whether the layer has had its turn.
+      progress: scalar from 0 to 1, how far the layer has come since; at 1 the weights are exactly
+        v * sign(u).
+      rule: the rule.
+      fan_in: inputs of each output.
+      output_axis: the axis of the outputs, for the scale "channel".
+
+    Returns:
+      An array of the shape and dtype of `latent`.
+
+    >>> u = jnp.array([[1.0, -0.5], [3.0, 0.25]])
+    >>> computed_weights(u, True, 1.0, Rule(scale="channel"), fan_in=2)
+    Array([[ 2.   , -0.375],
+           [ 2.   ,  0.375]], dtype=float32)
+    """
+    if rule.published:
+        return binarize(latent, mask)
+    fixed = jax.lax.stop_gradient(latent)
+    scale = scale_of(fixed, rule, fan_in=fan_in, output_axis=output_axis)
+    binary = scale * jnp.where(fixed < 0, -1, 1).astype(fixed.dtype)
+    progress = jnp.asarray(progress, fixed.dtype)
+    if rule.grain == "weight":
+        below_one = jnp.where(_chosen(fixed, progress, rule.grain_order), binary, fixed)
+    else:
+        below_one = _mapped(fixed, scale, binary, progress, rule)
+    value = jnp.where(progress < 1, below_one, binary)
+    return _with_gradient_of(latent, jnp.where(mask, value, fixed))
+
+
+def scale_of(
+    latent: jax.Array, rule: Rule, *, fan_in: int, output_axis: int = -1
+) -> jax.Array | float:
+    """The scale v of `rule`, a scalar or, for "channel", of a shape that broadcasts to `latent`'s.
+
+    Args:
+      latent, fan_in, output_axis: as for `computed_weights`.
+      rule: the rule; only its scale matters.
+    """
+    if rule.scale == "none":
+        return 1.0
+    if rule.scale == "he":
+        return math.sqrt(2 / fan_in)
+    if rule.scale == "mean":
+        return jnp.abs(latent).mean()
+    others = tuple(axis for axis in range(latent.ndim) if axis != output_axis % latent.ndim)
+    return jnp.abs(latent).mean(others, keepdims=True)
+
+
+def channel_scales(latent: np.ndarray, rule: Rule) -> np.ndarray:
+    """The scale of each output of a kernel (..., outputs), (outputs,), for export."""
+    fan_in = math.prod(latent.shape[:-1])
+    scale = np.asarray(scale_of(jnp.asarray(latent), rule, fan_in=fan_in))
+    return np.broadcast_to(scale.reshape(-1), (latent.shape[-1],)).astype(latent.dtype)
+
+
+def parq_slack(progress: jax.Array, steepness: float) -> jax.Array:
+    """PARQ's s: from 1 to 0 along a mirrored sigmoid (arXiv 2503.15748).
+
+    Args:
+      progress: f, from 0 to 1.
+      steepness: k; s(f) = (g(f) - g(1)) / (g(0) - g(1)) with g(f) = 1 / (1 + exp(k (f - 1/2))).
+    """
+    first, last = (1 / (1 + math.exp(steepness * (f - 0.5))) for f in (0, 1))
+    return (jax.nn.sigmoid(-steepness * (progress - 0.5)) - last) / (first - last)
+
+
+def _mapped(
+    latent: jax.Array,
+    scale: jax.Array | float,
+    binary: jax.Array,
+    progress: jax.Array,
+    rule: Rule,
+) -> jax.Array:
+    """What a layer computes with on its way to `binary`."""
+    tiny = jnp.finfo(latent.dtype).tiny
+    if rule.map == "relax":
+        return (1 - progress) * latent + progress * binary
+    if rule.map == "parq":
+        # Where s underflows near the end the quotient is infinite, or at u = 0 still 0.
+        slack = jnp.maximum(parq_slack(progress, rule.steepness), tiny)
+        return jnp.clip(latent / slack, -scale, scale)
+    if rule.map == "tanh":
+        growth = jnp.exp(rule.steepness * progress)
+        return scale * jnp.tanh(growth * latent / jnp.maximum(scale, tiny))
+    return binary
+
+
+def _chosen(latent: jax.Array, progress: jax.Array, order: str) -> jax.Array:
+    """Which weights are binary at a progress below 1: that share of them, rounded down."""
+    if order == "random":
+        # A hash of the weight's place, so that shares are nested and the same after a resume.
+        place = jax.lax.iota(jnp.uint32, latent.size).reshape(latent.shape)
+        mixed = (place ^ (place >> 16)) * np.uint32(0x7FEB352D)
+        mixed = (mixed ^ (mixed >> 15)) * np.uint32(0x846CA68B)
+        mixed = mixed ^ (mixed >> 16)
+        return (mixed >> 8).astype(latent.dtype) < progress * 2**24
+    count = jnp.floor(progress * latent.size).astype(jnp.int32)
+    ascending = jnp.sort(jnp.abs(latent).ravel())
+    least = ascending[jnp.clip(latent.size - count, 0, latent.size - 1)]
+    return (jnp.abs(latent) >= least) & (count > 0)
+
+
+@jax.custom_vjp
+def _with_gradient_of(latent: jax.Array, value: jax.Array) -> jax.Array:
+    """Exactly `value`, with the gradient of `latent`; u + (value - u) would be rounded."""
+    del latent
+    return value
+
+
+def _forward(latent: jax.Array, value: jax.Array) -> tuple[jax.Array, None]:
+    del latent
+    return value, None
+
+
+def _backward(_: None, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return gradient, jnp.zeros_like(gradient)
+
+
+_with_gradient_of.defvjp(_forward, _backward)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """The rules of a network's layers; hashable, so that it can be a field of a Flax module.
+
+    Attributes:
+      rule: that of every layer that has no other scale.
+      layer_scales: names of layers, each with its scale.
+    """
+
+    rule: Rule = Rule()
+    layer_scales: tuple[tuple[str, str], ...] = ()
+
+    def of(self, layer: str | Sequence[str]) -> Rule:
+        """The rule of a layer, by its name or its module's path."""
+        name = layer if isinstance(layer, str) else "/".join(layer)
+        scale = dict(self.layer_scales).get(name, self.rule.scale)
+        return dataclasses.replace(self.rule, scale=scale)

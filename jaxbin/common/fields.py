@@ -1,0 +1,70 @@
+"""Fields of a configuration: a default, an explanation, and what is accepted."""
+
+import dataclasses
+import math
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from jaxbin.common.errors import UserError, shown
+
+
+def field(default: Any, help_text: str, accepted: str = "", check: Callable | None = None) -> Any:
+    """A field with its explanation, what it accepts in words, and the test for that."""
+    metadata = {"help": help_text, "accepted": accepted, "check": check}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def one_of(default: Any, help_text: str, names: tuple[str, ...]) -> Any:
+    """A name out of a few."""
+    return field(default, help_text, ", ".join(names), lambda value: value in names)
+
+
+def at_least(default: int, least: int, help_text: str) -> Any:
+    """A whole number that has a least value."""
+    return field(default, help_text, f"a whole number >= {least}", lambda value: value >= least)
+
+
+def between(default: int, least: int, most: int, help_text: str) -> Any:
+    """A whole number that has a least and a greatest value."""
+    accepted = f"a whole number >= {least} and <= {most}"
+    return field(default, help_text, accepted, lambda value: least <= value <= most)
+
+
+def real(default: float, help_text: str, accepted: str, check: Callable[[float], bool]) -> Any:
+    """A finite number."""
+    return field(default, help_text, accepted, lambda x: math.isfinite(x) and check(x))
+
+
+def epochs(default: tuple[int, ...], help_text: str) -> Any:
+    """Epochs that something happens at."""
+    accepted = "whole numbers >= 1, each larger than the one before, as (1000, 1100)"
+    return field(
+        default,
+        help_text,
+        accepted,
+        lambda value: all(b > a for a, b in zip((0, *value), value, strict=False)),
+    )
+
+
+def check_value(described: dataclasses.Field, value: Any) -> Any:
+    """`value` as the field holds it, lists as tuples and whole numbers as floats.
+
+    Raises:
+      UserError: the field does not accept it.
+    """
+    kind = type(described.default)
+    if kind is tuple and isinstance(value, (list, tuple)):
+        value = tuple(value)
+        right_type = all(type(item) is int for item in value)
+    else:
+        if kind is float and type(value) is int and abs(value) <= sys.float_info.max:
+            value = float(value)
+        right_type = type(value) is kind
+    kinds = {"bool": "True or False", "str": "text"}
+    accepted = described.metadata["accepted"] or kinds[kind.__name__]
+    check = described.metadata["check"]
+    if not right_type or (check is not None and not check(value)):
+        name = described.name
+        raise UserError(f"{name}={shown(value)} is not accepted; accepted: {accepted}")
+    return value

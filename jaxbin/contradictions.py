@@ -1,0 +1,123 @@
+"""Fields of a configuration that are each in order but contradict one another."""
+
+from typing import TYPE_CHECKING
+
+from jaxbin import data
+from jaxbin.common.errors import UserError
+
+if TYPE_CHECKING:
+    from jaxbin.config import Config
+
+
+def check(config: "Config", spec: data.DatasetSpec) -> None:
+    """Raise a UserError, one line, if there is a contradiction.
+
+    Args:
+      config: with its layers and order resolved.
+      spec: of its dataset.
+    """
+    _check_sensitivity(config)
+    if config.batch_size > spec.train_examples:
+        raise UserError(
+            f"batch_size={config.batch_size} is more than the {spec.train_examples} training "
+            f"examples of {config.dataset}"
+        )
+    if config.streamed and config.dispatch == "epoch":
+        raise UserError("dispatch='epoch' is not for dataset='imagenet2012'; accepted: auto, step")
+    if config.split_file:
+        data.read_split_file(config.split_file, spec)
+    _check_rates(config)
+    _check_rules(config)
+    if config.method != "float":  # which has no turns, so that its other fields do not matter
+        _check_annealing(config)
+        _check_turns(config)
+
+
+def _check_sensitivity(config: "Config") -> None:
+    layers = len(config.layer_names)
+    if config.method != "sensitivity" and config.sensitivity_layer:
+        raise UserError(
+            f"sensitivity_layer={config.sensitivity_layer} is for method='sensitivity'; "
+            f"method={config.method!r} takes 0"
+        )
+    if config.method == "sensitivity" and not 1 <= config.sensitivity_layer <= layers:
+        raise UserError(
+            f"sensitivity_layer={config.sensitivity_layer} is no layer of {config.network_label}; "
+            f"accepted with method='sensitivity': 1 to {layers}"
+        )
+    if config.method == "sensitivity" and config.sensitivity_layer in config.float_layer_numbers:
+        raise UserError(
+            f"sensitivity_layer={config.sensitivity_layer} is one of "
+            f"float_layers={config.float_layers!r}"
+        )
+
+
+def _check_rates(config: "Config") -> None:
+    if config.rate_schedule != "milestones" and config.run_milestones:
+        field = "sensitivity_milestones" if config.method == "sensitivity" else "milestones"
+        raise UserError(
+            f"{field}={config.run_milestones} is for rate_schedule='milestones'; "
+            f"rate_schedule={config.rate_schedule!r} takes ()"
+        )
+    if config.warmup_epochs >= config.run_epochs:
+        raise UserError(
+            f"warmup_epochs={config.warmup_epochs} leaves nothing of the {config.run_epochs} "
+            f"epochs; accepted: 0 to {config.run_epochs - 1}"
+        )
+    if config.nesterov and (config.optimizer != "sgd" or not config.momentum):
+        raise UserError(
+            f"nesterov=True is for optimizer='sgd' with momentum, not for optimizer="
+            f"{config.optimizer!r}, momentum={config.momentum:g}"
+        )
+
+
+def _check_rules(config: "Config") -> None:
+    rules = config.rules
+    if config.grain == "weight":
+        if config.map != "sign":
+            raise UserError(f"grain='weight' is for map='sign'; map={config.map!r} takes 'layer'")
+        for number, name in enumerate(config.layer_names, start=1):
+            if rules.of(name).scale == "none" and number not in config.float_layer_numbers:
+                raise UserError(
+                    f"grain='weight' with scale 'none' in layer {number} ({name}): some of its "
+                    "weights would be far larger than the others; accepted: he, mean, channel"
+                )
+    published = all(rules.of(name).published for name in config.layer_names)
+    if config.latent_reset and not published:
+        raise UserError(
+            "latent_reset=True is of the published evaluation; accepted with it: scale='none', "
+            "map='sign', grain='layer', no layer_scales"
+        )
+
+
+def _check_annealing(config: "Config") -> None:
+    annealed = config.map != "sign" or config.grain == "weight"
+    if annealed and not config.span_epochs:
+        what = f"map={config.map!r}" if config.map != "sign" else "grain='weight'"
+        raise UserError(f"{what} needs epochs to anneal in; accepted: anneal_epochs >= 1")
+    if config.anneal_epochs and not annealed:
+        raise UserError(
+            f"anneal_epochs={config.anneal_epochs} with map='sign', grain='layer' has nothing to "
+            "anneal; accepted: 0, or map relax, parq, tanh, or grain='weight'"
+        )
+
+
+def _check_turns(config: "Config") -> None:
+    epochs = config.run_epochs
+    if not config.order_layers:
+        raise UserError(
+            f"float_layers={config.float_layers!r} leaves method={config.method!r} no layer to "
+            "make binary; accepted: method='float'"
+        )
+    if config.float_epochs >= epochs:
+        raise UserError(
+            f"float_epochs={config.float_epochs} leaves no epoch of {epochs} for the first layer's "
+            f"turn; accepted: 0 to {epochs - 1}"
+        )
+    last = max(turn for turn in config.turns if turn is not None and turn < epochs)
+    if config.span_epochs > epochs - last:
+        field = "anneal_epochs" if config.anneal_epochs else "epochs_per_layer"
+        raise UserError(
+            f"{field}={config.span_epochs}: the run's last turn of a layer is in epoch {last} of "
+            f"{epochs}, which leaves {epochs - last} to anneal it; accepted: 1 to {epochs - last}"
+        )

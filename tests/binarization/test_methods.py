@@ -1,0 +1,208 @@
+"""What layers compute with, against numbers worked out by hand."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxbin.binarization.binarize import binarize
+from jaxbin.binarization.layers import BINARIZATION, Conv, Dense, write_mask, write_progress
+from jaxbin.binarization.methods import (
+    Rule,
+    Rules,
+    channel_scales,
+    computed_weights,
+    parq_slack,
+)
+
+# Two inputs, three outputs; means of abs u: 0.9 of all, 0.75, 0.25 and 1.7 of the outputs.
+LATENT = np.array([[0.5, -0.25, 1.5], [-1.0, 0.25, -1.9]], np.float32)
+SIGN = np.array([[1, -1, 1], [-1, 1, -1]], np.float32)
+EVERY = [
+    Rule(scale, map, grain=grain, grain_order=order)
+    for scale in ("none", "he", "mean", "channel")
+    for map, grain, order in (
+        ("sign", "layer", "magnitude"),
+        ("relax", "layer", "magnitude"),
+        ("parq", "layer", "magnitude"),
+        ("tanh", "layer", "magnitude"),
+        ("sign", "weight", "magnitude"),
+        ("sign", "weight", "random"),
+    )
+]
+
+
+def computed(rule: Rule, progress: float, latent=LATENT, mask: bool = True, **axes) -> np.ndarray:
+    return np.asarray(
+        computed_weights(
+            jnp.asarray(latent), jnp.array(mask), jnp.float32(progress), rule, fan_in=2, **axes
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("scale", "expected"),
+    [
+        ("none", SIGN),
+        ("he", SIGN),  # sqrt(2 / 2)
+        ("mean", 0.9 * SIGN),
+        ("channel", np.array([0.75, 0.25, 1.7], np.float32) * SIGN),
+    ],
+)
+@pytest.mark.parametrize("name", ["sign", "relax", "parq", "tanh"])
+def test_at_the_end_weights_are_the_scaled_signs(scale: str, name: str, expected: np.ndarray):
+    np.testing.assert_allclose(computed(Rule(scale, name), 1.0), expected, rtol=1e-6)
+
+
+def test_the_scale_of_he_is_that_of_the_fan_in():
+    weights = computed_weights(
+        jnp.ones((8, 1)), jnp.array(True), jnp.ones(()), Rule("he"), fan_in=8
+    )
+    np.testing.assert_array_equal(weights, np.full((8, 1), 0.5, np.float32))
+
+
+def test_channels_are_those_of_the_output_axis():
+    turned = computed(Rule("channel"), 1.0, LATENT.T, output_axis=0)
+    np.testing.assert_array_equal(turned, computed(Rule("channel"), 1.0).T)
+
+
+def test_relax_is_the_weighted_mean_of_latents_and_signs():
+    expected = [[0.75 * 0.5 + 0.25 * 0.9, -0.1875 - 0.225, 1.125 + 0.225]]
+    expected += [[-0.75 - 0.225, 0.1875 + 0.225, -1.425 - 0.225]]
+    np.testing.assert_allclose(computed(Rule("mean", "relax"), 0.25), expected, rtol=1e-6)
+
+
+def test_parq_clips_a_steeper_and_steeper_line():
+    # Halfway s is 1/2: 2 u, clipped at 0.9.
+    expected = [[0.9, -0.5, 0.9], [-0.9, 0.5, -0.9]]
+    np.testing.assert_allclose(computed(Rule("mean", "parq"), 0.5), expected, rtol=1e-5)
+    # At the beginning s is 1: u itself, clipped.
+    expected = [[0.5, -0.25, 0.9], [-0.9, 0.25, -0.9]]
+    np.testing.assert_allclose(computed(Rule("mean", "parq"), 0.0), expected, rtol=1e-5)
+
+
+def test_the_slack_of_parq():
+    """With steepness k = ln 9, g(0) = 3/4, g(1/4) = 1/(1 + 1/sqrt 3), g(1) = 1/4."""
+    steepness = float(np.log(9))
+    slack = [float(parq_slack(jnp.float32(f), steepness)) for f in (0, 0.25, 0.5, 0.75, 1)]
+    quarter = (1 / (1 + 3**-0.5) - 0.25) / 0.5
+    assert slack == pytest.approx([1, quarter, 0.5, 1 - quarter, 0], abs=1e-6)
+
+
+def test_tanh_grows_geometrically():
+    # exp(k f) = exp(ln 16 / 2) = 4; tanh(4 u / 0.9) * 0.9
+    rule = Rule("mean", "tanh", steepness=float(np.log(16)))
+    np.testing.assert_allclose(computed(rule, 0.5), 0.9 * np.tanh(4 * LATENT / 0.9), rtol=1e-5)
+
+
+def test_the_largest_weights_are_binary_first():
+    shares = [computed(Rule("mean", grain="weight"), count / 6 + 1e-3) for count in range(7)]
+    binary = [np.isclose(np.abs(weights), 0.9) for weights in shares]
+    # 1.9, 1.5, 1.0, 0.5 and, equal, 0.25
+    assert [int(chosen.sum()) for chosen in binary] == [0, 1, 2, 3, 4, 6, 6]
+    assert binary[1].tolist() == [[False, False, False], [False, False, True]]
+    assert binary[3].tolist() == [[False, False, True], [True, False, True]]
+    np.testing.assert_array_equal(shares[3][~binary[3]], LATENT[~binary[3]])
+
+
+def test_random_shares_are_nested_and_as_large_as_the_progress():
+    latent = np.linspace(-1, 1, 10_000, dtype=np.float32).reshape(100, 100)
+    rule = Rule("he", grain="weight", grain_order="random")
+    chosen = [np.abs(computed(rule, share, latent)) == 1 for share in (0.0, 0.25, 0.6, 0.999)]
+    assert [of.mean() for of in chosen] == pytest.approx([0, 0.25, 0.6, 0.999], abs=0.02)
+    for smaller, larger in itertools.pairwise(chosen):
+        assert not (smaller & ~larger).any()
+    # no row, column or size of a weight is preferred
+    assert np.abs(chosen[2].mean(0) - 0.6).max() < 0.25
+    assert np.abs(chosen[2].mean(1) - 0.6).max() < 0.25
+
+
+@pytest.mark.parametrize("rule", EVERY, ids=str)
+def test_the_gradient_is_the_identity(rule: Rule):
+    cotangent = np.arange(6, dtype=np.float32).reshape(2, 3)
+    for mask in (False, True):
+        for progress in (0.0, 0.3, 1.0):
+            _, pull = jax.vjp(
+                lambda u, mask=mask, progress=progress: computed_weights(
+                    u, jnp.array(mask), jnp.float32(progress), rule, fan_in=2
+                ),
+                jnp.asarray(LATENT),
+            )
+            np.testing.assert_array_equal(pull(cotangent)[0], cotangent)
+
+
+@pytest.mark.parametrize("rule", EVERY, ids=str)
+def test_without_a_mask_the_latents_and_with_all_progress_one_size_in_each_output(rule: Rule):
+    np.testing.assert_array_equal(computed(rule, 0.7, mask=False), LATENT)
+    final = computed(rule, 1.0)
+    assert final.dtype == np.float32
+    np.testing.assert_array_equal(np.sign(final), SIGN)
+    assert all(len(set(column)) == 1 for column in np.abs(final).T)
+    assert np.isfinite(computed(rule, 1 - 1e-7)).all()
+    assert np.isfinite(computed(rule, 0.5, np.zeros((2, 3), np.float32))).all()
+
+
+def test_the_published_rule_is_binarize_to_the_bit():
+    latent = jax.random.normal(jax.random.key(0), (64, 33))
+    for mask in (False, True):
+        mine = computed_weights(latent, jnp.array(mask), jnp.float32(0.2), Rule(), fan_in=64)
+        np.testing.assert_array_equal(mine, binarize(latent, jnp.array(mask)))
+
+
+def test_a_value_is_exact_where_adding_the_difference_would_round():
+    latent = np.full((1, 1), 1e8, np.float32)
+    assert computed(Rule("he"), 1.0, latent) == 1
+
+
+def test_mask_and_progress_are_data():
+    traces = []
+
+    @jax.jit
+    def weights(mask: jax.Array, progress: jax.Array) -> jax.Array:
+        traces.append(None)
+        return computed_weights(jnp.asarray(LATENT), mask, progress, Rule("mean", "parq"), fan_in=2)
+
+    for mask in (False, True):
+        for progress in (0.0, 0.5, 1.0):
+            weights(jnp.array(mask), jnp.float32(progress))
+    assert len(traces) == 1
+
+
+@pytest.mark.parametrize("scale", ["none", "he", "mean", "channel"])
+def test_channel_scales_are_those_of_the_weights(scale: str):
+    latent = np.asarray(jax.random.normal(jax.random.key(1), (3, 3, 4, 5)))
+    rule = Rule(scale)
+    weights = computed_weights(latent, jnp.array(True), jnp.ones(()), rule, fan_in=36)
+    scales = channel_scales(latent, rule)
+    assert scales.shape == (5,)
+    np.testing.assert_array_equal(scales * np.where(latent < 0, -1, 1), weights)
+
+
+RULES = Rules(Rule("he", "relax"), (("dense", "none"), ("block/conv", "channel")))
+
+
+def test_rules_of_layers():
+    assert RULES.of("conv1") == Rule("he", "relax")
+    assert RULES.of("dense") == Rule("none", "relax")
+    assert RULES.of(("block", "conv")) == Rule("channel", "relax")
+    assert hash(RULES) == hash(Rules(Rule("he", "relax"), RULES.layer_scales))
+
+
+@pytest.mark.parametrize("layer", [Dense(2, rules=RULES), Conv(2, (1, 1), rules=RULES)])
+def test_a_layer_computes_with_its_rule(layer):
+    """Fan-in 2, so that the scale is 1; halfway the mean of latents and signs."""
+    inputs = jnp.eye(2).reshape(2, 1, 1, 2) if isinstance(layer, Conv) else jnp.eye(2)
+    params = {"kernel": jnp.array([[0.5, -0.5], [3.0, 0.0]]), "bias": jnp.zeros(2)}
+    if isinstance(layer, Conv):
+        params["kernel"] = params["kernel"][None, None]
+    masks = write_progress(write_mask(("layer",), (True,)), ("layer",), [np.float32(0.5)])
+    outputs = layer.apply({"params": params, BINARIZATION: masks["layer"]}, inputs)
+    np.testing.assert_allclose(outputs.reshape(2, 2), [[0.75, -0.75], [2.0, 0.5]])
+
+
+def test_masks_written_by_hand_need_no_progress():
+    variables = {"params": {"kernel": jnp.array([[0.5], [-2.0]])}, BINARIZATION: {"mask": True}}
+    outputs = Dense(1, use_bias=False, rules=Rules(Rule("mean"))).apply(variables, jnp.eye(2))
+    np.testing.assert_allclose(outputs, [[1.25], [-1.25]])
