@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import create_autospec
 
 import pytest
 
@@ -91,11 +92,40 @@ def test_the_plan_begins_with_what_matters_most():
         assert f"step/{network}/tf32" in names
 
 
+@pytest.fixture
+def other_benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The programs that tests/test_document_commands.py runs return what they once measured."""
+    import inference
+    import population
+    import training
+
+    figures = dict.fromkeys(
+        *(("milliseconds_per_step", "images_per_second", "share_of_peak"), 1.0)
+    ) | {"peak_gflops_per_second": 1.0, "compile_seconds": 1.0, "peak_memory_mib": 1.0}
+    step = {"network": "mnist_300", "precision": "float32", "batch_size": 4, **figures}
+    members = {"network": "mnist_300", "members": 2, "precision": "float32"} | dict.fromkeys(
+        ("milliseconds_per_step_alone", "milliseconds_per_step_together", "sequential_over_vmap"),
+        *(1.0,),
+    )
+    seconds = {"seconds_1": {"fastest": 1e-4}, "seconds_256": {"fastest": 2e-3}}
+    lines = [
+        {"network": "mlp300", "form": form, "resident_bytes": size, **seconds}
+        for form, size in (("float32", 1_068_080), ("packed", 36_610))
+    ]
+    for module, result in ((training, step), (population, members), (inference, lines)):
+        measured = create_autospec(module.measure, return_value=result)
+        monkeypatch.setattr(module, "measure", measured)
+
+
+@pytest.mark.usefixtures("other_benchmarks")
 def test_tiny_sizes_run_and_become_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Each kind once, in this process: to start JAX in another takes seconds."""
-    monkeypatch.setattr(
-        gpu.Worker, "compute", lambda _, function, arguments, __: function(*arguments)
-    )
+
+    def compute(_: Any, function: Any, arguments: Any, seconds: float) -> Any:
+        assert seconds > 0
+        return function(*arguments)
+
+    monkeypatch.setattr(gpu.Worker, "compute", compute)
     only = (
         "step/mnist_300/float32,epoch/*/bfloat16,population/mnist_300/*,inference/mlp300,pooling/*"
     )
