@@ -15,6 +15,7 @@ other things before every call.
 """
 
 import argparse
+import functools
 import json
 import statistics
 import time
@@ -52,7 +53,8 @@ def untrained(choice: str, binary: bool) -> artifact.Artifact:
     spec = data.spec(dataset)
     network = registry.build(name, spec.classes, depth)
     images = np.zeros((1, *spec.image_shape), np.float32)
-    variables = dict(network.init(jax.random.key(0), images, train=False))
+    init = jax.jit(functools.partial(network.init, train=False))  # else operation by operation
+    variables = dict(init(jax.random.key(0), images))
     layers = forward_order(network, spec.image_shape)
     variables[BINARIZATION] = write_mask(layers, [binary] * len(layers))
     return freeze.freeze_variables(network, variables, spec, network_name=(name, depth))

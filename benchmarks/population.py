@@ -10,6 +10,7 @@ is faster. `python -m experiments.run --population=auto` follows the file writte
 """
 
 import argparse
+import functools
 import json
 import multiprocessing
 import statistics
@@ -17,14 +18,24 @@ from pathlib import Path
 from typing import Any
 
 import result_file
-from training import NETWORKS, prepare
+from training import NETWORKS, Training, prepare
 
 
-def measure(name: str, members: int, steps: int, repeats: int) -> dict[str, Any]:
+def measure(
+    name: str,
+    members: int,
+    steps: int,
+    repeats: int,
+    precision: str = "float32",
+    batch_size: int = 0,
+) -> dict[str, Any]:
     """Figures of one network in this process."""
     import jax
 
-    timed = [prepare(name, "float32", steps), prepare(name, "float32", steps, members)]
+    timed = [
+        _alone(name, precision, steps, batch_size),
+        prepare(name, precision, steps, members, batch_size),
+    ]
     for training in timed:
         training.time_steps()
         training.time_steps()  # warm-up
@@ -36,12 +47,19 @@ def measure(name: str, members: int, steps: int, repeats: int) -> dict[str, Any]
         "devices": jax.device_count(),
         "network": name,
         "members": members,
+        "precision": precision,
         "steps": steps,
         "repeats": repeats,
         "milliseconds_per_step_alone": 1e3 * alone,
         "milliseconds_per_step_together": 1e3 * together,
         "sequential_over_vmap": alone * members / together,
     }
+
+
+@functools.lru_cache(maxsize=1)
+def _alone(name: str, precision: str, steps: int, batch_size: int) -> Training:
+    """One run alone, compiled once for populations of several sizes."""
+    return prepare(name, precision, steps, batch_size=batch_size)
 
 
 def _measured(result: dict[str, Any]) -> tuple[str, str]:

@@ -12,9 +12,15 @@ from jaxbin.common import files, provenance
 _LOAD_AVERAGE = os.getloadavg()[0]
 
 
-def write(path: Path, results: Sequence[Any]) -> None:
-    """Write results with what they may depend on: command, commit, versions, hardware, load."""
-    environment = provenance.environment()
+def write(path: Path, results: Sequence[Any], environment: dict[str, Any] | None = None) -> None:
+    """Write results with what they may depend on: command, commit, versions, hardware, load.
+
+    Args:
+      path: the JSON file.
+      results: what was measured.
+      environment: of the process that measured, if not this one.
+    """
+    environment = environment or provenance.environment()
     content = {
         **environment,
         "command": provenance.public_command(environment["command"]),

@@ -94,37 +94,51 @@ def _resnet20() -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), Binary(nn.Linear(64, 10)))
 
 
-def make_step(network: str, channels_last: bool) -> Callable[[], float]:
+def make_step(
+    network: str, channels_last: bool, device: str = "cpu", precision: str = "float32"
+) -> Callable[[], Tensor]:
     """A function that runs one training step on random images and returns the loss.
+
+    On a GPU the loss is a promise: `torch.cuda.synchronize` waits for it.
 
     Args:
       network: "vgg5", "vgg9" or "resnet20", at its published batch size.
       channels_last: memory order of the images, PyTorch's fast one on CPUs.
+      device: "cpu" or "cuda".
+      precision: of products: "float32", "tf32" or "bfloat16", the last by autocast.
     """
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    torch.backends.cudnn.benchmark = True  # XLA chooses its kernels by timing them, too
     model = {
         "vgg5": lambda: _vgg((64,)),
         "vgg9": lambda: _vgg((64, 128, 256)),
         "resnet20": _resnet20,
     }[network]().train()
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    model = model.to(memory_format=layout)
-    batch_size = 128 if network == "resnet20" else 100
+    model = model.to(device=device, memory_format=layout)
+    batch_size = batch_size_of(network)
     parameters = model.parameters()
     optimizer = (
         torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=1e-4)
         if network == "resnet20"
         else torch.optim.Adam(parameters, lr=0.001)
     )
-    images = torch.randint(0, 256, (5000, 3, 32, 32), dtype=torch.uint8)
-    labels = torch.randint(0, 10, (5000,))
+    images = torch.randint(0, 256, (5000, 3, 32, 32), dtype=torch.uint8, device=device)
+    labels = torch.randint(0, 10, (5000,), device=device)
 
-    def step() -> float:
-        chosen = torch.randint(0, len(labels), (batch_size,))
+    def step() -> Tensor:
+        chosen = torch.randint(0, len(labels), (batch_size,), device=device)
         batch = ((images[chosen].float() / 255 - 0.5) / 0.2).contiguous(memory_format=layout)
         optimizer.zero_grad(set_to_none=True)
-        loss = functional.cross_entropy(model(batch), labels[chosen])
+        with torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16"):
+            loss = functional.cross_entropy(model(batch), labels[chosen])
         loss.backward()
         optimizer.step()
-        return loss.item()
+        return loss.detach()
 
     return step
+
+
+def batch_size_of(network: str) -> int:
+    """The published batch size."""
+    return 128 if network == "resnet20" else 100

@@ -11,6 +11,7 @@ fastest matrix product's measured in the same process, seconds to compile, peak 
 
 import argparse
 import dataclasses
+import functools
 import json
 import multiprocessing
 import platform
@@ -35,42 +36,64 @@ class Training:
     Attributes:
       config: its configuration.
       program: its compiled steps.
-      time_steps: runs `steps` training steps and returns the seconds they took.
+      time_steps: runs an epoch of training and returns the seconds it took.
+      evaluate: evaluates the weights and returns seconds and metrics; of one run alone.
     """
 
     config: Any
     program: Any
     time_steps: Callable[[], float]
+    evaluate: Callable[[], tuple[float, Any]]
 
 
 def prepare(
-    name: str, precision: str, steps: int, members: int | None = None, batch_size: int = 0
+    name: str,
+    precision: str,
+    steps: int,
+    members: int | None = None,
+    batch_size: int = 0,
+    image_side: int = 0,
 ) -> Training:
-    """The training of configuration `name`, half of its layers binary.
+    """The training of configuration `name` on synthetic images, half of its layers binary.
 
     Args:
       name: the configuration.
       precision: of products.
-      steps: steps in a timing.
+      steps: steps in an epoch, which is what is timed.
       members: train a population of so many instead of one run alone.
+      batch_size: 0 for the published one.
+      image_side: of the images, in pixels; 0 for the dataset's.
+    """
+    config = _configuration(name, precision, steps, batch_size, image_side)
+    return build(config, data_dir="", members=members)
+
+
+def build(
+    config: Any, data_dir: str, members: int | None = None, learning_rate: float = 0.001
+) -> Training:
+    """The training of a parsed configuration, half of its layers binary.
+
+    Args:
+      config: the configuration.
+      data_dir: where its dataset lies.
+      members: train a population of so many instead of one run alone.
+      learning_rate: of every step.
     """
     import jax
     import numpy as np
 
-    from jaxbin import data
     from jaxbin.engine.devices import Alone, Population
     from jaxbin.engine.plan import Plan
     from jaxbin.engine.program import Program, matmul_precision
 
-    config = _configuration(name, precision, steps, batch_size)
     jax.config.update("jax_default_matmul_precision", matmul_precision(config))
-    dataset = data.load(config.dataset_spec, stage="validation", data_dir="", seed=0)
+    dataset = _loaded(config.dataset_spec, config.stage, data_dir)
     program = Program(config, dataset, Population(members) if members else Alone())
     runs = members or 1
     layers = len(config.layer_names)
     progress = np.tile(np.arange(layers) <= layers // 2, (program.steps, 1)).astype(np.float32)
     mask = tuple(bool(on) for on in progress[0])
-    plan = Plan(mask, progress, np.full(program.steps, 0.001))
+    plan = Plan(mask, progress, np.full(program.steps, learning_rate))
     live = [
         program.begin_epoch(program.place([program.initial_state(config)] * runs), [plan] * runs)
     ]
@@ -83,12 +106,32 @@ def prepare(
         jax.block_until_ready(live[0])
         return time.perf_counter() - started
 
-    return Training(config, program, time_steps)
+    def evaluate() -> tuple[float, Any]:
+        started = time.perf_counter()
+        metrics = program.nothing_evaluated()
+        for batch in program.batches_to_evaluate(config.evaluated_split):
+            metrics = program.evaluate(metrics, live[0], batch)
+        return time.perf_counter() - started, program.fetch(metrics)
+
+    return Training(config, program, time_steps, evaluate)
 
 
-def measure(name: str, precision: str, steps: int, repeats: int, batch_size: int) -> dict[str, Any]:
-    """Figures of one network in this process, which must not have used JAX before."""
-    training = prepare(name, precision, steps, batch_size=batch_size)
+@functools.lru_cache(maxsize=1)
+def _loaded(spec: Any, stage: str, data_dir: str) -> Any:
+    """A dataset, kept for the next precision: images of ImageNet's size take a while to draw."""
+    from jaxbin import data
+
+    return data.load(spec, stage=stage, data_dir=data_dir, seed=0)
+
+
+def measure(
+    name: str, precision: str, steps: int, repeats: int, batch_size: int, image_side: int = 0
+) -> dict[str, Any]:
+    """Figures of one network in this process.
+
+    Peak memory is the process's, so that it is the network's only if nothing ran before.
+    """
+    training = prepare(name, precision, steps, batch_size=batch_size, image_side=image_side)
     first = training.time_steps()
     training.time_steps()  # warm-up
     seconds = [training.time_steps() / steps for _ in range(repeats)]
@@ -112,17 +155,18 @@ def measure(name: str, precision: str, steps: int, repeats: int, batch_size: int
     }
 
 
-def _configuration(name: str, precision: str, steps: int, batch_size: int = 0) -> Any:
+def _configuration(
+    name: str, precision: str, steps: int, batch_size: int = 0, image_side: int = 0
+) -> Any:
     """The published configuration on synthetic images of the dataset's shape."""
     from jaxbin import config, data
 
-    path = Path(__file__).parent.parent / "configs" / f"{name}.py"
-    published = runpy.run_path(str(path))["get_config"]()
-    published.unlock()
+    published = published_configuration(name)
     spec = data.spec(published.dataset)
+    height, width, channels = spec.image_shape
     published.batch_size = batch_size or published.batch_size
     published.update(
-        synthetic_shape=spec.image_shape,
+        synthetic_shape=(image_side or height, image_side or width, channels),
         synthetic_classes=spec.classes,
         synthetic_examples=steps * published.batch_size,
         # What is streamed is cropped and flipped before the step.
@@ -133,6 +177,14 @@ def _configuration(name: str, precision: str, steps: int, batch_size: int = 0) -
         max_steps_per_epoch=steps,
     )
     return config.parse(published)
+
+
+def published_configuration(name: str) -> Any:
+    """The unlocked ConfigDict of configuration `name`."""
+    path = Path(__file__).parent.parent / "configs" / f"{name}.py"
+    published = runpy.run_path(str(path))["get_config"]()
+    published.unlock()
+    return published
 
 
 def _step_flops(training: Training) -> float:

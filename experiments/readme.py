@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments import plots, report, tables
+from experiments.gpu_tables import gpu_tables
 from jaxbin.common import command_line
 
 _ROOT = Path(__file__).parent.parent
@@ -324,6 +325,7 @@ _TABLES: dict[str, tuple[str, str, Callable[[Any], str]]] = {
     "mnist 784 experiment": ("experiments/FINDINGS.md", "mnist_784.json", experiment_tables),
     "mnist 300 sensitivity": ("experiments/FINDINGS.md", "mnist_300.json", measures_table),
     "populations": ("docs/experiments.md", "populations.json", population_table),
+    "gpu": ("docs/performance.md", "gpu.json", gpu_tables),
     "inference": ("docs/inference.md", "inference_cpu.json", inference_table),
     "forms of one image": ("docs/inference.md", "inference_forms_cpu.json", forms_table),
     "agreement": ("docs/inference.md", "agreement.json", agreement_table),
@@ -356,7 +358,8 @@ def with_tables(text: str, document: str) -> str:
             raise ValueError(f"{document} has no place for {name!r}")
         before, rest = text.split(begin, 1)
         after = rest.split(end, 1)[1]
-        content = table(_read(file))
+        # Of what needs hardware that is not always at hand there may be no results yet.
+        content = table(_read(file)) if (_RESULTS / file).exists() else "Not measured yet."
         text = f"{before}{begin}\n{content}\n{end}{after}"
     return text
 

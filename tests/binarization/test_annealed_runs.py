@@ -126,8 +126,8 @@ def evaluated(workdir: Path, images: np.ndarray, which: str) -> np.ndarray:
     spec = run.dataset_spec
     dtype = jax.numpy.bfloat16 if run.precision == "bfloat16" else None
     network = registry.build(run.network, spec.classes, run.depth, dtype=dtype, rules=run.rules)
-    epoch = json.loads((workdir / "summary.json").read_text())[which]["epoch"]
-    variables = freeze.stored_variables(workdir, network, spec, epoch)
+    number = json.loads((workdir / "summary.json").read_text())[which]["step"]
+    variables = freeze.stored_variables(workdir, network, spec, number)
     state = step.TrainState(
         variables["params"], variables["batch_stats"], variables["binarization"], ()
     )
@@ -192,14 +192,14 @@ def test_a_layer_in_between_is_not_exported(annealed: Path):
     run = freeze.read_configuration(annealed)
     spec = run.dataset_spec
     network = registry.build(run.network, spec.classes, run.depth, rules=run.rules)
-    variables = freeze.stored_variables(annealed, network, spec, 2)
+    variables = freeze.stored_variables(annealed, network, spec, 12)
     with pytest.raises(UserError, match=r"layer 2 \(dense2\) is neither .* 0\.5 of 1") as caught:
         freeze.freeze_variables(network, variables, spec, network_name=(run.network, 0))
     assert len(str(caught.value).splitlines()) == 1
 
 
 def test_checkpoints_of_older_versions_have_no_progress(annealed: Path):
-    state = {n: a for n, a in stored(annealed, 3).items() if not n.endswith(".progress")}
+    state = {n: a for n, a in stored(annealed, 16).items() if not n.endswith(".progress")}
     template = {"binarization": {"dense2": {"mask": np.array(False), "progress": np.float32(0)}}}
     fitted = checkpoints.fit(state, template, "a checkpoint")
     assert fitted["binarization"]["dense2"] == {"mask": True, "progress": 1}
