@@ -50,26 +50,18 @@ class Config:
     sensitivity_layer: int = fields.at_least(
         0, 0, "method='sensitivity': the number of the one layer that is binary"
     )
-    scale: str = fields.one_of(
-        "none", "of binary weights: none, he, mean, channel (docs/methods.md)", methods.SCALES
-    )
-    layer_scales: str = fields.field(
-        "", "other scales of some layers, by name or number, as dense=he,1=none"
-    )
+    scale: str = fields.one_of("none", "of binary weights (docs/methods.md)", methods.SCALES)
+    layer_scales: str = fields.field("", "other scales of single layers, as dense=he,1=none")
     map: str = fields.one_of("sign", "what a layer is annealed by", methods.MAPS)
     steepness: float = fields.real(
         methods.STEEPNESS, "of map='parq' and 'tanh'", "0 < x <= 80", lambda x: 0 < x <= 80
     )
     anneal_epochs: int = fields.at_least(0, 0, "epochs from a layer's turn until it is binary")
-    grain: str = fields.one_of(
-        "layer", "'weight': a growing share of a layer's weights is binary", methods.GRAINS
-    )
+    grain: str = fields.one_of("layer", "what becomes binary at once", methods.GRAINS)
     grain_order: str = fields.one_of(
         "magnitude", "which weights of grain='weight' are first", methods.GRAIN_ORDERS
     )
-    float_layers: str = fields.field(
-        "", "layers that are never binary, by name or number, as conv1,20"
-    )
+    float_layers: str = fields.field("", "layers that are never binary, as conv1,20")
     float_epochs: int = fields.at_least(0, 0, "epochs before the first layer's turn")
     epochs: int = fields.at_least(450, 1, "epochs of a run")
     epochs_per_layer: int = fields.at_least(
@@ -90,8 +82,7 @@ class Config:
         0.1, "factor on the learning rate at a milestone", "0 < x <= 1", lambda x: 0 < x <= 1
     )
     rate_schedule: str = fields.one_of(
-        *("milestones", "of the learning rate; all but milestones go down to 0"),
-        schedule.RATE_SCHEDULES,
+        "milestones", "of the learning rate (docs/methods.md)", schedule.RATE_SCHEDULES
     )
     warmup_epochs: int = fields.at_least(0, 0, "epochs in which the learning rate rises from 0")
     batch_size: int = fields.at_least(100, 1, "examples in a training step, over all devices")
