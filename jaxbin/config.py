@@ -6,7 +6,6 @@ other module sees a ConfigDict.
 """
 
 import dataclasses
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
@@ -51,26 +50,18 @@ class Config:
     sensitivity_layer: int = fields.at_least(
         0, 0, "method='sensitivity': the number of the one layer that is binary"
     )
-    scale: str = fields.one_of(
-        "none", "of binary weights: none, he, mean, channel (docs/methods.md)", methods.SCALES
-    )
-    layer_scales: str = fields.field(
-        "", "other scales of some layers, by name or number, as dense=he,1=none"
-    )
+    scale: str = fields.one_of("none", "of binary weights (docs/methods.md)", methods.SCALES)
+    layer_scales: str = fields.field("", "other scales of single layers, as dense=he,1=none")
     map: str = fields.one_of("sign", "what a layer is annealed by", methods.MAPS)
     steepness: float = fields.real(
         methods.STEEPNESS, "of map='parq' and 'tanh'", "0 < x <= 80", lambda x: 0 < x <= 80
     )
     anneal_epochs: int = fields.at_least(0, 0, "epochs from a layer's turn until it is binary")
-    grain: str = fields.one_of(
-        "layer", "'weight': a growing share of a layer's weights is binary", methods.GRAINS
-    )
+    grain: str = fields.one_of("layer", "what becomes binary at once", methods.GRAINS)
     grain_order: str = fields.one_of(
         "magnitude", "which weights of grain='weight' are first", methods.GRAIN_ORDERS
     )
-    float_layers: str = fields.field(
-        "", "layers that are never binary, by name or number, as conv1,20"
-    )
+    float_layers: str = fields.field("", "layers that are never binary, as conv1,20")
     float_epochs: int = fields.at_least(0, 0, "epochs before the first layer's turn")
     epochs: int = fields.at_least(450, 1, "epochs of a run")
     epochs_per_layer: int = fields.at_least(
@@ -91,9 +82,7 @@ class Config:
         0.1, "factor on the learning rate at a milestone", "0 < x <= 1", lambda x: 0 < x <= 1
     )
     rate_schedule: str = fields.one_of(
-        "milestones",
-        "of the learning rate; all but milestones go down to 0",
-        schedule.RATE_SCHEDULES,
+        "milestones", "of the learning rate (docs/methods.md)", schedule.RATE_SCHEDULES
     )
     warmup_epochs: int = fields.at_least(0, 0, "epochs in which the learning rate rises from 0")
     batch_size: int = fields.at_least(100, 1, "examples in a training step, over all devices")
@@ -263,12 +252,7 @@ def parse(config: Mapping[str, Any] | ml_collections.ConfigDict) -> Config:
       UserError: a field is unknown or its value not accepted, or fields contradict each other. The
         message names the field, the value and what is accepted.
     """
-    values = {}
-    for name, value in dict(config).items():
-        check_name(name)
-        values[name] = check_value(name, value)
-    parsed = Config(**values)
-    registry.check(parsed.network, parsed.depth)
+    parsed = Config(**{name: check_value(name, value) for name, value in dict(config).items()})
     resolve_layers(parsed)
     names, floats = parsed.layer_names, parsed.float_layer_numbers
     order = orders.resolve(parsed.order, len(names), parsed.network_label, floats)
@@ -298,27 +282,22 @@ def resolve_layers(config: Config) -> None:
 
 def check_name(name: str) -> None:
     """Raise a UserError that suggests the nearest field, if `name` is none."""
-    if name not in FIELDS:
-        near = difflib.get_close_matches(name, FIELDS, n=1)
-        hint = f"did you mean {near[0]}?" if near else "--help lists the fields"
-        raise UserError(f"config.{name} is unknown; {hint}")
+    fields.check_name(name, FIELDS)
 
 
 def check_value(name: str, value: Any) -> Any:
     """`value` as field `name` holds it, lists as tuples and whole numbers as floats.
 
     Raises:
-      UserError: the field does not accept it.
+      UserError: there is no such field, or it does not accept the value.
     """
+    check_name(name)
     return fields.check_value(FIELDS[name], value)
 
 
 def describe_fields() -> str:
     """Every field with its default and explanation, a line each, for `--help`."""
-    return "\n".join(
-        f"  --config.{name}={field.default!r}: {field.metadata['help']}"
-        for name, field in FIELDS.items()
-    )
+    return fields.describe(FIELDS)
 
 
 def to_json(config: Config) -> dict[str, Any]:

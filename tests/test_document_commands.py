@@ -110,6 +110,7 @@ NOT_RUN = {
     r"ruff (format|check) \.": "continuous integration runs it",
     r"pyright": "continuous integration runs it",
     r"python benchmarks/against_torch\.py": "needs PyTorch, which is no dependency",
+    r"python benchmarks/parq_vectors\.py .*": "needs torchao, which is no dependency",
     r"python -m jaxbin\.export --model=mnist_300 --output=mnist_300\.onnx": (
         "tests/test_documents.py runs it"
     ),

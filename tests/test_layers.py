@@ -89,12 +89,12 @@ def test_conv_pads_on_all_sides_where_same_does_not():
 
 
 @pytest.mark.parametrize("layer", [Dense(5), Conv(5)])
-def test_a_layer_holds_one_boolean_that_is_no_parameter(layer):
+def test_a_layer_holds_mask_and_progress_that_are_no_parameters(layer):
     variables = layer.init(jax.random.key(0), jnp.zeros((1, 4, 4, 3)))
     assert set(variables) == {"params", BINARIZATION}
     assert set(variables["params"]) == {"kernel", "bias"}
-    (mask,) = jax.tree.leaves(variables[BINARIZATION])
-    assert (mask.shape, mask.dtype, bool(mask)) == ((), bool, False)
+    held = {name: (x.shape, x.dtype, x == 0) for name, x in variables[BINARIZATION].items()}
+    assert held == {"mask": ((), bool, True), "progress": ((), np.float32, True)}
 
 
 @pytest.mark.parametrize("layer", [Dense(2, dtype=jnp.bfloat16), Conv(2, dtype=jnp.bfloat16)])

@@ -285,3 +285,31 @@ def test_batch_norm_sees_the_parts_of_an_accumulated_batch():
     kernel = Normed().init(jax.random.key(0), images, train=False)["params"]["dense"]["kernel"]
     # 0.9 (0.9 * 0 + 0.1 * 2) + 0.1 * 20
     np.testing.assert_allclose(state.batch_stats["norm"]["mean"], 2.18 * kernel[0], rtol=1e-5)
+
+
+def test_label_smoothing_by_hand():
+    """Probabilities 1/4 and 3/4: a fifth of the label is halved between them."""
+    logits, labels = jnp.log(jnp.array([[1.0, 3.0]])), jnp.array([1])
+    expected = -0.9 * np.log(0.75) - 0.1 * np.log(0.25)
+    np.testing.assert_allclose(step.cross_entropy(logits, labels, 0.2), [expected], rtol=1e-6)
+    np.testing.assert_allclose(step.cross_entropy(logits, labels), [-np.log(0.75)], rtol=1e-6)
+
+
+def test_labels_are_smoothed_in_training_alone():
+    state = one_state(step.make_optimizer("sgd", 0.0, 0.0), False)
+    arguments = jnp.asarray(IMAGES), jnp.asarray(LABELS)
+    plain, smooth = (step.make_gradients(One(), 1, share) for share in (0.0, 0.3))
+    one, other = plain(state, *arguments), smooth(state, *arguments)
+    np.testing.assert_array_equal(one[3], other[3])
+    assert (one[2] != other[2]).all()
+
+
+def test_nesterov_is_pytorchs():
+    optimizer = step.make_optimizer("sgd", 0.9, 0.0, nesterov=True)
+    params = jnp.zeros(())
+    state, moves = optimizer.init(params), []
+    for _ in range(3):
+        move, state = optimizer.update(jnp.ones(()), state, params)
+        moves.append(float(move))
+    # momentum 1, 1.9, 2.71; the move is the gradient and 0.9 of it
+    assert moves == pytest.approx([1.9, 2.71, 3.439])

@@ -1,9 +1,10 @@
 """Fields of a configuration: a default, an explanation, and what is accepted."""
 
 import dataclasses
+import difflib
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from jaxbin.common.errors import UserError, shown
@@ -47,6 +48,14 @@ def epochs(default: tuple[int, ...], help_text: str) -> Any:
     )
 
 
+def check_name(name: str, described: Mapping[str, dataclasses.Field]) -> None:
+    """Raise a UserError that suggests the nearest field, if `name` is none of them."""
+    if name not in described:
+        near = difflib.get_close_matches(name, described, n=1)
+        hint = f"did you mean {near[0]}?" if near else "--help lists the fields"
+        raise UserError(f"config.{name} is unknown; {hint}")
+
+
 def check_value(described: dataclasses.Field, value: Any) -> Any:
     """`value` as the field holds it, lists as tuples and whole numbers as floats.
 
@@ -68,3 +77,11 @@ def check_value(described: dataclasses.Field, value: Any) -> Any:
         name = described.name
         raise UserError(f"{name}={shown(value)} is not accepted; accepted: {accepted}")
     return value
+
+
+def describe(described: Mapping[str, dataclasses.Field]) -> str:
+    """Every field with its default and explanation, a line each."""
+    return "\n".join(
+        f"  --config.{name}={one.default!r}: {one.metadata['help']}"
+        for name, one in described.items()
+    )

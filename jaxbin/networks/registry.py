@@ -70,7 +70,8 @@ def build(
       UserError: there is no network of that name and depth.
     """
     check(name, depth)
-    network = functools.partial(
-        NETWORKS[name], classes=classes, axis_name=axis_name, dtype=dtype, rules=rules
-    )
-    return network(depth=depth) if depth else network()
+    fields: dict[str, Any] = {"classes": classes, "axis_name": axis_name, "dtype": dtype}
+    fields |= {"depth": depth} if depth else {}
+    # A network of one's own need not know of rules, as long as they are the paper's.
+    fields |= {} if rules == Rules() else {"rules": rules}
+    return NETWORKS[name](**fields)

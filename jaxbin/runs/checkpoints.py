@@ -21,7 +21,6 @@ from jaxbin.runs.checksums import damage, sound, write_checksums
 
 PyTree = Any
 
-
 # One process writes and all others go on: Orbax need not know of them.
 _ALONE = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
 
@@ -87,7 +86,7 @@ class Checkpoints:
         self._manager.close()
 
 
-_PROGRESS = r"(^|\.)binarization\..*\.progress$"
+_PROGRESS = re.compile(r"(^|\.)binarization\..*\.progress$")
 
 
 @contextmanager
@@ -189,7 +188,7 @@ def fit(stored: Mapping[str, np.ndarray], template: PyTree, source: str) -> PyTr
     paths, structure = jax.tree_util.tree_flatten_with_path(template)
     names = [_name(path) for path, _ in paths]
     # An older version annealed nothing, and stored no progress.
-    older = {name: np.ones((), np.float32) for name in names if re.search(_PROGRESS, name)}
+    older = dict.fromkeys(filter(_PROGRESS.search, names), np.ones((), np.float32))
     stored = {**older, **stored}
     for name, (_, leaf) in zip(names, paths, strict=True):
         if name not in stored or stored[name].shape != leaf.shape:
