@@ -12,8 +12,8 @@ from jaxbin.export.c.operations import IMAGE, Operation
 
 # What every kernel's file builds on.
 _BEFORE = {
-    "convolution_bits": ("convolution",),
-    "convolution_floats": ("convolution",),
+    **dict.fromkeys(("affine", "add", "pool"), ("finish_channel",)),
+    **dict.fromkeys(("convolution_bits", "convolution_floats"), ("finish_channel", "convolution")),
 }
 _STRUCTS = {"convolution_bits": "convolution", "convolution_floats": "convolution"}
 _C_TYPES = {"uint8": "uint8_t", "uint32": "uint32_t", "float32": "float"}
