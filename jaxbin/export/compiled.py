@@ -23,14 +23,17 @@ COMPILERS = ("cc", "gcc", "clang")
 """What is looked for on the PATH, in this order; then the package ziglang."""
 
 FLAGS = ("-std=c99", "-O3", "-march=native", "-shared", "-fPIC")
+# The code calls nothing but memset and the like, and zig would compile a C library for it first.
+_FLAGS_OF_ZIG = ("-nostdlib",)
 
-_NAME = "network"
+NAME = "network"
+"""What a network is called in C, and its files."""
 
 
-def ziglang() -> list[str] | None:
+def ziglang(*flags: str) -> list[str] | None:
     """The command of the clang that the package ziglang brings; None where it is missing."""
     there = importlib.util.find_spec("ziglang") is not None
-    return [sys.executable, "-m", "ziglang", "cc"] if there else None
+    return [sys.executable, "-m", "ziglang", "cc", *flags] if there else None
 
 
 def find_compiler() -> list[str]:
@@ -42,7 +45,7 @@ def find_compiler() -> list[str]:
     if os.environ.get("CC"):
         return shlex.split(os.environ["CC"])
     found = next(filter(None, map(shutil.which, COMPILERS)), None)
-    command = [found] if found else ziglang()
+    command = [found] if found else ziglang(*_FLAGS_OF_ZIG)
     if command is None:
         raise UserError(
             f"backend='c' needs a C compiler, and none of {', '.join(COMPILERS)} is on the PATH: "
@@ -60,11 +63,14 @@ def compile_network(artifact: Artifact) -> Callable[[np.ndarray], np.ndarray]:
     Raises:
       UserError: the network cannot be written in C, or there is no compiler.
     """
-    compiler = find_compiler()  # before the seconds that writing takes
-    sources = to_c(artifact, _NAME)
-    function = getattr(_library(sources, compiler), f"{_NAME}_predict")
+    find_compiler()  # before the seconds that writing takes
+    return compiled_function(to_c(artifact, NAME), len(artifact.class_names))
+
+
+def compiled_function(sources: Sources, classes: int) -> Callable[[np.ndarray], np.ndarray]:
+    """As `compile_network`, of a network called `NAME` that is written already."""
+    function = getattr(_library(sources, find_compiler()), f"{NAME}_predict")
     function.restype, function.argtypes = None, [ctypes.c_void_p] * 3
-    classes = len(artifact.class_names)
 
     def compute(images: np.ndarray) -> np.ndarray:
         images = np.ascontiguousarray(images)
@@ -101,9 +107,9 @@ def _library(sources: Sources, compiler: Sequence[str]) -> ctypes.CDLL:
 def _compile(sources: Sources, compiler: Sequence[str], path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as name:
         folder = Path(name)
-        (folder / f"{_NAME}.c").write_text(sources.source, encoding="utf-8")
-        (folder / f"{_NAME}.h").write_text(sources.header, encoding="utf-8")
-        _run([*compiler, *FLAGS, str(folder / f"{_NAME}.c"), "-o", str(folder / "library")])
+        (folder / f"{NAME}.c").write_text(sources.source, encoding="utf-8")
+        (folder / f"{NAME}.h").write_text(sources.header, encoding="utf-8")
+        _run([*compiler, *FLAGS, str(folder / f"{NAME}.c"), "-o", str(folder / "library")])
         (folder / "library").replace(path)  # whole or not at all, whoever else compiles it
 
 
