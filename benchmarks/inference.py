@@ -120,7 +120,9 @@ def onnx_session(network: artifact.Artifact) -> Callable[[np.ndarray], np.ndarra
     session = onnxruntime.InferenceSession(
         interchange.to_onnx(network), options, providers=["CPUExecutionProvider"]
     )
-    return lambda images: session.run([interchange.OUTPUT], {interchange.INPUT: images})[0]
+    return lambda images: np.asarray(
+        session.run([interchange.OUTPUT], {interchange.INPUT: images})[0]
+    )
 
 
 def measure_products(repeats: int) -> list[dict[str, Any]]:

@@ -10,9 +10,11 @@ from jaxbin.export.artifact import Artifact
 from jaxbin.export.c import program, writer
 from jaxbin.export.c.translate import translate
 
-_KEYWORDS = """auto break case char const continue default do double else enum extern float for goto
-if inline int long register restrict return short signed sizeof static struct switch typedef union
-unsigned void volatile while""".split()
+_KEYWORDS = frozenset(
+    "auto break case char const continue default do double else enum extern float for goto if "
+    "inline int long register restrict return short signed sizeof static struct switch typedef "
+    "union unsigned void volatile while".split(" ")
+)
 
 
 def check_name(name: str) -> None:
@@ -46,7 +48,10 @@ def _lines(artifact: Artifact) -> tuple[str, ...]:
     """What the network is, for the head of the file."""
     binary = sum(kernel.dtype == "uint8" for kernel in artifact.kernels.values())
     layers = f"{binary} of {len(artifact.layers)} layers with weights of 1 bit"
-    return (f"{artifact.network_label}, {layers}; written by jaxbin.", *_training(artifact.training))
+    return (
+        f"{artifact.network_label}, {layers}; written by jaxbin.",
+        *_training(artifact.training),
+    )
 
 
 def _training(training: Mapping[str, Any]) -> tuple[str, ...]:

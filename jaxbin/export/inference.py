@@ -125,8 +125,8 @@ def load(name_or_path: str | Path, backend: str = "xla") -> Model | CompiledMode
 
     Args:
       name_or_path: of the file.
-      backend: one of `BACKENDS`. "xla" computes on JAX's device; "c" compiles the network with the C
-        compiler at hand, keeps it in the user's cache, and computes image by image on a CPU.
+      backend: one of `BACKENDS`. "xla" computes on JAX's device; "c" compiles the network with the
+        C compiler at hand, keeps it in the user's cache, and computes image by image on a CPU.
 
     Raises:
       UserError: there is none, the file cannot be used, or there is no compiler.

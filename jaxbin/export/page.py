@@ -11,11 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from jaxbin.common.errors import UserError, one_line
-from jaxbin.export.artifact import Artifact
+from jaxbin.export.artifact import Artifact, kernel_shapes
 from jaxbin.export.c_source import to_c
-from jaxbin.export.compiled import ziglang
-
-_NAME = "network"
+from jaxbin.export.compiled import NAME, ziglang
 
 # The page finds its memory by these functions; -nostdlib leaves out even memset.
 _EXPORTS = """\
@@ -54,8 +52,10 @@ def to_html(artifact: Artifact) -> bytes:
 
 
 def _title(artifact: Artifact) -> str:
-    bits = sum(kernel.nbytes for kernel in artifact.kernels.values() if kernel.dtype == np.uint8)
-    return f"{artifact.network_label}: {8 * bits:,} weights of 1 bit in {bits / 1000:.0f} kB"
+    shapes = kernel_shapes(artifact)
+    packed = [name for name, kernel in artifact.kernels.items() if kernel.dtype == np.uint8]
+    weights = sum(int(np.prod(shapes[name])) for name in packed)
+    return f"{artifact.network_label}: {weights:,} weights of 1 bit in {weights / 8000:.0f} kB"
 
 
 def to_wasm(artifact: Artifact) -> bytes:
@@ -64,16 +64,16 @@ def to_wasm(artifact: Artifact) -> bytes:
     Raises:
       UserError: the network cannot be written in C, or does not compile.
     """
-    sources = to_c(artifact, _NAME)
+    sources = to_c(artifact, NAME)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for file, text in (
-            (f"{_NAME}.c", sources.source),
-            (f"{_NAME}.h", sources.header),
+            (f"{NAME}.c", sources.source),
+            (f"{NAME}.h", sources.header),
             ("exports.c", _EXPORTS),
         ):
             (folder / file).write_text(text, encoding="utf-8")
-        command = [*(ziglang() or ()), *FLAGS, f"{_NAME}.c", "exports.c", "-o", "module.wasm"]
+        command = [*(ziglang() or ()), *FLAGS, f"{NAME}.c", "exports.c", "-o", "module.wasm"]
         try:
             subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
         except subprocess.CalledProcessError as error:

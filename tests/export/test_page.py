@@ -20,7 +20,12 @@ from jaxbin.common.errors import UserError
 from jaxbin.export import __main__ as export
 from jaxbin.export import page
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), "")
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
+)
+
+_HEADLESS = ("--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=20000")
+_HEADLESS += ("--dump-dom",)
 
 needs_zig = pytest.mark.skipif(not ZIG, reason="no ziglang")
 needs_chromium = pytest.mark.skipif(not CHROMIUM, reason="no Chromium")
@@ -82,8 +87,7 @@ def visit(network: bytes, pictures: np.ndarray, drawings: list, folder: Path) ->
     path = folder / "page.html"
     path.write_text(network.decode().replace("</html>", f"{script}</html>"))
     result = subprocess.run(
-        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder}/user"]
-        + ["--virtual-time-budget=20000", "--dump-dom", path.as_uri()],
+        [CHROMIUM, *_HEADLESS, f"--user-data-dir={folder}/user", path.as_uri()],
         capture_output=True,
         text=True,
         check=True,
@@ -123,6 +127,7 @@ def test_the_page_needs_nothing_else(tmp_path: Path):
     assert len(content) < 90_000
     assert "http" not in content.replace("http-equiv", "")
     assert "src=" not in content
+    assert "<title>mlp300: 266,200 weights of 1 bit in 33 kB</title>" in content
 
 
 def test_without_zig(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

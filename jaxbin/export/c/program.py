@@ -1,7 +1,7 @@
 """A network's own program: the steps from a picture to logits, everything else computed.
 
-`jax.make_jaxpr` gives the program. Calls in it are laid open, steps that nothing needs left out, and
-what does not depend on the picture (weights as signs, folded batch norms) is computed here and now.
+`jax.make_jaxpr` gives the program. Calls in it are laid open, steps that nothing needs left out,
+and what does not depend on the picture (weights as signs, folded batch norms) is computed here.
 """
 
 import dataclasses
