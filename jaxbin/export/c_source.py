@@ -10,16 +10,18 @@ from jaxbin.export.artifact import Artifact
 from jaxbin.export.c import program, writer
 from jaxbin.export.c.translate import translate
 
-_KEYWORDS = frozenset(
-    "auto break case char const continue default do double else enum extern float for goto if "
-    "inline int long register restrict return short signed sizeof static struct switch typedef "
-    "union unsigned void volatile while".split(" ")
-)
+_KEYWORDS = """
+    auto break case char const continue default do double else enum extern float for goto if
+    inline int long register restrict return short signed sizeof static struct switch typedef
+    union unsigned void volatile while
+"""
 
 
 def check_name(name: str) -> None:
     """Raise a UserError unless `name` can be the name of a function in C."""
-    if not re.fullmatch("[A-Za-z][A-Za-z0-9_]{0,30}", name) or name in _KEYWORDS:
+    if not re.fullmatch("[A-Za-z][A-Za-z0-9_]{0,30}", name) or f" {name} " in _KEYWORDS.replace(
+        "\n", " "
+    ):
         raise UserError(
             f"{name!r} cannot be a name in C; accepted: a letter, then up to 30 letters, digits, _"
         )

@@ -14,6 +14,7 @@ from c_programs import GCC, assert_same, run_library, run_program, save, write
 
 from jaxbin.binarization import convolution_forms
 from jaxbin.binarization.layers import BINARIZATION, Dense, forward_order, write_mask
+from jaxbin.common.errors import UserError
 from jaxbin.networks.mlp import MLP
 from jaxbin.networks.resnet import ResNet, ResNet21
 from jaxbin.networks.vgg import VGG
@@ -153,3 +154,52 @@ def test_convolutions_of_signs(size: tuple[int, int], stride: int, groups: int, 
     sources = write(compute, image_shape)
     assert "convolution_bits(&" in sources.source
     np.testing.assert_array_equal(run_library(sources, images, tmp_path), expected)
+
+
+def _exponential(x: jax.Array) -> jax.Array:
+    return jnp.exp(x).reshape(1, -1)
+
+
+def _product_of_two(x: jax.Array) -> jax.Array:
+    return (x * jnp.maximum(x, 0)).reshape(1, -1)
+
+
+def _half(x: jax.Array) -> jax.Array:
+    return x.astype(jnp.bfloat16).reshape(1, -1)
+
+
+def _clipped(x: jax.Array) -> jax.Array:
+    return jnp.maximum(x, 1).reshape(1, -1)
+
+
+def _by_pixel(x: jax.Array) -> jax.Array:
+    return (x + np.arange(16.0, dtype=np.float32).reshape(1, 4, 4, 1)).reshape(1, -1)
+
+
+def _dilated(x: jax.Array) -> jax.Array:
+    kernel, axes = np.ones((2, 2, 1, 1), np.float32), ("NHWC", "HWIO", "NHWC")
+    y = jax.lax.conv_general_dilated(
+        x, kernel, (1, 1), "VALID", rhs_dilation=(2, 2), dimension_numbers=axes
+    )
+    return y.reshape(1, -1)
+
+
+def _image(x: jax.Array) -> jax.Array:
+    return x + 1
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (_exponential, "operation 'exp' of the network cannot be written in C; accepted: add, "),
+        (_product_of_two, "operation 'mul of two activations' of the network"),
+        (_half, "operation 'convert_element_type of bfloat16' of the network"),
+        (_clipped, "operation 'max with anything but 0' of the network"),
+        (_by_pixel, "operation 'add with numbers that differ from pixel to pixel' of"),
+        (_dilated, "operation 'conv_general_dilated with dilation' of the network"),
+        (_image, r"logits of shape \(1, 4, 4, 1\) cannot be written in C"),
+    ],
+)
+def test_what_cannot_be_written(function: Callable[[jax.Array], jax.Array], message: str):
+    with pytest.raises(UserError, match=message):
+        write(lambda images: function(images.astype(jnp.float32)), (4, 4, 1))

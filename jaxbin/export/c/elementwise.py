@@ -1,4 +1,4 @@
-"""Steps that look at each number alone: they become part of the operation before them, if they can."""
+"""Steps that look at each number alone; they become part of the operation before them."""
 
 import dataclasses
 
