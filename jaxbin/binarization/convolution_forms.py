@@ -8,6 +8,7 @@ import contextlib
 import contextvars
 from collections.abc import Iterator
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -128,8 +129,7 @@ def max_pool(images: jax.Array) -> jax.Array:
       images: (batch, height, width, channels), height and width even.
     """
     if _portable.get():
-        window = (1, 2, 2, 1)
-        return jax.lax.reduce_window(images, -jnp.inf, jax.lax.max, window, window, "VALID")
+        return nn.max_pool(images, window_shape=(2, 2), strides=(2, 2))
     return _pool_in_quarters(images)
 
 

@@ -19,9 +19,7 @@ _KEYWORDS = """
 
 def check_name(name: str) -> None:
     """Raise a UserError unless `name` can be the name of a function in C."""
-    if not re.fullmatch("[A-Za-z][A-Za-z0-9_]{0,30}", name) or f" {name} " in _KEYWORDS.replace(
-        "\n", " "
-    ):
+    if not re.fullmatch("[A-Za-z][A-Za-z0-9_]{0,30}", name) or name in _KEYWORDS.split():
         raise UserError(
             f"{name!r} cannot be a name in C; accepted: a letter, then up to 30 letters, digits, _"
         )
