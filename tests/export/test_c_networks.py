@@ -36,18 +36,19 @@ def random_network(
 ) -> tuple[Callable[[jax.Array], jax.Array], tuple[int, int, int]]:
     """Bytes to logits, of random weights, batch norms that do something, layer k binary or not."""
     network, image_shape = NETWORKS[name]
-    variables: dict[str, Any] = dict(
-        network.init(jax.random.key(1), jnp.zeros((1, *image_shape)), train=False)
-    )
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    init = functools.partial(network.init, train=False)
+    shapes: dict[str, Any] = dict(jax.eval_shape(init, jax.random.key(0), images))
     rng = np.random.default_rng(0)
 
-    def shaken(array: jax.Array) -> np.ndarray:
-        return np.asarray(array + rng.uniform(0, 0.5, array.shape), np.float32)
+    def uniform(low: float, high: float, tree: Any) -> Any:
+        return jax.tree.map(lambda a: rng.uniform(low, high, a.shape).astype(np.float32), tree)
 
-    variables["params"] = jax.tree.map(
-        lambda array: shaken(array) if array.ndim == 1 else array, variables["params"]
-    )
-    variables["batch_stats"] = jax.tree.map(lambda a: 40 * shaken(a), variables["batch_stats"])
+    # Variances as if trained, so that activations neither grow nor fade away.
+    variables = {
+        "params": uniform(-0.5, 1, shapes["params"]),
+        "batch_stats": uniform(20, 60, shapes["batch_stats"]),
+    }
     layers = forward_order(network, image_shape)
     variables[BINARIZATION] = write_mask(layers, [mask(k) for k in range(1, len(layers) + 1)])
 

@@ -1,7 +1,7 @@
 /* What 4 channels can contribute at a place are 16 sums; they are computed once for all outputs and
    all taps of the kernel, each of which then adds the one that its 4 bits look up. */
 
-static void add_1(float *restrict sums, const float *const *t, int32_t n)
+static void add_1_line(float *restrict sums, const float *const *t, int32_t n)
 {
     const float *const a = t[0];
     int32_t i;
@@ -9,7 +9,7 @@ static void add_1(float *restrict sums, const float *const *t, int32_t n)
         sums[i] += a[i];
 }
 
-static void add_3(float *restrict sums, const float *const *t, int32_t n)
+static void add_3_lines(float *restrict sums, const float *const *t, int32_t n)
 {
     const float *const a = t[0], *const b = t[1], *const c = t[2];
     int32_t i;
@@ -17,7 +17,7 @@ static void add_3(float *restrict sums, const float *const *t, int32_t n)
         sums[i] += a[i] + b[i] + c[i];
 }
 
-static void add_9(float *restrict sums, const float *const *t, int32_t n)
+static void add_9_lines(float *restrict sums, const float *const *t, int32_t n)
 {
     const float *const a = t[0], *const b = t[1], *const c = t[2], *const d = t[3];
     const float *const e = t[4], *const f = t[5], *const g = t[6], *const h = t[7];
@@ -70,11 +70,11 @@ static void add_taps(float *sums, int32_t n, const float *tables, int32_t length
             t[i] = tables + entry * length + shifts[tap + i];
         }
         if (count == 9)
-            add_9(sums, t, n);
+            add_9_lines(sums, t, n);
         else if (count == 3)
-            add_3(sums, t, n);
+            add_3_lines(sums, t, n);
         else
-            add_1(sums, t, n);
+            add_1_line(sums, t, n);
         tap += count;
     }
 }
