@@ -9,6 +9,13 @@ are timed in turn, again and again, in one process, so that what else the machin
 of them alike; the fastest and the median of `--repeats` timings are reported. experiments.readme
 makes tables of both files.
 
+The rows of C and of onnxruntime run on one thread; for XLA to do likewise, and nothing else to
+disturb them:
+
+    XLA_FLAGS=--xla_cpu_multi_thread_eigen=false taskset -c 1 python benchmarks/inference.py
+
+With `--products`: one input through single layers, in C and in float32.
+
 With `--forms`: one image through the dense layers of the MNIST networks in every form that was
 tried (benchmarks/dense_forms.py), with the weights in the caches, and with the caches filled with
 other things before every call.
@@ -31,7 +38,10 @@ from dense_forms import FORMS, NETWORKS, make_network
 
 from jaxbin import data
 from jaxbin.binarization.layers import BINARIZATION, forward_order, write_mask
-from jaxbin.export import artifact, freeze, inference
+from jaxbin.export import artifact, freeze, inference, interchange
+from jaxbin.export.c import program, writer
+from jaxbin.export.c.translate import translate
+from jaxbin.export.compiled import compile_network, compiled_function
 from jaxbin.export.packed import make_forward
 from jaxbin.networks import registry
 
@@ -84,11 +94,62 @@ def measure(choice: str, repeats: int) -> list[dict[str, Any]]:
             line[f"temporary_bytes_{batch}"] = _temporary_bytes(compiled)
             calls[form, batch] = (compiled, arguments)
         results.append(line)
+    for form, compute in (
+        ("C", compile_network(frozen["packed"])),
+        ("float32, onnxruntime", onnx_session(frozen["float32"])),
+    ):
+        # What they need while they run is in docs/export.md, or not told.
+        line = {"network": choice, "form": form, "file_bytes": 0, "resident_bytes": 0}
+        line |= {"temporary_bytes_1": 0, "temporary_bytes_256": 0}
+        for batch in (1, 256):
+            images = rng.integers(0, 256, (batch, *frozen["packed"].image_shape)).astype(np.uint8)
+            calls[form, batch] = (compute, (images,))
+        results.append(line)
     for batch, calls_in_timing in ((1, 20), (256, 1)):
         chosen = {form: call for (form, size), call in calls.items() if size == batch}
         seconds = time_in_turn(chosen, repeats, calls_in_timing)
         for line in results:
             line[f"seconds_{batch}"] = seconds[line["form"]]
+    return results
+
+
+def onnx_session(network: artifact.Artifact) -> Callable[[np.ndarray], np.ndarray]:
+    """Images to logits by onnxruntime on one thread."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    session = onnxruntime.InferenceSession(
+        interchange.to_onnx(network), options, providers=["CPUExecutionProvider"]
+    )
+    return lambda images: np.asarray(
+        session.run([interchange.OUTPUT], {interchange.INPUT: images})[0]
+    )
+
+
+def measure_products(repeats: int) -> list[dict[str, Any]]:
+    """A line for every form of a product of one input and a layer's weights."""
+    results = []
+    for inputs, outputs in ((784, 300), (784, 784), (16_384, 256)):
+        rng = np.random.default_rng(0)
+        weights = (rng.integers(0, 2, (inputs, outputs)) * 2 - 1).astype(np.float32)
+        pixels = rng.integers(0, 256, (1, inputs, 1, 1)).astype(np.uint8)
+
+        def compute(images: jax.Array, weights: Any = weights) -> jax.Array:
+            return images.astype(jnp.float32).reshape(1, -1) @ weights
+
+        shape = (inputs, 1, 1)
+        description = writer.Description("network", ("A product.",), shape, ("",) * outputs)
+        sources = writer.write(translate(program.read(compute, shape)), description)
+        held = jnp.asarray(weights)
+        product = jax.jit(lambda images, weights, f=compute: f(images, weights))
+        calls = {
+            "float32": (product, (jnp.asarray(pixels), held)),
+            "C": (compiled_function(sources, outputs), (pixels,)),
+        }
+        seconds = time_in_turn(calls, repeats, 20)
+        layer = f"{inputs}x{outputs}"
+        results += [{"network": layer, "form": f, "seconds_1": s} for f, s in seconds.items()]
     return results
 
 
@@ -156,6 +217,7 @@ def main() -> None:
     )
     parser.add_argument("--networks", nargs="+", default=tuple(CHOICES), choices=CHOICES)
     parser.add_argument("--forms", action="store_true", help="forms of dense layers, batch 1")
+    parser.add_argument("--products", action="store_true", help="single layers in C, batch 1")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--output", type=Path, help="JSON file for the results")
     arguments = parser.parse_args()
@@ -163,6 +225,8 @@ def main() -> None:
     if arguments.forms:
         names, measured = [name for name in names if name in NETWORKS], measure_forms
     results = []
+    if arguments.products:
+        names, measured = ["products"], lambda _, repeats: measure_products(repeats)
     for name in names:
         lines = measured(name, arguments.repeats)
         for line in lines:

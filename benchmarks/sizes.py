@@ -16,6 +16,8 @@ from inference import CHOICES, untrained
 from jaxbin.export import __main__ as export
 from jaxbin.export import artifact
 
+FILES = (".jaxbin", ".onnx", ".stablehlo")
+
 
 def sizes(choice: str) -> dict[str, Any]:
     """Bytes of a network's files, and of its float32 parameters."""
@@ -24,7 +26,7 @@ def sizes(choice: str) -> dict[str, Any]:
         "network": choice,
         "float32": sum(artifact.float32_bytes(frozen).values()),
         "channels": frozen.channels.nbytes,
-        **{suffix: len(export.to_bytes(frozen, suffix)) for suffix in export.SUFFIXES},
+        **{suffix: len(export.to_bytes(frozen, suffix)) for suffix in FILES},
     }
 
 

@@ -281,6 +281,22 @@ def export_table(results: dict[str, Any]) -> str:
     )
 
 
+def device_table(results: dict[str, Any]) -> str:
+    """The output of `benchmarks/microcontroller.py`: what networks take of a microcontroller."""
+    return "\n".join(
+        [
+            "| network | flash | of it code | RAM | float32 |",
+            "| --- | --: | --: | --: | --: |",
+            *(
+                f"| {line['network']} | {line['flash']:,} | {line['code']:,} | {line['ram']:,} "
+                f"| {line['float32']:,} |"
+                for line in results["results"]
+                if "float32" in line
+            ),
+        ]
+    )
+
+
 def input_table(results: dict[str, Any]) -> str:
     """The output of `benchmarks/input.py --decoders`: images per second and core."""
     (result,) = results["results"]
@@ -332,6 +348,7 @@ _TABLES: dict[str, tuple[str, str, Callable[[Any], str]]] = {
     "input": ("docs/scaling.md", "input_cpu.json", input_table),
     "sizes": ("docs/artifact.md", "sizes.json", ratio_table),
     "sizes of exports": ("docs/export.md", "sizes.json", export_table),
+    "flash and RAM": ("docs/export.md", "microcontroller.json", device_table),
 }
 
 # By the plot's file: the file of results, what draws it.

@@ -38,9 +38,10 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("model", help="an exported file, or one of the zoo")
     parser.add_argument("images", nargs="+", help="image files, folders, or - for standard input")
     parser.add_argument("--json", action="store_true", help="JSON lines, all probabilities")
+    parser.add_argument("--backend", default="xla", choices=inference.BACKENDS, help="computes it")
     flags = parser.parse_args(arguments)
     names = list(_image_names(flags.images))
-    network = inference.load(flags.model)
+    network = inference.load(flags.model, flags.backend)
     for start in range(0, len(names), BATCH_SIZE):
         batch = names[start : start + BATCH_SIZE]
         images = [read_image(name, network.artifact.image_shape) for name in batch]

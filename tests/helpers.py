@@ -65,7 +65,8 @@ def evaluate(program: Program, state: Any, split: str) -> Any:
 
 def kept(workdir: Path) -> list[int]:
     """The numbers of a run's checkpoints."""
-    return sorted(int(path.name) for path in (workdir / "checkpoints").glob("[0-9]*"))
+    directories = (workdir / "checkpoints").iterdir()
+    return sorted(int(path.name) for path in directories if path.name.isdecimal())
 
 
 def stored(workdir: Path, number: int | None = None, **fields: Any) -> TrainState:

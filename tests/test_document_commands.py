@@ -95,6 +95,9 @@ COMMANDS = {
     r"python benchmarks/inference\.py.*": "--networks mlp300 --repeats=1",
     r"python benchmarks/agreement\.py RUN": "--single=1",
     r"python benchmarks/sizes\.py": "--networks mlp300",
+    r"XLA_FLAGS=\S+ taskset -c 1 python benchmarks/inference\.py.*": (
+        "--networks mlp300 --repeats=1"
+    ),
     r"python benchmarks/input\.py.*": (
         "--images=4 --batch_size=4 --batches=1 --repeats=1 --workers=0"
     ),
@@ -114,6 +117,9 @@ NOT_RUN = {
     r"python -m jaxbin\.export --model=mnist_300 --output=mnist_300\.onnx": (
         "tests/test_documents.py runs it"
     ),
+    r"python -m jaxbin\.export --model=mnist_300 --output=\w+\.(c|html)": "tests/export/ runs it",
+    r"cc -std=c99 .*": "tests/export/ runs it",
+    r"python benchmarks/microcontroller\.py": "needs QEMU and ziglang",
     r"git apply --recount": "tests/test_documents.py runs it",
     r"python -m jaxbin\.main .* --config\.network=small .*": "tests/test_documents.py runs it",
 }

@@ -8,6 +8,7 @@ import contextlib
 import contextvars
 from collections.abc import Iterator
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -23,7 +24,7 @@ _portable = contextvars.ContextVar("portable", default=False)
 
 @contextlib.contextmanager
 def portable() -> Iterator[None]:
-    """Within it convolutions are traced as one operation each, whatever the backend.
+    """Within it convolutions and pooling are one operation each, whatever the backend.
 
     For programs that other compilers are given: they know nothing of XLA's CPU backend.
     """
@@ -118,7 +119,6 @@ def _kernel_gradient(inputs: jax.Array, gradient: jax.Array, padding: tuple[int,
 _convolve_on_cpu.defvjp(_forward, _backward)
 
 
-@jax.custom_vjp
 def max_pool(images: jax.Array) -> jax.Array:
     """Max-pooling by 2 in both directions; of equal values the first gets the gradient.
 
@@ -128,6 +128,13 @@ def max_pool(images: jax.Array) -> jax.Array:
     Args:
       images: (batch, height, width, channels), height and width even.
     """
+    if _portable.get():
+        return nn.max_pool(images, window_shape=(2, 2), strides=(2, 2))
+    return _pool_in_quarters(images)
+
+
+@jax.custom_vjp
+def _pool_in_quarters(images: jax.Array) -> jax.Array:
     return _pool_forward(images)[0]
 
 
@@ -149,4 +156,4 @@ def _pool_backward(place: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
     return (windows.reshape(batch, 2 * height, 2 * width, channels),)
 
 
-max_pool.defvjp(_pool_forward, _pool_backward)
+_pool_in_quarters.defvjp(_pool_forward, _pool_backward)

@@ -7,6 +7,8 @@ What is written follows from the name of the output:
   .jaxbin     for jaxbin.load and jaxbin.predict
   .onnx       for ONNX runtimes; needs the packages of pip install 'jaxbin[onnx]'
   .stablehlo  a serialized jax.export.Exported
+  .c          one function in C99 and its header, for devices without Python
+  .html       a page that classifies drawings and pictures; needs pip install 'jaxbin[c]'
 """
 
 from collections.abc import Sequence
@@ -17,11 +19,11 @@ import numpy as np
 from jaxbin.common import command_line
 from jaxbin.common.errors import UserError
 from jaxbin.export import artifact as artifacts
-from jaxbin.export import inference
+from jaxbin.export import c_source, inference, page
 from jaxbin.export.artifact import Artifact, write_whole
 from jaxbin.runs.terminal import aligned
 
-SUFFIXES = (".jaxbin", ".onnx", ".stablehlo")
+SUFFIXES = (".jaxbin", ".onnx", ".stablehlo", ".c", ".html")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -40,6 +42,8 @@ def main(arguments: Sequence[str]) -> None:
         raise UserError(f"output={str(flags.output)!r} must end in one of {', '.join(SUFFIXES)}")
     if not flags.output.absolute().parent.is_dir():
         raise UserError(f"output={str(flags.output)!r}: there is no such directory")
+    if flags.output.suffix == ".c":
+        c_source.check_name(flags.output.stem)
     if flags.workdir:
         from jaxbin.export.freeze import freeze  # a model that is already exported needs none of it
 
@@ -47,20 +51,41 @@ def main(arguments: Sequence[str]) -> None:
         artifact = freeze(Path(flags.workdir), flags.checkpoint, float_dtype)
     else:
         artifact = artifacts.read(inference.locate(flags.model))
+    if flags.output.suffix == ".c":
+        print(write_c(artifact, flags.output))
+        return
     content = to_bytes(artifact, flags.output.suffix)
     write_whole(flags.output, content)
-    print(size_table(artifact, len(content)))
+    if flags.output.suffix != ".html":
+        print(size_table(artifact, len(content)))
     print(f"{flags.output}: {len(content):,} bytes")
 
 
+def write_c(artifact: Artifact, output: Path) -> str:
+    """Write the network as C, `output` and the header beside it; returns what a person is told.
+
+    Raises:
+      UserError: the network cannot be expressed in C, or a file cannot be written.
+    """
+    sources = c_source.to_c(artifact, output.stem)
+    write_whole(output, sources.source.encode())
+    write_whole(output.with_suffix(".h"), sources.header.encode())
+    return (
+        f"{output}, {output.with_suffix('.h')}: {sources.constant_bytes:,} bytes of constants, "
+        f"{sources.scratch_bytes:,} bytes of scratch memory"
+    )
+
+
 def to_bytes(artifact: Artifact, suffix: str) -> bytes:
-    """The content of a file of one of `SUFFIXES`.
+    """The content of a file of one of `SUFFIXES` but ".c", which are two files.
 
     Raises:
       UserError: a package is missing, or that form cannot express the network.
     """
     if suffix == ".jaxbin":
         return artifacts.to_bytes(artifact)
+    if suffix == ".html":
+        return page.to_html(artifact)
     from jaxbin.export import interchange  # jax.export and the ONNX packages
 
     make = {".onnx": interchange.to_onnx, ".stablehlo": interchange.to_stablehlo}[suffix]

@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,9 @@ BATCH_SIZE = 256
 """The most images that are computed at once."""
 
 SUFFIX = ".jaxbin"
+
+BACKENDS = ("xla", "c")
+"""What can compute a model."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,13 +94,51 @@ class Model:
         return logits, probabilities
 
 
-def load(name_or_path: str | Path) -> Model:
+@dataclasses.dataclass(frozen=True)
+class CompiledModel:
+    """A network as machine code that a C compiler made, for one image at a time.
+
+    Attributes:
+      artifact: what the file holds.
+      compute: uint8 (n, height, width, channels) to logits, float32 (n, classes).
+    """
+
+    artifact: Artifact
+    compute: Callable[[np.ndarray], np.ndarray]
+
+    def predict(self, images: Any) -> Prediction:
+        """Classify images, as `Model.predict` does."""
+        logits = self.compute(_checked_images(images, self.artifact.image_shape))
+        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+        probabilities = powers / powers.sum(axis=1, keepdims=True)
+        return Prediction(logits, probabilities, self.artifact.class_names)
+
+
+@overload
+def load(name_or_path: str | Path, backend: Literal["xla"] = "xla") -> Model: ...
+@overload
+def load(name_or_path: str | Path, backend: Literal["c"]) -> CompiledModel: ...
+@overload
+def load(name_or_path: str | Path, backend: str) -> Model | CompiledModel: ...
+def load(name_or_path: str | Path, backend: str = "xla") -> Model | CompiledModel:
     """The model in a file that `jaxbin.export` wrote, or one of the zoo by its name.
 
+    Args:
+      name_or_path: of the file.
+      backend: one of `BACKENDS`. "xla" computes on JAX's device; "c" compiles the network with the
+        C compiler at hand, keeps it in the user's cache, and computes image by image on a CPU.
+
     Raises:
-      UserError: there is none, or the file cannot be used.
+      UserError: there is none, the file cannot be used, or there is no compiler.
     """
-    return make_model(artifacts.read(locate(name_or_path)))
+    if backend not in BACKENDS:
+        raise UserError(f"backend={shown(backend)} is unknown; accepted: {', '.join(BACKENDS)}")
+    artifact = artifacts.read(locate(name_or_path))
+    if backend == "xla":
+        return make_model(artifact)
+    from jaxbin.export.compiled import compile_network
+
+    return CompiledModel(artifact, compile_network(artifact))
 
 
 def locate(name_or_path: str | Path) -> Path:

@@ -43,7 +43,7 @@ def to_onnx(artifact: Artifact) -> bytes:
     # It warns of shapes whose element type it does not know, and writes none for them.
     logging.getLogger("onnx_ir").setLevel(logging.ERROR)
     model: Any = jax2onnx.to_onnx(
-        _with_constants(artifact),
+        with_constants(artifact),
         [jax.ShapeDtypeStruct(("n", *artifact.image_shape), np.uint8)],  # pyright: ignore
         model_name=artifact.network_label,
         input_names=[INPUT],
@@ -61,7 +61,7 @@ def to_stablehlo(artifact: Artifact) -> bytes:
     """The network as a serialized `jax.export.Exported`, for any number of images, CPU or GPU."""
     count = jax.export.symbolic_shape("n")
     images = jax.ShapeDtypeStruct((*count, *artifact.image_shape), jnp.uint8)
-    compute = jax.jit(_with_constants(artifact, jax.lax.optimization_barrier))
+    compute = jax.jit(with_constants(artifact, jax.lax.optimization_barrier))
     # Without the lines of Python that every operation comes from: they hold this machine's paths.
     lines = jax.config.jax_traceback_in_locations_limit  # pyright: ignore
     jax.config.update("jax_traceback_in_locations_limit", 0)
@@ -72,7 +72,7 @@ def to_stablehlo(artifact: Artifact) -> bytes:
     return bytes(exported.serialize())
 
 
-def _with_constants(
+def with_constants(
     artifact: Artifact, hold: Callable[[Any], Any] = lambda arrays: arrays
 ) -> Callable[[jax.Array], jax.Array]:
     """Logits of images, with the packed weights as constants.

@@ -261,7 +261,7 @@ def open_run(
 def _best_of(run: Run, there: list[int]) -> dict[str, Any] | None:
     """The best epoch of those that a checkpoint holds, if it holds any."""
     held = [line for line in run.lines if line["step"] in there]
-    return records.best_epoch(held or run.lines, run.metric) if run.lines else None
+    return records.best_epoch(held, run.metric) if held else None
 
 
 @contextlib.contextmanager

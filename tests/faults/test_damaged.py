@@ -104,7 +104,7 @@ def test_a_run_without_a_sound_checkpoint_is_left_as_it_is(interrupted: Path, tm
     shutil.copytree(interrupted, workdir)
     for directory in (workdir / "checkpoints").iterdir():
         (directory / "_CHECKPOINT_METADATA").write_text("{}")
-    with pytest.raises(UserError, match=r"every checkpoint in .* is damaged \(\d: _CHECKPOINT_M"):
+    with pytest.raises(UserError, match=r"every checkpoint in .* is damaged \(12: _CHECKPOINT_M"):
         train.run(parsed(), workdir)
     assert (workdir / "checkpoints" / "15").exists()
     assert len((workdir / "metrics.jsonl").read_text().splitlines()) == 4

@@ -1,0 +1,26 @@
+/* Every so many elements of each axis from a start on, zero where there is none. */
+struct take {
+    int32_t channels, height, width; /* of the input */
+    int32_t out_channels, out_height, out_width;
+    int32_t first_channel, first_row, first_column;
+    int32_t channel_step, row_step, column_step;
+};
+
+static void take(const struct take *op, const float *in, float *out)
+{
+    int32_t i, j, k;
+    for (i = 0; i < op->out_channels; i++) {
+        const int32_t channel = op->first_channel + i * op->channel_step;
+        for (j = 0; j < op->out_height; j++) {
+            const int32_t row = op->first_row + j * op->row_step;
+            const int32_t start = (channel * op->height + row) * op->width;
+            const int32_t there =
+                channel >= 0 && channel < op->channels && row >= 0 && row < op->height;
+            for (k = 0; k < op->out_width; k++) {
+                const int32_t column = op->first_column + k * op->column_step;
+                const int32_t inside = there && column >= 0 && column < op->width;
+                *out++ = inside ? in[start + column] : 0;
+            }
+        }
+    }
+}
