@@ -68,6 +68,7 @@ class Config:
     data_dir: str = _field(
         "~/tensorflow_datasets", "TFDS data directory: read, or filled if the dataset is missing"
     )
+    download: bool = _field(False, "make data_dir, if it is not there, and download into it")
     split_file: str = _field("", "cifar10: JSON file of the training and validation positions")
     stage: str = _one_of(
         "validation",

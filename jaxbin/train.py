@@ -44,6 +44,7 @@ from jaxbin.runs.terminal import logger
 # What may differ between the members of a population: nothing that the program is compiled from.
 _MEMBERS_MAY_DIFFER = (
     "data_dir",
+    "download",
     "seed",
     "learning_rate",
     "method",

@@ -48,8 +48,9 @@ def main(arguments: Sequence[str]) -> None:
     else:
         artifact = artifacts.read(inference.locate(flags.model))
     content = to_bytes(artifact, flags.output.suffix)
+    table = size_table(artifact, len(content))  # whatever fails, fails before there is a file
     write_whole(flags.output, content)
-    print(size_table(artifact, len(content)))
+    print(table)
     print(f"{flags.output}: {len(content):,} bytes")
 
 

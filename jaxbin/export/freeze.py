@@ -17,7 +17,7 @@ from jaxbin.common.errors import UserError, one_line
 from jaxbin.export.artifact import FOLDED, UNFOLDED, Artifact, pack
 from jaxbin.networks import registry
 from jaxbin.networks.norm import EPSILON
-from jaxbin.runs import checkpoints, finished, run_directory
+from jaxbin.runs import advice, checkpoints, finished, run_directory
 
 PyTree = Any
 
@@ -76,7 +76,13 @@ def freeze_variables(
 
     In bfloat16 a batch norm is not folded: rounding between it and its layer is part of what was
     trained.
+
+    Raises:
+      UserError: the network has parameters that an artifact has no place for.
     """
+    problem = advice.not_exportable(network, spec.image_shape)
+    if problem:
+        raise UserError(problem)
     layers = forward_order(network, spec.image_shape)
     flat = {
         name: np.asarray(array)
