@@ -128,6 +128,8 @@ def execute(
         slots.put(cores)
 
     def start(group: list[tuple[Run, Path]]) -> tuple[list[Path], str]:
+        if _processes.stopped_by is not None:
+            return [directory for _, directory in group], "not started"
         cores = slots.get()
         try:
             problem = _population(group, cores) if vmapped else _alone(network, *group[0], cores)

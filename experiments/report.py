@@ -203,11 +203,17 @@ def measures_in(paths: Iterable[Path]) -> dict[str, dict[str, Any]]:
     contents: dict[str, tuple[Any, str]] = {}
     for path in paths:
         if os.path.isdir(path):
-            for file in path.rglob("measures/*.json"):
-                contents[file.stem] = files.read_json(file), str(file)
+            new = [(file.stem, files.read_json(file), str(file)) for file in _measures(path)]
         else:
             entries = [entry for entry in files.read_json(path) if "measure" in entry]
-            contents |= {str(entry["measure"]): (entry, str(path)) for entry in entries}
+            new = [(str(entry["measure"]), entry, str(path)) for entry in entries]
+        for name, content, source in new:
+            if contents.get(name, (content, source))[0] != content:
+                raise UserError(
+                    f"{source} and {contents[name][1]} both measure {shown(name)}; accepted: one "
+                    "network in a report of sensitivities"
+                )
+            contents[name] = content, source
     found = {}
     for name, (content, source) in contents.items():
         accepted = {"scores": finished.numbers, "ascending": finished.numbers}
@@ -227,6 +233,10 @@ def measures_in(paths: Iterable[Path]) -> dict[str, dict[str, Any]]:
     if len(layers) > 1 or 0 in layers:
         raise UserError(f"measures of {sorted(layers)} layers in {', '.join(map(str, paths))}")
     return {name: found[name] for name in selection.MEASURES if name in found}
+
+
+def _measures(directory: Path) -> list[Path]:
+    return sorted(directory.rglob("measures/*.json"))
 
 
 def write(

@@ -172,6 +172,17 @@ def test_measures_and_earlier_collections_can_be_collected(runs: Path, tmp_path:
         collect.main([str(tmp_path / "measure.json"), f"--output={first}"])
 
 
+def test_measures_of_two_networks_are_not_mixed(tmp_path: Path):
+    for name, scores in (("vgg5", [0.1, 0.2]), ("vgg9", [0.2, 0.1])):
+        (tmp_path / name / "measures").mkdir(parents=True)
+        order = [1, 2] if name == "vgg5" else [2, 1]
+        content = {"scores": scores, "ascending": order, "seconds": 1.0}
+        (tmp_path / name / "measures" / "training.json").write_text(json.dumps(content))
+    assert report.measures_in([tmp_path / "vgg5"])["training"]["scores"] == [0.1, 0.2]
+    with pytest.raises(UserError, match="both measure 'training'; accepted: one network"):
+        report.measures_in([tmp_path])
+
+
 def made(method: str, seed: int, accuracy: float, **fields: Any) -> report.Result:
     """A run of 10 epochs that ends with this accuracy; its last tenth had 1 point less."""
     line = {"epoch": 9, "test_accuracy": accuracy}
