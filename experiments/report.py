@@ -245,7 +245,8 @@ def write(
     """Write the report into a directory that is there; the path of its text."""
     parts = ["# Report\n"]
     trained = [r for r in results if r.fields["method"] != "sensitivity"]
-    for number, (title, runs) in enumerate(alike(trained), start=1):
+    stems: list[str] = []
+    for title, runs in alike(trained):
         parts.append(
             f"## {title}\n\n{tables.conditions([run.origin for run in runs], _PACKAGES)}\n"
         )
@@ -254,7 +255,10 @@ def write(
         if runs[0].stage == "full":
             texts += [difference_table(runs), order_test(runs)]
         parts += [f"{text}\n" for text in texts if text]
-        stem = f"{number}-{runs[0].network}-{runs[0].stage}-{runs[0].summary['epochs']}"
+        stem = f"{runs[0].network}-{runs[0].stage}-{runs[0].summary['epochs']}"
+        stems.append(stem)
+        if stems.count(stem) > 1:  # groups may differ in anything else
+            stem += f"-{stems.count(stem)}"
         for name, draw in (
             ("accuracies", plots.accuracies),
             ("curves", curves.curves),

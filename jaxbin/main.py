@@ -124,20 +124,17 @@ def _with_configuration_found(argv: Sequence[str]) -> list[str]:
     """The command line with the path of the configuration, once the names in it are checked."""
     found, given = list(argv), False
     for place, argument in enumerate(argv[1:], start=1):
-        flag = re.fullmatch(r"--?(\w[\w.]*)(?:=(.*))?", argument, re.DOTALL)
-        name = flag[1] if flag else ""
+        flag = re.match(r"--?(\w[\w.]*)", argument)
+        name, value = flag[1] if flag else "", argument.partition("=")[2]
         if name == "config":
             given = True
-            value_at = place if "=" in argument else place + 1
-            if value_at < len(argv):
-                value = argv[value_at].partition("=")[2] if value_at == place else argv[value_at]
-                path, colon, rest = value.partition(":")
-                located = f"{configurations.locate(path)}{colon}{rest}"
-                found[value_at] = f"--config={located}" if value_at == place else located
+            if "=" in argument:
+                found[place] = f"--config={_located(value)}"
+            elif place + 1 < len(argv):
+                found[place + 1] = _located(argv[place + 1])
         elif name.startswith("config."):
             config.check_name(name.removeprefix("config.").partition(".")[0])
         elif name in config.FIELDS:
-            value = "" if flag is None or flag[2] is None else flag[2]
             raise UserError(
                 f"argument {argument!r} is not accepted; fields are written --config.{name}={value}"
             )
@@ -148,6 +145,12 @@ def _with_configuration_found(argv: Sequence[str]) -> list[str]:
             "and field)"
         )
     return found
+
+
+def _located(value: str) -> str:
+    """A value of `--config` with the path of the file, and what is handed to `get_config`."""
+    name, colon, argument = value.partition(":")
+    return f"{configurations.locate(name)}{colon}{argument}"
 
 
 def _explained(error: Exception) -> Exception:

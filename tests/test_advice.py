@@ -71,16 +71,16 @@ class NormFirst(nn.Module):
 @pytest.mark.parametrize(("network", "name"), [(FloatBetween, "plain"), (NormFirst, "norm")])
 def test_networks_that_cannot_be_exported(monkeypatch: pytest.MonkeyPatch, network: Any, name: str):
     """They are trained with a word of warning, and refused before there is a file."""
-    monkeypatch.setitem(registry.NETWORKS, "own", network)
-    (line,) = advice.before(config.parse({"network": "own", "method": "binary"}))
+    monkeypatch.setitem(registry.NETWORKS, "mlp300", network)
+    (line,) = advice.before(config.parse({"method": "binary"}))
     assert f"this network cannot be exported: {name} is no jaxbin.Dense or jaxbin.Conv" in line
     spec = data.spec("mnist_5k")
-    built = registry.build("own", spec.classes)
+    built = registry.build("mlp300", spec.classes)
     variables = dict(built.init(jax.random.key(0), jax.numpy.ones((1, 28, 28, 1)), train=False))
     layers = forward_order(built, spec.image_shape)
     variables[BINARIZATION] = write_mask(layers, [True] * len(layers))
     with pytest.raises(UserError, match=f"cannot be exported: {name}"):
-        freeze.freeze_variables(built, variables, spec, network_name=("own", 0))
+        freeze.freeze_variables(built, variables, spec, network_name=("mlp300", 0))
 
 
 @pytest.mark.parametrize("name", [name for name in registry.NETWORKS if name != "resnet21"])
