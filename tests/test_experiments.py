@@ -273,7 +273,9 @@ def test_a_rate_is_not_chosen_for_having_had_more_seeds(tmp_path: Path):
     search_run(tmp_path, 0.90, learning_rate=0.01, seed=2)
     assert selection.searched_rates(tmp_path) == {"binary": 0.1}
     search_run(tmp_path, 0.99, learning_rate=0.001, batch_size=50)
-    with pytest.raises(UserError, match="the search of binary holds runs with batch_size=100 and"):
+    with pytest.raises(
+        UserError, match="the search of binary holds runs with batch_size=50 and batch_size=100"
+    ):
         selection.searched_rates(tmp_path)
 
 
