@@ -9,7 +9,8 @@ collections, whose content goes into the new one.
 
 import json
 import os
-from collections.abc import Sequence
+import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from jaxbin.common.errors import UserError
 from jaxbin.runs import finished, run_directory
 
 _CURVE_EPOCHS = 90
-_PLACES = ("data_dir", "split_file", "initialize_from")
+_PLACES = ("data_dir", "split_file")
 
 
 def collect(directory: Path) -> dict[str, Any]:
@@ -32,17 +33,36 @@ def collect(directory: Path) -> dict[str, Any]:
     configuration = run_directory.read_configuration(directory)
     environment = finished.read_environment(directory)
     summary = finished.read_summary(directory)
+    lines = finished.read_metrics(directory, summary["metric"])
+    if not lines:
+        raise UserError(f"{directory / 'metrics.jsonl'} holds no epoch")
+    split = configuration.get("split_file_sha256")
     return {
         **_origin(environment),
         "fields": {
-            name: orders.label(configuration[name]) if name == "order" else configuration[name]
+            name: _public(name, configuration[name])
             for name, field in config.FIELDS.items()
             if configuration[name] != json.loads(json.dumps(field.default)) and name not in _PLACES
         },
+        **({"split_file_sha256": split} if split else {}),
         "order_layers": configuration["order_layers"],
         "summary": summary,
-        "curve": _curve(directory, summary["metric"]),
+        "late_accuracy": late_accuracy(lines, summary["metric"]),
+        "curve": _curve(lines, summary["metric"]),
     }
+
+
+def _public(name: str, value: Any) -> Any:
+    """A field's value without the place of a file."""
+    if name == "initialize_from":
+        return Path(value).name
+    return orders.label(value) if name == "order" else value
+
+
+def late_accuracy(lines: Sequence[Mapping[str, Any]], metric: str) -> float:
+    """The mean over the last tenth of the epochs, at least one: one epoch is a noisy sample."""
+    late = [line[metric] for line in lines if line["epoch"] >= 0.9 * len(lines)]
+    return statistics.fmean(late or [lines[-1][metric]])
 
 
 def collect_measure(path: Path) -> dict[str, Any]:
@@ -76,11 +96,8 @@ def _entries(path: Path) -> list[dict[str, Any]]:
     return content if isinstance(content, list) else [collect_measure(path)]
 
 
-def _curve(directory: Path, metric: str) -> dict[str, list[Any]]:
+def _curve(lines: Sequence[Mapping[str, Any]], metric: str) -> dict[str, list[Any]]:
     """Some epochs of a run, the last among them, and what they measured, rounded."""
-    lines = finished.read_metrics(directory, metric)
-    if not lines:
-        raise UserError(f"{directory / 'metrics.jsonl'} holds no epoch")
     step = -(-len(lines) // _CURVE_EPOCHS)
     kept = lines[::-step][::-1]
     return {

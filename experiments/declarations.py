@@ -5,6 +5,7 @@ A declaration says what varies; everything else is the network's configuration u
 
 import dataclasses
 import fnmatch
+import functools
 import itertools
 import math
 import runpy
@@ -14,14 +15,26 @@ from typing import Any
 
 from jaxbin import config
 from jaxbin.binarization import orders
+from jaxbin.common import configurations
 from jaxbin.common.errors import UserError
 from jaxbin.config import Config
 
-ROOT = Path(__file__).parent.parent
+RESULTS = Path(__file__).parent / "results"
 STAGES = ("sensitivity", "search", "full", "guided")
 SEEDS = (316, 317, 318)
 _SCHEDULE = ("epochs", "epochs_per_layer", "sensitivity_epochs")
 _MILESTONES = ("milestones", "sensitivity_milestones")
+
+
+# What a row of a table says by itself, and what changes no result.
+_ROW = ("network", "depth", "stage", "method", "order", "sensitivity_layer", "latent_reset")
+_ROW += ("learning_rate", "seed")
+_NO_RESULT = ("data_dir", "download", "split_file", "evaluate_only", "evaluate_train", "histograms")
+_NO_RESULT += ("eval_batch_size", "checkpoint_every", "checkpoint_every_steps", "dispatch")
+_NO_RESULT += ("input_workers",)
+
+CONDITIONS = tuple(name for name in config.FIELDS if name not in (*_ROW, *_NO_RESULT))
+"""Fields in which runs have to agree to be compared, or to be seeds of one another."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +120,7 @@ def published(network: str) -> dict[str, Any]:
         raise UserError(
             f"network={network!r} has no experiment; accepted: {', '.join(EXPERIMENTS)}"
         )
-    return dict(runpy.run_path(str(ROOT / "configs" / f"{network}.py"))["get_config"]())
+    return dict(runpy.run_path(str(configurations.locate(network)))["get_config"]())
 
 
 def make_run(network: str, stage: str, variant: str, choices: Choices, **fields: Any) -> Run:
@@ -124,13 +137,25 @@ def make_run(network: str, stage: str, variant: str, choices: Choices, **fields:
         **fields,
         **choices.overrides,
     }
-    parsed = config.parse(base | overrides)
+    parsed = _parse(base | overrides)
     changed = {
         name: getattr(parsed, name)
         for name in overrides
         if getattr(parsed, name) != base.get(name, config.FIELDS[name].default)
     }
     return Run(stage, variant, parsed, changed)
+
+
+def _parse(fields: Mapping[str, Any]) -> Config:
+    """The configuration; planning asks for every run several times, and a deep network is slow."""
+    in_file = str(fields.get("order", "")).endswith(".json")  # whose content may change
+    simple = all(isinstance(value, (str, int, float, tuple)) for value in fields.values())
+    return _parse_once(tuple(fields.items())) if simple and not in_file else config.parse(fields)
+
+
+@functools.cache
+def _parse_once(fields: tuple[tuple[str, Any], ...]) -> Config:
+    return config.parse(dict(fields))
 
 
 def _method(variant: str) -> dict[str, Any]:
@@ -178,9 +203,25 @@ def scaled_schedule(fields: Mapping[str, Any], scale: float) -> dict[str, Any]:
     return durations | milestones
 
 
+def variants(network: str, stage: str) -> list[str]:
+    """The variants of a stage of a network; those of "guided" are called after its orders."""
+    experiment = EXPERIMENTS[network]
+    if stage == "sensitivity":
+        return [f"layer-{layer}" for layer in range(1, layer_count(network) + 1)]
+    names = ["float", "binary", *[f"iterative-{name}" for name in experiment.orders]]
+    if stage == "full":
+        names += [f"{variant}-reset" for variant in experiment.resets]
+    return names
+
+
+@functools.cache
+def layer_count(network: str) -> int:
+    """How many layers a network can make binary."""
+    return len(config.parse(published(network)).layer_names)
+
+
 def sensitivity_runs(network: str, choices: Choices, learning_rate: float) -> list[Run]:
     """One run for each layer, that layer alone binary."""
-    layers = len(config.parse(published(network)).layer_names)
     return [
         make_run(
             network,
@@ -190,7 +231,7 @@ def sensitivity_runs(network: str, choices: Choices, learning_rate: float) -> li
             seed=choices.seeds[0],
             learning_rate=learning_rate,
         )
-        for variant in _wanted([f"layer-{layer}" for layer in range(1, layers + 1)], choices)
+        for variant in _wanted(variants(network, "sensitivity"), choices)
     ]
 
 
@@ -198,10 +239,10 @@ def search_runs(network: str, choices: Choices) -> list[Run]:
     """Float, binary and every order, each with every learning rate, evaluated on validation."""
     experiment = EXPERIMENTS[network]
     rates = choices.learning_rates or experiment.learning_rates
-    variants = _wanted(_variants(experiment.orders), choices)
+    wanted = _wanted(variants(network, "search"), choices)
     return [
         make_run(network, "search", variant, choices, seed=choices.seeds[0], learning_rate=rate)
-        for variant, rate in itertools.product(variants, rates)
+        for variant, rate in itertools.product(wanted, rates)
     ]
 
 
@@ -212,9 +253,7 @@ def full_runs(network: str, choices: Choices, rates: Mapping[str, float]) -> lis
       network, choices: what to run.
       rates: learning rate of each variant; see `experiments.selection`.
     """
-    experiment = EXPERIMENTS[network]
-    resets = [f"{variant}-reset" for variant in experiment.resets]
-    variants = _wanted([*_variants(experiment.orders), *resets], choices)
+    wanted = _wanted(variants(network, "full"), choices)
     return [
         make_run(
             network,
@@ -224,14 +263,17 @@ def full_runs(network: str, choices: Choices, rates: Mapping[str, float]) -> lis
             seed=seed,
             learning_rate=rates[variant.removesuffix("-reset")],
         )
-        for seed, variant in itertools.product(choices.seeds, variants)
+        for seed, variant in itertools.product(choices.seeds, wanted)
     ]
 
 
 def guided_runs(
     network: str, choices: Choices, rates: Mapping[str, float], order_files: Sequence[Path]
 ) -> list[Run]:
-    """Iterative runs in the orders of `order_files`, every seed."""
+    """Iterative runs in the orders of `order_files`, every seed.
+
+    A file that is not there yet is stood in for by the forward order, which costs the same.
+    """
     files = {f"iterative-{orders.label(str(path))}": path for path in order_files}
     return [
         make_run(
@@ -241,19 +283,15 @@ def guided_runs(
             choices,
             seed=seed,
             learning_rate=rates["iterative-forward"],
-            order=str(files[variant].absolute()),  # the run starts in another directory
+            order=str(files[variant].absolute()) if files[variant].exists() else "forward",
         )
         for seed, variant in itertools.product(choices.seeds, _wanted(list(files), choices))
     ]
 
 
-def _variants(names: Sequence[str]) -> list[str]:
-    return ["float", "binary", *[f"iterative-{name}" for name in names]]
-
-
-def _wanted(variants: Sequence[str], choices: Choices) -> list[str]:
+def _wanted(names: Sequence[str], choices: Choices) -> list[str]:
     return [
         variant
-        for variant in variants
+        for variant in names
         if not choices.only or any(fnmatch.fnmatchcase(variant, only) for only in choices.only)
     ]

@@ -1,18 +1,23 @@
 """Carrying out planned runs: one process each, or several as a population."""
 
+import contextlib
 import json
 import os
 import queue
 import shlex
+import signal
 import statistics
 import subprocess
 import sys
+import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from experiments.declarations import ROOT, Run
+from experiments import progress
+from experiments.declarations import RESULTS, Run
 from jaxbin import population
 from jaxbin.common import files
 from jaxbin.common.errors import UserError
@@ -20,7 +25,47 @@ from jaxbin.runs import run_directory
 
 POPULATIONS = ("auto", "vmap", "sequential")
 _WORTHWHILE = 1.1  # timings of shared machines differ by less than that for no reason
-_MEASURED = ROOT / "experiments" / "results" / "populations.json"
+_MEASURED = RESULTS / "populations.json"
+
+
+class _Processes:
+    """The processes that run, and whether they were asked to stop."""
+
+    def __init__(self):
+        self.lock = threading.RLock()  # the handler may interrupt who holds it
+        self.running: list[subprocess.Popen] = []
+        self.stopped_by: int | None = None
+
+    def stop(self, number: int, frame: object = None) -> None:
+        """Hand a signal on to every process; none is started any more."""
+        del frame
+        with self.lock:
+            self.stopped_by = number
+            for process in self.running:
+                process.send_signal(number)  # no error where it has ended
+
+
+_processes = _Processes()
+
+
+@contextlib.contextmanager
+def stoppable() -> Iterator[None]:
+    """Hand SIGTERM and Ctrl-C on to the processes of the runs, and end when they have ended.
+
+    Each saves its place. The exit status is that of a program that the signal ended.
+    """
+    handled = (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.signal(number, _processes.stop) for number in handled}
+    try:
+        yield
+    finally:
+        number, _processes.stopped_by = _processes.stopped_by, None
+        for each, handler in before.items():
+            signal.signal(each, handler)
+        if number is not None:
+            name = signal.Signals(number).name
+            print(f"stopped by {name}; the same command goes on", file=sys.stderr, flush=True)
+            sys.exit(128 + number)
 
 
 def epochs_done(directory: Path) -> int:
@@ -35,12 +80,12 @@ def has_ended(directory: Path) -> bool:
 
 
 def command(network: str, run: Run, directory: Path) -> list[str]:
-    """The arguments of Python that train a run, started in the repository."""
+    """The arguments of Python that train a run."""
     fields = [f"--config.{name}={value}" for name, value in run.overrides.items()]
     return [
         "-m",
         "jaxbin.main",
-        f"--config=configs/{network}.py",
+        f"--config={network}",
         *fields,
         f"--workdir={directory}",
     ]
@@ -83,16 +128,26 @@ def execute(
         slots.put(cores)
 
     def start(group: list[tuple[Run, Path]]) -> tuple[list[Path], str]:
+        if _processes.stopped_by is not None:
+            return [directory for _, directory in group], "not started"
         cores = slots.get()
         try:
             problem = _population(group, cores) if vmapped else _alone(network, *group[0], cores)
         finally:
             slots.put(cores)
         for _, directory in group:
-            report(f"{directory.name}: {'ended' if has_ended(directory) else problem}")
+            said = "ended" if has_ended(directory) else problem
+            report(f"{directory.name}: {said} ({now()})")
         return [directory for _, directory in group if not has_ended(directory)], problem
 
-    with ThreadPoolExecutor(jobs) as pool:
+    def done() -> list[int]:
+        return [
+            run.config.run_epochs if has_ended(directory) else epochs_done(directory)
+            for run, directory in runs
+        ]
+
+    epochs = [run.config.run_epochs for run, _ in runs]
+    with progress.reported(epochs, done, report) as now, ThreadPoolExecutor(jobs) as pool:
         outcomes = list(pool.map(start, groups))
     return {directory: problem for failed, problem in outcomes for directory in failed}
 
@@ -150,19 +205,34 @@ def _fields(run: Run) -> dict[str, Any]:
 def _run(
     arguments: Sequence[str], cores: set[int] | None, text: str = ""
 ) -> subprocess.CompletedProcess[str]:
-    """Run Python in the repository, on `cores` if any are given."""
-    started = subprocess.Popen(
-        [sys.executable, *arguments],
-        cwd=ROOT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    if cores:
-        os.sched_setaffinity(started.pid, cores)  # before it has made threads of its own
-    output, errors = started.communicate(text)
-    return subprocess.CompletedProcess(started.args, started.returncode, output, errors)
+    """Run Python, on `cores` if any are given.
+
+    What it writes goes to files, which, unlike a pipe, do not break when this process ends. It has
+    a session of its own: Ctrl-C reaches it once, from here.
+    """
+    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
+        with _processes.lock:
+            if _processes.stopped_by is not None:
+                return subprocess.CompletedProcess(arguments, 1, "", "not started")
+            started = subprocess.Popen(
+                [sys.executable, *arguments],
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=errors,
+                text=True,
+                start_new_session=True,
+            )
+            _processes.running.append(started)
+        if cores:
+            os.sched_setaffinity(started.pid, cores)  # before it has made threads of its own
+        started.communicate(text)
+        with _processes.lock:
+            _processes.running.remove(started)
+        for file in (output, errors):
+            file.seek(0)
+        return subprocess.CompletedProcess(
+            started.args, started.returncode, output.read(), errors.read()
+        )
 
 
 def _problem(result: subprocess.CompletedProcess[str]) -> str:

@@ -21,23 +21,25 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--measures", default=",".join(sensitivity.MEASURES))
-    parser.add_argument("--samples", type=int, default=100, help="random vectors of the Hessian")
+    samples = command_line.number(int, least=2)
+    parser.add_argument(
+        "--samples", type=samples, default=100, help="random vectors of the Hessian"
+    )
     arguments = parser.parse_args(argv)
     names = arguments.measures.split(",")
     for name in names:
         if name not in sensitivity.MEASURES:
             accepted = ", ".join(sensitivity.MEASURES)
             raise UserError(f"--measures={name!r} is unknown; accepted: {accepted}")
-    if arguments.samples < 2:
-        raise UserError(f"--samples={arguments.samples} is not accepted; accepted: 2 or more")
     trained = sensitivity.load_trained(arguments.run)
     command_line.make_directory("--output", arguments.output)
     for name in names:
         started = time.perf_counter()
-        scores = sensitivity.measure(trained, name, samples=arguments.samples)
+        scores, errors = sensitivity.measure(trained, name, samples=arguments.samples)
         result = {
             "measure": name,
             "scores": scores,
+            "standard_errors": errors,
             "ascending": sensitivity.ascending(scores),
             "seconds": time.perf_counter() - started,
             "samples": arguments.samples if name == "hessian" else None,

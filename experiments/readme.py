@@ -12,9 +12,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments import plots, report, tables
+from experiments import comparisons, curves, plots, report, tables
 from experiments.gpu_tables import gpu_tables
+from experiments.sensitivities import sensitivity_table
 from jaxbin.common import command_line
+from jaxbin.common.errors import UserError
 
 _ROOT = Path(__file__).parent.parent
 _RESULTS = _ROOT / "experiments" / "results"
@@ -49,7 +51,8 @@ def mnist_table(runs: list[dict[str, Any]]) -> str:
         reset = "published reset" if fields.get("latent_reset") else "latents kept"
         rate = last["learning_rate"]
         method = fields.get("method", "iterative")
-        rows.append(f"| {method} | {rate:g} | {reset} | {last['test_accuracy']:.2%} |")
+        binary = report.result_of(run).binary_layers
+        rows.append(f"| {method} | {binary} | {rate:g} | {reset} | {last['test_accuracy']:.2%} |")
     first = runs[0]
     command = re.sub(r" --config\.(method|learning_rate|latent_reset)=\S+", "", _command(first))
     return "\n".join(
@@ -58,8 +61,8 @@ def mnist_table(runs: list[dict[str, Any]]) -> str:
             f"one seed, last epoch, {first['cpu_count']} x86-64 cores, jax "
             f"{first['versions']['jax']}:",
             "",
-            "| method | learning rate | latent weights | test accuracy |",
-            "| --- | --- | --- | --- |",
+            "| method | binary layers | learning rate | latent weights | test accuracy |",
+            "| --- | --- | --- | --- | --- |",
             *sorted(rows),
         ]
     )
@@ -68,7 +71,7 @@ def mnist_table(runs: list[dict[str, Any]]) -> str:
 def experiment_tables(runs: list[dict[str, Any]]) -> str:
     """The runs of an experiment: the full stage's results, and the search that chose the rates."""
     results = _results(runs)
-    parts = [f"{_conditions(*runs)}."]
+    parts = [f"{tables.conditions(runs)}."]
     for stage, title in (
         ("full", "Evaluated on the test set; the best epoch was chosen on it, too"),
         ("validation", "Search of the learning rate, evaluated on the validation split"),
@@ -78,22 +81,26 @@ def experiment_tables(runs: list[dict[str, Any]]) -> str:
             for result in results
             if result.stage == stage and result.fields["method"] != "sensitivity"
         ]
-        for (epochs, per_layer), group in tables.grouped(of_stage, lambda r: r.schedule).items():
+        for what, group in report.alike(of_stage):
             if stage == "validation" and len(group) == 1:
                 continue  # the network that sensitivity was measured of
-            parts.append(f"{title}, {epochs} epochs, {per_layer} per layer:")
+            parts.append(f"{title} ({what}):")
             parts.append(tables.accuracy_table(group))
+            parts.append(tables.notes(group))
             if stage == "full":
                 parts.append("The same, seed by seed (95 % intervals, n - 1 degrees of freedom):")
-                parts.append(tables.difference_table(group))
-                parts.append(tables.order_test(group))
+                parts.append(comparisons.difference_table(group))
+                parts.append(comparisons.order_test(group))
     return "\n\n".join(filter(None, parts))
 
 
 def full_table(runs: list[dict[str, Any]]) -> str:
     """Only the results of the published schedule."""
     table = tables.accuracy_table(_full(runs))
-    return f"{_conditions(*runs)}, mean ± standard deviation over n seeds:\n\n{table}"
+    notes = tables.notes(_full(runs))
+    return "\n\n".join(
+        [f"{tables.conditions(runs)}, mean ± standard deviation over n seeds:", table, notes]
+    ).rstrip()
 
 
 def _full(runs: list[dict[str, Any]]) -> list[report.Result]:
@@ -107,7 +114,7 @@ def _results(runs: list[dict[str, Any]]) -> list[report.Result]:
 def measures_table(entries: list[dict[str, Any]]) -> str:
     """Sensitivity of every layer by every measure."""
     measured = {entry["measure"]: entry for entry in entries if "measure" in entry}
-    return f"{_conditions(*measured.values())}:\n\n{tables.sensitivity_table('', measured)}"
+    return f"{tables.conditions(measured.values())}:\n\n{sensitivity_table('', measured)}"
 
 
 def short_runs_table(runs: list[dict[str, Any]]) -> str:
@@ -117,7 +124,8 @@ def short_runs_table(runs: list[dict[str, Any]]) -> str:
         result = report.result_of(run)
         last = result.summary["last"]
         rows.append(
-            f"| {result.network} | {result.variant} | {result.fields['optimizer']}, "
+            f"| {result.network} | {result.variant} | {result.binary_layers} "
+            f"| {result.fields['optimizer']}, "
             f"{last['learning_rate']:g} | {last['train_loss']:.3f} "
             f"| {result.accuracy('last'):.2%} | {last['duration_seconds']:.0f} |"
         )
@@ -125,26 +133,15 @@ def short_runs_table(runs: list[dict[str, Any]]) -> str:
     metric = runs[0]["summary"]["metric"].replace("_", " ")
     return "\n".join(
         [
-            f"{_conditions(runs[0])}, one seed, after {epochs} epochs (the machine was busy, so "
-            "seconds are upper bounds):",
+            f"{tables.conditions(runs[:1])}, one seed, after {epochs} epochs (the machine was "
+            "busy, so seconds are upper bounds):",
             "",
-            f"| network | method | optimizer | training loss | {metric} | s per epoch |",
-            "| --- | --- | --- | --: | --: | --: |",
+            "| network | method | binary layers | optimizer | training loss "
+            f"| {metric} | s per epoch |",
+            "| --- | --- | --- | --- | --: | --: | --: |",
             *rows,
         ]
     )
-
-
-def _conditions(*runs: dict[str, Any]) -> str:
-    """Hardware and versions of runs."""
-    kinds = dict.fromkeys(f"{_device(run)}, jax {run['versions']['jax']}" for run in runs)
-    commits = dict.fromkeys(run["commit"][:12] for run in runs)
-    return f"{'; '.join(kinds)}, commit {', '.join(commits)}"
-
-
-def _device(run: dict[str, Any]) -> str:
-    cores = f"{run['cpu_count']} x86-64 cores"
-    return cores if run["devices"] == ["cpu"] else ", ".join(run["devices"])
 
 
 def population_table(results: dict[str, Any]) -> str:
@@ -160,7 +157,7 @@ def population_table(results: dict[str, Any]) -> str:
         [
             "`python benchmarks/population.py --networks=NETWORK --members=N --steps=S "
             "--repeats=R`, "
-            f"{_device(results)}, jax {results['versions']['jax']}, median of the repeats:",
+            f"{tables.device(results)}, jax {results['versions']['jax']}, median of the repeats:",
             "",
             "| device | network | members | steps x repeats | ms per step alone "
             "| ms per step together | sequential over vmap |",
@@ -326,8 +323,8 @@ def _measured(results: dict[str, Any]) -> str:
     command = re.sub(r" --output=\S+", "", _command(results))
     command = re.sub(r"( logs/\S+)+", " RUN...", command)
     return (
-        f"`{command}`, {_device(results)} (load average {results['load_average']:.1f} before it), "
-        f"Python {results['python']}, jax {results['versions']['jax']}"
+        f"`{command}`, {tables.device(results)} (load average {results['load_average']:.1f} "
+        f"before it), Python {results['python']}, jax {results['versions']['jax']}"
     )
 
 
@@ -354,8 +351,8 @@ _TABLES: dict[str, tuple[str, str, Callable[[Any], str]]] = {
 # By the plot's file: the file of results, what draws it.
 _PLOTS = {
     "mnist_300_accuracies.png": ("mnist_300.json", plots.accuracies),
-    "mnist_300_curves.png": ("mnist_300.json", plots.curves),
-    "mnist_300_flips.png": ("mnist_300.json", plots.flips),
+    "mnist_300_curves.png": ("mnist_300.json", curves.curves),
+    "mnist_300_flips.png": ("mnist_300.json", curves.flips),
 }
 
 DOCUMENTS = sorted({document for document, _, _ in _TABLES.values()})
@@ -388,6 +385,8 @@ def _read(file: str) -> Any:
 def main(argv: Sequence[str]) -> None:
     """Rewrite the documents, and draw the plots."""
     command_line.make_parser("python -m experiments.readme", __doc__ or "").parse_args(argv)
+    if not (_ROOT / "README.md").exists():
+        raise UserError("experiments.readme writes the documents of a clone; there are none here")
     for document in DOCUMENTS:
         path = _ROOT / document
         text = with_tables(path.read_text(encoding="utf-8"), document)

@@ -11,21 +11,27 @@ so the last epoch is the one to quote.
 """
 
 import dataclasses
+import json
 import os
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments import plots, selection, tables
+from experiments import curves, plots, selection, tables
 from experiments.collect import collect
-from experiments.declarations import variant_of
+from experiments.comparisons import difference_table, order_test
+from experiments.declarations import CONDITIONS, variant_of
+from experiments.sensitivities import SENSITIVITY_NOTE, sensitivity_table
 from jaxbin import config
 from jaxbin.binarization import schedule
 from jaxbin.common import command_line, files
 from jaxbin.common.errors import UserError, shown
 from jaxbin.networks import registry
 from jaxbin.runs import finished
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "jaxbin")
+_EXACT = ("split_file_sha256", "devices")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +45,8 @@ class Result:
       fields: of the configuration.
       summary: the content of `summary.json`.
       curve: metrics by epoch; see `experiments.collect`.
+      late: the mean accuracy of the last tenth of the epochs, if it was kept.
+      origin: commit, versions, devices, and the checksum of a split file, as far as they were kept.
     """
 
     network: str
@@ -47,11 +55,14 @@ class Result:
     fields: Mapping[str, Any]
     summary: Mapping[str, Any]
     curve: Mapping[str, Any]
+    late: float | None = None
+    origin: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
-    def schedule(self) -> tuple[int, int]:
-        """Epochs, and epochs from layer to layer."""
-        return self.summary["epochs"], self.fields["epochs_per_layer"]
+    def conditions(self) -> dict[str, Any]:
+        """Whatever makes it unlike others of its variant, apart from learning rate and seed."""
+        fields = {name: self.fields[name] for name in CONDITIONS if name in self.fields}
+        return fields | {name: self.origin[name] for name in _EXACT if name in self.origin}
 
     def accuracy(self, which: str) -> float:
         """Of the "best" or the "last" epoch."""
@@ -59,15 +70,53 @@ class Result:
 
     @property
     def late_accuracy(self) -> float | None:
-        """Mean over the epochs of the curve in the last tenth: one epoch is a noisy sample."""
+        """Mean over the last tenth of the epochs, or of those of them that the curve has."""
+        if self.late is not None:
+            return self.late
         start = 0.9 * self.summary["epochs"]
         pairs = zip(self.curve.get("epoch", ()), self.curve.get("accuracy", ()), strict=True)
         late = [accuracy for epoch, accuracy in pairs if epoch >= start]
         return statistics.fmean(late) if late else None
 
+    @property
+    def binary_layers(self) -> str:
+        """How many layers are binary in the last epoch, of how many; "-" where nobody wrote it."""
+        last = self.summary["last"]
+        if "binary_layers" not in last or "layer_flip_ratios" not in last:
+            return "-"
+        return f"{len(last['binary_layers'])} of {len(last['layer_flip_ratios'])}"
+
+
+def alike(results: Iterable[Result]) -> list[tuple[str, list[Result]]]:
+    """Results that can be compared, with what tells them from the others: a title of each group."""
+    groups = tables.grouped(
+        results, lambda result: json.dumps([result.network, result.stage, result.conditions])
+    )
+    return [(_title(runs[0], groups.values()), runs) for runs in groups.values()]
+
+
+def _title(run: Result, groups: Iterable[Sequence[Result]]) -> str:
+    """Network, dataset, stage and schedule, and what else differs from one group to another."""
+    others = [of[0].conditions for of in groups if (of[0].network, of[0].stage) == _place(run)]
+    own = run.conditions
+    named = ("dataset", "epochs", "epochs_per_layer")
+    differing = [
+        f"{name}={shown(own.get(name))}"
+        for name in {name: None for of in (own, *others) for name in of}
+        if name not in named and any(of.get(name) != own.get(name) for of in others)
+    ]
+    epochs = own.get("epochs", run.summary["epochs"])
+    parts = [run.network, own.get("dataset", ""), run.stage, f"{epochs} epochs"]
+    parts += [f"{own.get('epochs_per_layer')} per layer", *differing]
+    return ", ".join(part for part in parts if part)
+
+
+def _place(run: Result) -> tuple[str, str]:
+    return run.network, run.stage
+
 
 def load(paths: Iterable[Path]) -> list[Result]:
-    """The finished runs in directories and files, `arranged`.
+    """The finished runs in directories and files, `arranged`; what is there twice, once.
 
     Raises:
       UserError: a path is neither, or there is no run.
@@ -82,6 +131,7 @@ def load(paths: Iterable[Path]) -> list[Result]:
         else:
             raise UserError(f"{shown(str(path))} is no directory and no JSON file of results")
         found += [result_of(run) for run in runs]
+    found = [result for k, result in enumerate(found) if result not in found[:k]]
     if not found:
         raise UserError(f"no finished run in {', '.join(map(str, paths))}")
     return arranged(found)
@@ -96,6 +146,10 @@ def _checked_runs(entries: Any, path: Path) -> list[dict[str, Any]]:
         where = f"{path}, run {count}"
         finished.check_fields(run, where, {"fields": finished.fields, "summary": finished.fields})
         finished.check_summary(run["summary"], where)
+        if "late_accuracy" in run:
+            finished.check_fields(run, where, {"late_accuracy": finished.number})
+        if "commit" in run:
+            finished.check_environment(run, where)
         curve = run.get("curve", {})
         if curve != {}:
             _check_curve(curve, f"{where}, curve")
@@ -122,7 +176,14 @@ def result_of(run: Mapping[str, Any]) -> Result:
     fields = defaults | run["fields"]
     network = registry.label(fields["network"], fields["depth"])
     return Result(
-        network, fields["stage"], variant_of(fields), fields, run["summary"], run.get("curve", {})
+        network,
+        fields["stage"],
+        variant_of(fields),
+        fields,
+        run["summary"],
+        run.get("curve", {}),
+        run.get("late_accuracy"),
+        {name: run[name] for name in (*tables.ORIGIN, "split_file_sha256") if name in run},
     )
 
 
@@ -142,23 +203,40 @@ def measures_in(paths: Iterable[Path]) -> dict[str, dict[str, Any]]:
     contents: dict[str, tuple[Any, str]] = {}
     for path in paths:
         if os.path.isdir(path):
-            for file in path.rglob("measures/*.json"):
-                contents[file.stem] = files.read_json(file), str(file)
+            new = [(file.stem, files.read_json(file), str(file)) for file in _measures(path)]
         else:
             entries = [entry for entry in files.read_json(path) if "measure" in entry]
-            contents |= {str(entry["measure"]): (entry, str(path)) for entry in entries}
+            new = [(str(entry["measure"]), entry, str(path)) for entry in entries]
+        for name, content, source in new:
+            if contents.get(name, (content, source))[0] != content:
+                raise UserError(
+                    f"{source} and {contents[name][1]} both measure {shown(name)}; accepted: one "
+                    "network in a report of sensitivities"
+                )
+            contents[name] = content, source
     found = {}
     for name, (content, source) in contents.items():
         accepted = {"scores": finished.numbers, "ascending": finished.numbers}
         accepted |= {"seconds": finished.number}
+        if isinstance(content, dict) and content.get("standard_errors") is not None:
+            accepted = accepted | {"standard_errors": finished.numbers}
         found[name] = finished.check_fields(content, source, accepted)
         layers = len(found[name]["ascending"])
         if sorted(found[name]["ascending"]) != list(range(1, layers + 1)):
             raise UserError(f"{source}: 'ascending' is no permutation of 1..{layers}")
-    layers = {len(scores) for one in found.values() for scores in (one["scores"], one["ascending"])}
+    layers = {
+        len(one[name])
+        for one in found.values()
+        for name in ("scores", "ascending", "standard_errors")
+        if one.get(name) is not None
+    }
     if len(layers) > 1 or 0 in layers:
         raise UserError(f"measures of {sorted(layers)} layers in {', '.join(map(str, paths))}")
     return {name: found[name] for name in selection.MEASURES if name in found}
+
+
+def _measures(directory: Path) -> list[Path]:
+    return sorted(directory.rglob("measures/*.json"))
 
 
 def write(
@@ -166,30 +244,38 @@ def write(
 ) -> Path:
     """Write the report into a directory that is there; the path of its text."""
     parts = ["# Report\n"]
-    by_stage = tables.grouped(results, lambda result: (result.network, result.stage))
-    for (network, stage), of_network in by_stage.items():
-        trained = [r for r in of_network if r.fields["method"] != "sensitivity"]
-        for (epochs, per_layer), runs in tables.grouped(trained, lambda r: r.schedule).items():
-            title = f"{network}, {stage}, {epochs} epochs, {per_layer} per layer"
-            parts.append(f"## {title}\n\n{tables.accuracy_table(runs)}\n")
-            if stage == "full":
-                compared = tables.difference_table(runs), tables.order_test(runs)
-                parts += [f"{text}\n" for text in compared if text]
-            stem = f"{network}-{stage}-{epochs}"
-            for name, draw in (
-                ("accuracies", plots.accuracies),
-                ("curves", plots.curves),
-                ("flips", plots.flips),
-            ):
-                path = output / f"{stem}-{name}.png"
-                if draw(runs, path):
-                    parts.append(f"![{name} of {title}]({path.name})\n")
+    trained = [r for r in results if r.fields["method"] != "sensitivity"]
+    stems: list[str] = []
+    for title, runs in alike(trained):
+        parts.append(
+            f"## {title}\n\n{tables.conditions([run.origin for run in runs], _PACKAGES)}\n"
+        )
+        parts.append(f"{tables.accuracy_table(runs)}\n")
+        texts = [tables.notes(runs)]
+        if runs[0].stage == "full":
+            texts += [difference_table(runs), order_test(runs)]
+        parts += [f"{text}\n" for text in texts if text]
+        stem = f"{runs[0].network}-{runs[0].stage}-{runs[0].summary['epochs']}"
+        stems.append(stem)
+        if stems.count(stem) > 1:  # groups may differ in anything else
+            stem += f"-{stems.count(stem)}"
+        for name, draw in (
+            ("accuracies", plots.accuracies),
+            ("curves", curves.curves),
+            ("flips", curves.flips),
+        ):
+            path = output / f"{stem}-{name}.png"
+            if draw(runs, path):
+                parts.append(f"![{name} of {title}]({path.name})\n")
     if measured:
         network = results[0].network
         path = output / f"{network}-sensitivity.png"
         plots.sensitivities(measured, path)
-        table = tables.sensitivity_table(network, measured)
-        parts.append(f"## Sensitivity of {network}\n\n{table}\n\n![sensitivity]({path.name})\n")
+        table = sensitivity_table(network, measured)
+        origins = [one for one in measured.values() if "commit" in one]
+        origins += [one["environment"] for one in measured.values() if "environment" in one]
+        parts.append(f"## Sensitivity of {network}\n\n{tables.conditions(origins, _PACKAGES)}\n")
+        parts.append(f"{table}\n\n{SENSITIVITY_NOTE}\n\n![sensitivity]({path.name})\n")
     text = output / "report.md"
     text.write_text("\n".join(parts), encoding="utf-8")
     return text

@@ -15,22 +15,17 @@ import ast
 import dataclasses
 import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from experiments import declarations, execution, selection
-from experiments.declarations import ROOT, Choices, Run
+from experiments import costs, declarations, execution, planning, selection
+from experiments.declarations import Choices, Run
 from jaxbin import config
-from jaxbin.binarization import schedule
 from jaxbin.common import command_line
 from jaxbin.common.errors import UserError
-from jaxbin.runs import terminal
-
-# What later stages need of earlier ones comes first.
-_ALL = ("search", "sensitivity", "full", "guided")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -42,25 +37,32 @@ def main(argv: Sequence[str]) -> None:
     )
     directory = arguments.output / arguments.network
     declarations.published(arguments.network)  # an unknown network is refused first
-    stages = _ALL if arguments.stage == "all" else (arguments.stage,)
+    planning.check(arguments, choices, directory)
     failures: dict[Path, str] = {}
-    matched = 0
-    for stage in stages:
-        runs = _planned(stage, arguments, choices, directory)
-        matched += len(runs)
-        if arguments.dry_run:
-            print(_plan(arguments.network, stage, runs))
-        elif arguments.print_commands:
-            for run, where in runs:
-                print(execution.shell_line(arguments.network, run, where))
-        else:
-            failures |= _carry_out(stage, arguments, choices, directory, runs)
-    if not matched:
-        raise UserError(
-            f"--only={','.join(arguments.only)} matches no run of --stage={arguments.stage}"
-        )
+    with execution.stoppable():
+        for stage in planning.stages(arguments):
+            if arguments.dry_run:
+                runs, unknown = planning.foreseen(stage, arguments, choices, directory)
+                placed = _placed(runs, stage, directory)
+                print(costs.table(arguments.network, stage, placed, unknown))
+                continue
+            if stage == "guided" and not arguments.print_commands:
+                _measure_orders(arguments, choices, directory)
+            placed = _placed(
+                planning.planned(stage, arguments, choices, directory), stage, directory
+            )
+            if arguments.print_commands:
+                for run, where in placed:
+                    print(execution.shell_line(arguments.network, run, where))
+            else:
+                failures |= _carry_out(stage, arguments, choices, directory, placed)
     if failures:
         raise UserError(f"{len(failures)} runs failed: {_listed(failures)}")
+
+
+def _placed(runs: Sequence[Run], stage: str, directory: Path) -> list[tuple[Run, Path]]:
+    """Runs with their directories."""
+    return [(run, directory / stage / run.name) for run in runs]
 
 
 def _listed(failures: Mapping[Path, str]) -> str:
@@ -81,37 +83,31 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
         default="training",
         help="of sensitivity, and for the guided orders",
     )
-    parser.add_argument("--scale", type=float, default=1.0, help="factor on every duration")
-    parser.add_argument("--seeds", type=_integers, default=declarations.SEEDS)
+    number, numbers = command_line.number, command_line.numbers
+    parser.add_argument("--scale", type=number(float), default=1.0, help="factor on every duration")
+    parser.add_argument("--seeds", type=numbers(int), default=declarations.SEEDS)
     parser.add_argument(
-        "--learning_rates", type=_floats, default=(), help="one: no search is needed"
+        "--learning_rates", type=numbers(float), default=(), help="one: no search is needed"
     )
     parser.add_argument("--output", type=Path, default=Path("logs/experiments"))
     parser.add_argument("--population", choices=execution.POPULATIONS, default="auto")
-    parser.add_argument("--members", type=_positive, default=16, help="most in a population")
-    parser.add_argument("--jobs", type=_positive, default=1, help="processes at a time (CPU)")
-    parser.add_argument("--dry_run", action="store_true", help="print what would run, and its cost")
-    parser.add_argument("--print_commands", action="store_true", help="print a command per run")
+    positive = number(int, least=1)
+    parser.add_argument("--members", type=positive, default=16, help="most in a population")
+    parser.add_argument("--jobs", type=positive, default=1, help="processes at a time (CPU)")
+    parser.add_argument(
+        "--allow_partly_binary",
+        action="store_true",
+        help="run iterative schedules that end before every layer is binary, too",
+    )
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--dry_run", action="store_true", help="print what would run, and its cost")
+    what.add_argument("--print_commands", action="store_true", help="print a command per run")
     arguments, others = parser.parse_known_args(argv)
     return arguments, _overrides(others)
 
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(text.split(","))
-
-
-def _integers(text: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in text.split(","))
-
-
-def _floats(text: str) -> tuple[float, ...]:
-    return tuple(float(number) for number in text.split(","))
-
-
-def _positive(text: str) -> int:
-    if int(text) < 1:
-        raise ValueError
-    return int(text)
 
 
 def _overrides(arguments: Sequence[str]) -> dict[str, Any]:
@@ -131,66 +127,17 @@ def _overrides(arguments: Sequence[str]) -> dict[str, Any]:
     return fields
 
 
-def _planned(
-    stage: str, arguments: argparse.Namespace, choices: Choices, directory: Path
-) -> list[tuple[Run, Path]]:
-    """The runs of a stage that `--only` matches, with their directories."""
-    network = arguments.network
-    rates = selection.rates(network, directory, choices)
-    plan = {
-        "search": functools.partial(declarations.search_runs, network, choices),
-        "sensitivity": functools.partial(_sensitivity_runs, arguments, choices, directory),
-        "full": functools.partial(declarations.full_runs, network, choices, rates),
-        "guided": functools.partial(_guided_runs, arguments, choices, directory, rates),
-    }[stage]
-    return [(run, directory / stage / run.name) for run in plan()]
-
-
-def _sensitivity_runs(
-    arguments: argparse.Namespace, choices: Choices, directory: Path
-) -> list[Run]:
-    """What a measure has to train: every layer alone, or one floating-point network."""
-    network = arguments.network
-    rate = selection.sensitivity_rate(network, directory, choices)
-    runs = []
-    if arguments.measure in ("training", "all"):
-        runs += declarations.sensitivity_runs(network, choices, rate)
-    if arguments.measure != "training":
-        runs.append(_float_run(network, choices, rate))
-    return runs
-
-
-def _float_run(network: str, choices: Choices, rate: float) -> Run:
-    seed = choices.seeds[0]
-    return declarations.make_run(
-        network, "sensitivity", "float", choices, seed=seed, learning_rate=rate
-    )
-
-
-def _guided_runs(
-    arguments: argparse.Namespace, choices: Choices, directory: Path, rates: Mapping[str, float]
-) -> list[Run]:
-    """Iterative runs in measured orders; before these are measured, the runs that measure them."""
-    names = selection.MEASURES if arguments.measure == "all" else (arguments.measure,)
-    files = [
-        directory / "orders" / f"{which}-{name}.json"
-        for name in names
-        for which in ("ascend", "descend")
-    ]
-    missing = [str(path) for path in files if not path.exists()]
-    if missing and (arguments.dry_run or arguments.print_commands):
-        raise UserError(
-            f"{missing[0]} is not measured yet; run --stage=sensitivity --measure="
-            f"{arguments.measure} first"
-        )
-    if missing:
-        every_layer = dataclasses.replace(choices, only=())
-        runs = _sensitivity_runs(arguments, every_layer, directory)
-        placed = [(run, directory / "sensitivity" / run.name) for run in runs]
-        failures = _carry_out("sensitivity", arguments, every_layer, directory, placed)
-        if failures:
-            raise UserError(f"{missing[0]} is not measured: {_listed(failures)}")
-    return declarations.guided_runs(arguments.network, choices, rates, files)
+def _measure_orders(arguments: argparse.Namespace, choices: Choices, directory: Path) -> None:
+    """Take the measures whose orders guided runs need, unless that was done before."""
+    missing = [path for path in planning.order_files(arguments, directory) if not path.exists()]
+    if not missing:
+        return
+    every_layer = dataclasses.replace(choices, only=())
+    runs = planning.sensitivity_runs(arguments, every_layer, directory)
+    placed = _placed(runs, "sensitivity", directory)
+    failures = _carry_out("sensitivity", arguments, every_layer, directory, placed)
+    if failures:
+        raise UserError(f"{missing[0]} is not measured: {_listed(failures)}")
 
 
 def _carry_out(
@@ -201,14 +148,15 @@ def _carry_out(
     runs: Sequence[tuple[Run, Path]],
 ) -> dict[Path, str]:
     """Run a stage; what failed, and why."""
-    print(f"{arguments.network} {stage}: {len(runs)} runs", flush=True)
+    report: Callable[[str], None] = functools.partial(print, flush=True)
+    report(f"{arguments.network} {stage}: {len(runs)} runs")
     failures = execution.execute(
         arguments.network,
         runs,
         population=arguments.population,
         members=arguments.members,
         jobs=arguments.jobs,
-        report=functools.partial(print, flush=True),
+        report=report,
     )
     if stage == "sensitivity" and not failures:
         _write_sensitivity(arguments, choices, directory)
@@ -217,55 +165,20 @@ def _carry_out(
 
 def _write_sensitivity(arguments: argparse.Namespace, choices: Choices, directory: Path) -> None:
     """Scores and orders of every measure that was asked for."""
-    asked = selection.MEASURES if arguments.measure == "all" else (arguments.measure,)
+    asked = planning.measures(arguments)
     cheap = [name for name in asked if name != selection.TRAINING]
     if cheap:
-        rate = selection.sensitivity_rate(arguments.network, directory, choices)
-        run = _float_run(arguments.network, choices, rate)
+        run = planning.float_run(arguments, choices, directory)
         execution.measure(directory / "sensitivity" / run.name, directory / "measures", cheap)
     if selection.TRAINING in asked:
-        selection.write_training_scores(directory)
+        every_layer = dataclasses.replace(choices, only=())
+        runs = planning.layer_runs(arguments, every_layer, directory)
+        selection.write_training_scores(directory, runs)
     for name in asked:
         scores = selection.scores(directory, name)
         if scores is not None:
             path, _ = selection.write_orders(directory, name, scores)
             print(f"{path}: {json.loads(path.read_text(encoding='utf-8'))}", flush=True)
-
-
-def _plan(network: str, stage: str, runs: Sequence[tuple[Run, Path]]) -> str:
-    """The runs of a stage as a table: what is left of each, and what that costs."""
-    speeds = _step_milliseconds(network)
-    rows: list[tuple[str, ...]] = [
-        ("state", "run", "epochs left", *[f"hours, {device}" for device in speeds])
-    ]
-    totals = [0.0] * (1 + len(speeds))
-    for run, where in runs:
-        done = execution.epochs_done(where)
-        left = 0 if execution.has_ended(where) else run.config.run_epochs - done
-        spec = run.config.dataset_spec
-        steps = left * schedule.steps_per_epoch(
-            spec.train_examples, run.config.batch_size, run.config.max_steps_per_epoch
-        )
-        costs = [left, *[steps * speed / 3.6e6 for speed in speeds.values()]]
-        totals = [total + cost for total, cost in zip(totals, costs, strict=True)]
-        state = "ended" if not left else "begun" if done else "new"
-        rows.append((state, run.name, *_costs(costs)))
-    rows.append(("", "total", *_costs(totals)))
-    return f"{network} {stage}\n{terminal.aligned(rows)}"
-
-
-def _costs(costs: Sequence[float]) -> list[str]:
-    return [f"{costs[0]:.0f}", *[f"{hours:.2f}" for hours in costs[1:]]]
-
-
-def _step_milliseconds(network: str) -> dict[str, float]:
-    """Milliseconds of a training step, evaluation not included, by measured device."""
-    found = {}
-    for path in sorted((ROOT / "experiments" / "results").glob("training_speed_*.json")):
-        for row in json.loads(path.read_text(encoding="utf-8"))["results"]:
-            if row["network"] == network and row["precision"] == "float32":
-                found[path.stem.removeprefix("training_speed_")] = row["milliseconds_per_step"]
-    return found
 
 
 if __name__ == "__main__":

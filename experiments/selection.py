@@ -3,13 +3,17 @@
 Only runs that were evaluated on the validation split are looked at.
 """
 
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.declarations import EXPERIMENTS, Choices, published, variant_of
+from experiments import declarations
+from experiments.declarations import EXPERIMENTS, Choices, Run, published, variant_of
+from jaxbin import data
 from jaxbin.common import files, provenance
-from jaxbin.common.errors import UserError
+from jaxbin.common.errors import UserError, shown
+from jaxbin.config import Config
 from jaxbin.engine import sensitivity
 from jaxbin.runs import finished, run_directory
 
@@ -18,15 +22,21 @@ MEASURES = (TRAINING, *sensitivity.MEASURES)
 FALLBACK = "iterative-forward"
 
 
-def finished_runs(stage_directory: Path) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
+def finished_runs(
+    stage_directory: Path, name: str = "*"
+) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
     """Variant, configuration and summary of every finished run in a stage's directory.
+
+    Args:
+      stage_directory: in which the run directories lie.
+      name: only of the one that is called so.
 
     Raises:
       UserError: a file of one of them cannot be read, or lacks what is looked at here.
     """
     measured = ("validation_accuracy", "validation_loss", "duration_seconds")
     found = []
-    for path in sorted(stage_directory.glob("*/summary.json")):
+    for path in sorted(stage_directory.glob(f"{name}/summary.json")):
         configuration = run_directory.read_configuration(path.parent)
         summary = finished.read_summary(path.parent, measured)
         found.append((variant_of(configuration), configuration, summary))
@@ -37,91 +47,139 @@ def searched_rates(directory: Path) -> dict[str, float]:
     """The learning rate with the best validation accuracy, by variant, of those searched.
 
     The best epoch counts, as `jaxbin.runs.records.best_epoch` has it; of equal ones the one with
-    the smaller loss. Only the longest runs of a variant are compared with each other.
+    the smaller loss. Only the longest runs of a variant are compared with each other; of several
+    seeds the mean counts, or a rate would be chosen for having been tried more often.
 
     Args:
       directory: of the network; its subdirectory "search" is read.
+
+    Raises:
+      UserError: runs of a variant differ in more than learning rate and seed.
     """
-    candidates: dict[str, list[tuple[int, float, float, float]]] = {}
+    longest: dict[str, list[tuple[dict[str, Any], dict[str, Any]]]] = {}
     for variant, configuration, summary in finished_runs(directory / "search"):
+        found = longest.setdefault(variant, [])
+        if found and summary["epochs"] > found[0][1]["epochs"]:
+            found.clear()
+        if not found or summary["epochs"] == found[0][1]["epochs"]:
+            found.append((configuration, summary))
+    return {variant: _best_rate(variant, runs) for variant, runs in longest.items()}
+
+
+def _best_rate(variant: str, runs: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> float:
+    by_rate: dict[float, list[tuple[float, float]]] = {}
+    first = runs[0][0]
+    for configuration, summary in runs:
+        for name in declarations.CONDITIONS:
+            if configuration[name] != first[name]:
+                raise UserError(
+                    f"the search of {variant} holds runs with {name}={shown(first[name])} and "
+                    f"{name}={shown(configuration[name])}, which cannot be compared; accepted: "
+                    "one of them, or --learning_rates=RATE"
+                )
         best = summary["best"]
-        candidates.setdefault(variant, []).append(
-            (
-                summary["epochs"],
-                best["validation_accuracy"],
-                -best["validation_loss"],
-                configuration["learning_rate"],
-            )
-        )
-    return {variant: max(found)[-1] for variant, found in candidates.items()}
+        measured = best["validation_accuracy"], -best["validation_loss"]
+        by_rate.setdefault(configuration["learning_rate"], []).append(measured)
+    means = {
+        rate: tuple(statistics.fmean(values) for values in zip(*measured, strict=True))
+        for rate, measured in by_rate.items()
+    }
+    return max(means, key=lambda rate: (*means[rate], rate))
 
 
-class _Rates(dict[str, float]):
-    """Learning rates by variant; an order that was not searched takes the forward order's."""
+class Rates(dict[str, float]):
+    """Learning rates by variant; an order that was not searched takes the forward order's.
+
+    Attributes:
+      stand_in: for what was not searched at all; None: that is an error on lookup.
+      stood_in: the variants that it was needed for.
+    """
+
+    def __init__(self, rates: Mapping[str, float], stand_in: float | None = None):
+        super().__init__(rates)
+        self.stand_in = stand_in
+        self.stood_in: list[str] = []
 
     def __missing__(self, variant: str) -> float:
         fallback = FALLBACK if variant.startswith(("iterative", "layer")) else variant
-        if fallback not in self:
+        if fallback in self:
+            return self[fallback]
+        if self.stand_in is None:
             raise UserError(
                 f"no learning rate was searched for {variant}; run --stage=search first, or give "
                 "--learning_rates=RATE"
             )
-        return self[fallback]
+        if variant not in self.stood_in:
+            self.stood_in.append(variant)
+        return self.stand_in
 
 
-def rates(network: str, directory: Path, choices: Choices) -> Mapping[str, float]:
+def rates(network: str, directory: Path, choices: Choices, stand_in: float | None = None) -> Rates:
     """The learning rate of every variant: the one that was given, else what the search selects.
 
+    Args:
+      network, directory, choices: what is planned, and where it lies.
+      stand_in: see `Rates`.
+
     Raises:
-      UserError: on lookup, if a variant has neither.
+      UserError: on lookup, if a variant has neither and nothing stands in.
     """
     if len(choices.learning_rates) == 1:
         orders = EXPERIMENTS[network].orders
         variants = ["float", "binary", FALLBACK, *[f"iterative-{order}" for order in orders]]
-        return _Rates(dict.fromkeys(variants, choices.learning_rates[0]))
-    return _Rates(searched_rates(directory))
+        return Rates(dict.fromkeys(variants, choices.learning_rates[0]))
+    return Rates(searched_rates(directory), stand_in)
 
 
 def sensitivity_rate(network: str, directory: Path, choices: Choices) -> float:
     """The learning rate of sensitivity runs; the published one if there is no other."""
-    try:
-        return rates(network, directory, choices)[FALLBACK]
-    except UserError:
-        return published(network)["learning_rate"]
+    return rates(network, directory, choices, published(network)["learning_rate"])[FALLBACK]
 
 
-def write_training_scores(directory: Path) -> None:
-    """Write `measures/training.json` if every layer's sensitivity run has ended.
+def write_training_scores(directory: Path, runs: Sequence[Run]) -> None:
+    """Write `measures/training.json` if the runs of all layers have ended.
 
-    A layer's score is the validation error with that layer alone binary, at the best epoch.
+    A layer's score is the validation error with that layer alone binary, at the best epoch. Only
+    these runs count: others in the directory had another learning rate, seed or schedule, and
+    their layers are not comparable with these.
 
     Args:
       directory: of the network; its subdirectory "sensitivity" is read.
+      runs: one for each layer, in forward order.
     """
-    errors: dict[int, tuple[int, float]] = {}
-    seconds: dict[int, float] = {}
-    layers = 0
-    for variant, configuration, summary in finished_runs(directory / "sensitivity"):
-        layers = len(configuration["layer_names"])
-        layer = configuration["sensitivity_layer"]
-        if variant != f"layer-{layer}":
-            continue
-        found = summary["epochs"], 1 - summary["best"]["validation_accuracy"]
-        if found > errors.get(layer, (0, 0.0)):
-            errors[layer] = found
-            seconds[layer] = summary["epochs"] * summary["last"]["duration_seconds"]
-    if layers and set(errors) == set(range(1, layers + 1)):
-        scores = [errors[layer][1] for layer in range(1, layers + 1)]
-        result = {
-            "measure": TRAINING,
-            "scores": scores,
-            "ascending": sensitivity.ascending(scores),
-            "seconds": sum(seconds.values()),
-            "epochs": [errors[layer][0] for layer in range(1, layers + 1)],
-            "environment": provenance.environment(),
-        }
-        (directory / "measures").mkdir(exist_ok=True)
-        files.write_json(directory / "measures" / f"{TRAINING}.json", result)
+    errors, seconds = [], []
+    for run in runs:
+        found = [
+            summary
+            for _, configuration, summary in finished_runs(directory / "sensitivity", run.name)
+            if run_directory.same_run(configuration, run.config)
+        ]
+        if not found:
+            return
+        seconds.append(found[0]["epochs"] * found[0]["last"]["duration_seconds"])
+        errors.append(1 - found[0]["best"]["validation_accuracy"])
+    first = runs[0].config
+    examples = validation_examples(first)
+    result = {
+        "measure": TRAINING,
+        "scores": errors,
+        "standard_errors": [sensitivity.standard_error(error, examples) for error in errors],
+        "ascending": sensitivity.ascending(errors),
+        "seconds": sum(seconds),
+        "epochs": [run.config.run_epochs for run in runs],
+        "learning_rate": first.learning_rate,
+        "seed": first.seed,
+        "environment": provenance.environment(),
+    }
+    (directory / "measures").mkdir(exist_ok=True)
+    files.write_json(directory / "measures" / f"{TRAINING}.json", result)
+
+
+def validation_examples(config: Config) -> int:
+    """How many images a run of the validation stage is evaluated on."""
+    if config.split_file:
+        return len(data.read_split_file(config.split_file, config.dataset_spec).validation)
+    return config.dataset_spec.validation_examples
 
 
 def scores(directory: Path, measure: str) -> list[float] | None:

@@ -1,18 +1,14 @@
-"""Tables of results, and what they say with how much certainty."""
+"""Tables of results: accuracies, and where they come from."""
 
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import scipy.stats
-
-from experiments import selection
-from jaxbin.binarization import orders
-from jaxbin.engine import sensitivity
-
 if TYPE_CHECKING:
     from experiments.report import Result
+
+ORIGIN = ("commit", "versions", "devices", "cpu_count")
+"""What is kept of where a result comes from."""
 
 
 def grouped(
@@ -25,6 +21,27 @@ def grouped(
     return groups
 
 
+def conditions(origins: Iterable[Mapping[str, Any]], packages: Sequence[str] = ("jax",)) -> str:
+    """Hardware, versions and commits of results, each once."""
+    known = [origin for origin in origins if "commit" in origin]
+    kinds = dict.fromkeys(
+        ", ".join([device(of), *(f"{name} {of['versions'].get(name)}" for name in packages)])
+        for of in known
+    )
+    commits = dict.fromkeys((of["commit"] or "unknown")[:12] for of in known)
+    return f"{'; '.join(kinds)}, commit {', '.join(commits)}" if known else "origin unknown"
+
+
+def device(origin: Mapping[str, Any]) -> str:
+    """The devices that computed a result."""
+    names = list(dict.fromkeys(origin["devices"]))
+    if names == ["cpu"]:
+        cores = f"{origin.get('cpu_count') or '?'} x86-64 cores"
+        several = len(origin["devices"])
+        return cores if several == 1 else f"{cores} as {several} devices"
+    return ", ".join(f"{origin['devices'].count(name)} x {name}" for name in names)
+
+
 def mean_and_deviation(values: Sequence[float]) -> str:
     """ "98.12 % ± 0.05" of accuracies; one value has no deviation."""
     mean = f"{100 * statistics.fmean(values):.2f}"
@@ -32,149 +49,43 @@ def mean_and_deviation(values: Sequence[float]) -> str:
 
 
 def accuracy_table(results: "Sequence[Result]") -> str:
-    """Variants and learning rates of one network, stage and schedule."""
+    """Variants and learning rates of results that agree in everything else."""
     split = results[0].summary["metric"].removesuffix("_accuracy")
     lines = [
-        f"| variant | learning rate | n | {split} accuracy, last epoch, % "
+        "| variant | binary layers | learning rate | n "
+        f"| {split} accuracy, last epoch, % "
         "| mean of the last tenth of the epochs, % | best epoch, % |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     by_variant = grouped(results, lambda result: (result.variant, result.fields["learning_rate"]))
     for (variant, rate), runs in by_variant.items():
         last, best = ([run.accuracy(which) for run in runs] for which in ("last", "best"))
         late = [run.late_accuracy for run in runs if run.late_accuracy is not None]
+        binary = ", ".join(dict.fromkeys(run.binary_layers for run in runs))
         lines.append(
-            f"| {variant} | {rate:g} | {len(runs)} | {mean_and_deviation(last)} "
+            f"| {variant} | {binary} | {rate:g} | {len(runs)} | {mean_and_deviation(last)} "
             f"| {mean_and_deviation(late) if late else '-'} | {mean_and_deviation(best)} |"
         )
     return "\n".join(lines)
 
 
-def difference_table(results: "Sequence[Result]") -> str:
-    """What methods and orders change, seed by seed: the same seed has the same first weights.
-
-    Variants are compared with "binary", those with the published latent reset with "binary-reset",
-    and these with themselves without it, at the same learning rate. Intervals are Student's, of
-    95 %. Empty without two runs of one seed.
-    """
-    by_variant: dict[tuple[str, float], dict[int, Result]] = {}
-    for result in results:
-        key = result.variant, result.fields["learning_rate"]
-        by_variant.setdefault(key, {})[result.fields["seed"]] = result
-    several = len({rate for _, rate in by_variant}) > 1
-    lines = []
-    plain = {variant: variant.removesuffix("-reset") for variant, _ in by_variant}
-    pairs_of = [(of, "binary-reset" if of[0] != plain[of[0]] else "binary") for of in by_variant]
-    pairs_of += [(of, plain[of[0]]) for of in by_variant]
-    for (variant, rate), base in pairs_of:
-        by_seed, others = by_variant[variant, rate], by_variant.get((base, rate), {})
-        seeds = sorted(by_seed.keys() & others.keys())
-        if variant == base or not seeds:
-            continue
-        pairs = [(by_seed[seed], others[seed]) for seed in seeds]
-        last = [one.accuracy("last") - other.accuracy("last") for one, other in pairs]
-        late = [
-            one.late_accuracy - other.late_accuracy
-            for one, other in pairs
-            if one.late_accuracy is not None and other.late_accuracy is not None
-        ]
-        cells = f"{mean_and_interval(last)} | {mean_and_interval(late)}"
-        name = f"{variant} - {base}" + (f", lr {rate:g}" if several else "")
-        lines.append(f"| {name} | {len(seeds)} | {cells} |")
-    head = "| difference, same seeds | n | last epoch, points | mean of the last tenth, points |"
-    return "\n".join([head, "| --- | --- | --- | --- |", *lines]) if lines else ""
-
-
-def order_test(results: "Sequence[Result]") -> str:
-    """Whether the orders of iterative runs differ by more than their seeds explain, in words.
-
-    A two-way analysis of variance without interaction, of the mean of the last tenth: orders, and
-    the seeds that all of them have as blocks. Then all orders against "binary", if it has these
-    seeds. Each learning rate by itself. Empty with fewer than two orders or seeds.
-    """
-    by_rate = grouped(results, lambda result: result.fields["learning_rate"])
-    said = {rate: _order_test(runs) for rate, runs in by_rate.items()}
-    return "\n\n".join(
-        f"At the learning rate {rate:g}: {text}" if len(by_rate) > 1 else text
-        for rate, text in said.items()
-        if text
+def notes(results: "Sequence[Result]") -> str:
+    """What has to be known of the results in a table; empty if there is nothing."""
+    said = []
+    thinned = [run for run in results if run.late is None and len(run.curve.get("epoch", ())) > 1]
+    if thinned:
+        epochs = thinned[0].curve["epoch"]
+        step = epochs[-1] - epochs[-2]
+        if step > 1:
+            said.append(f"The mean of the last tenth is that of 1 epoch in {step}.")
+    by_seed = grouped(
+        results,
+        lambda run: (run.variant, run.fields["learning_rate"], run.fields.get("seed")),
     )
-
-
-def _order_test(results: "Sequence[Result]") -> str:
-    by_variant: dict[str, dict[int, float]] = {}
-    for result in results:
-        compared = result.fields["method"] in ("iterative", "binary")
-        if compared and not result.fields["latent_reset"] and result.late_accuracy is not None:
-            by_variant.setdefault(result.variant, {})[result.fields["seed"]] = result.late_accuracy
-    binary = by_variant.pop("binary", {})
-    seeds = sorted(set.intersection(*map(set, by_variant.values()))) if by_variant else []
-    if len(by_variant) < 2 or len(seeds) < 2:
-        return ""
-    table = 100 * np.array([[of[seed] for seed in seeds] for of in by_variant.values()])
-    means = table.mean(axis=1)
-    degrees = len(by_variant) - 1, (len(by_variant) - 1) * (len(seeds) - 1)
-    rest = table - means[:, None] - table.mean(axis=0) + table.mean()
-    between = len(seeds) * np.sum((means - table.mean()) ** 2) / degrees[0]
-    within = np.sum(rest**2) / degrees[1]
-    if within == 0:
-        return ""
-    ratio = float(between / within)
-    said = (
-        f"{len(by_variant)} orders, {len(seeds)} seeds: their means of the last tenth lie within "
-        f"{np.ptp(means):.2f} points; F({degrees[0]}, {degrees[1]}) = {ratio:.2f}, "
-        f"p = {scipy.stats.f.sf(ratio, *degrees):.2g} (two-way analysis of variance, seeds as "
-        "blocks)."
-    )
-    if binary.keys() >= set(seeds):
-        differences = table.mean(axis=0) / 100 - [binary[seed] for seed in seeds]
-        said += f" All orders together - binary: {mean_and_interval(differences.tolist())}."
-    return said
-
-
-def mean_and_interval(differences: Sequence[float]) -> str:
-    """ "+0.10 (-0.02 to +0.22)": mean and 95 % interval, in points; one value has no interval."""
-    if not differences:
-        return "-"
-    mean = 100 * statistics.fmean(differences)
-    if len(differences) == 1:
-        return f"{mean:+.2f}"
-    error = 100 * statistics.stdev(differences) / len(differences) ** 0.5
-    half = scipy.stats.t.ppf(0.975, len(differences) - 1) * error
-    return f"{mean:+.2f} ({mean - half:+.2f} to {mean + half:+.2f})"
-
-
-def sensitivity_table(network: str, measured: Mapping[str, Mapping[str, Any]]) -> str:
-    """Scores of every layer by every measure, with cost and rank correlations.
-
-    Args:
-      network: its label.
-      measured: the content of `measures/*.json`, by measure.
-    """
-    layers = len(next(iter(measured.values()))["scores"])
-    published = orders.PUBLISHED.get(network, {}).get("ascend")
-    training = measured.get(selection.TRAINING, {}).get("scores")
-    names = [str(layer) for layer in range(1, layers + 1)]
-    lines = [
-        f"| measure | {' | '.join(f'layer {name}' for name in names)} | ascending | seconds "
-        "| rank correlation with training | with the published order |",
-        "| --- " * (layers + 5) + "|",
-    ]
-    for name, result in measured.items():
-        scores = result["scores"]
-        with_training = sensitivity.rank_correlation(scores, training) if training else None
-        with_published = (
-            sensitivity.rank_correlation(scores, sensitivity.ranks_of(published))
-            if published
-            else None
-        )
-        lines.append(
-            f"| {name} | {' | '.join(f'{score:.4g}' for score in scores)} "
-            f"| {' '.join(map(str, result['ascending']))} | {result['seconds']:.1f} "
-            f"| {_correlation(with_training)} | {_correlation(with_published)} |"
-        )
-    return "\n".join(lines)
-
-
-def _correlation(value: float | None) -> str:
-    return "-" if value is None else f"{value:+.2f}"
+    for (variant, rate, seed), runs in by_seed.items():
+        if len(runs) > 1 and seed is not None:
+            said.append(
+                f"{variant} at {rate:g} has {len(runs)} runs of seed {seed}, which are not "
+                "independent of each other."
+            )
+    return " ".join(said)

@@ -26,10 +26,11 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--name", required=True)
     parser.add_argument("--data_dir", default="~/tensorflow_datasets")
     arguments = parser.parse_args(argv)
+    spec = freeze.read_configuration(arguments.run).dataset_spec
+    data.check_directory(spec.name, arguments.data_dir)
     frozen = freeze.freeze(arguments.run, "best")
     path = ZOO / f"{arguments.name}.jaxbin"
     artifact.write(frozen, path)
-    spec = freeze.read_configuration(arguments.run).dataset_spec
     test = data.load(spec, stage="full", data_dir=arguments.data_dir).evaluation
     classes = jaxbin.load(path).predict(test.images).classes
     result = {

@@ -34,6 +34,7 @@ class Config:
     data_dir: str = fields.field(
         "~/tensorflow_datasets", "TFDS data directory: read, or filled if the dataset is missing"
     )
+    download: bool = fields.field(False, "make data_dir, if it is not there, and download into it")
     split_file: str = fields.field(
         "", "cifar10: JSON file of the training and validation positions"
     )

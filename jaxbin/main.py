@@ -1,7 +1,8 @@
 """Train a network, binarizing it layer by layer.
 
-    python -m jaxbin.main --config=configs/mnist_300.py
-    python -m jaxbin.main --config=configs/mnist_300.py --config.order=reverse --config.seed=1
+    python -m jaxbin.main --config=mnist_300
+    python -m jaxbin.main --config=mnist_300 --config.order=reverse --config.seed=1
+    python -m jaxbin.main --config=mine.py
 
 The same command again goes on with an interrupted run. Results lie in --workdir.
 
@@ -14,6 +15,7 @@ from jaxbin.engine import stopping
 if __name__ == "__main__":
     stopping.listen()  # what follows takes seconds
 
+import difflib
 import re
 import sys
 import traceback
@@ -26,9 +28,10 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from jaxbin import config, train
-from jaxbin.common.errors import UserError
+from jaxbin.common import configurations
+from jaxbin.common.errors import UserError, one_line, shown
 from jaxbin.engine import processes
-from jaxbin.runs import run_directory, terminal
+from jaxbin.runs import advice, run_directory, terminal
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The configuration file.")
 _WORKDIR = flags.DEFINE_string(
@@ -49,6 +52,10 @@ _HEARTBEAT = flags.DEFINE_integer(
     lower_bound=1,
 )
 flags.mark_flag_as_required("config")
+_FLAGS = (
+    *("config", "workdir", "distributed", "coordinator", "processes", "process"),
+    "heartbeat_seconds",
+)
 _HELP = {"-h", "--h", "-help", "--help", "-?"}
 
 
@@ -62,6 +69,8 @@ def main(argv: Sequence[str]) -> None:
         workdir = Path(_WORKDIR.value) if _WORKDIR.value else run_directory.default_workdir(parsed)
         if processes.is_first():
             terminal.log_to_terminal()
+            for line in [] if parsed.evaluate_only else advice.before(parsed):
+                terminal.logger.warning("note: %s", line)
         train.run(parsed, workdir, stopping.requests())
     except stopping.Stopped as stopped:
         stopping.leave(stopped)
@@ -94,37 +103,72 @@ def _join_others() -> None:
 def _parse_flags(argv: list[str]) -> list[str]:
     """Parse the command line; what absl or ml_collections refuse is one line too."""
     if _HELP.intersection(argv[1:]):
-        sys.modules["__main__"].__doc__ = f"{__doc__}\nFields:\n{config.describe_fields()}\n"
+        names = ", ".join(configurations.names())
+        described = f"Configurations: {names}\n\nFields:\n{config.describe_fields()}"
+        sys.modules["__main__"].__doc__ = f"{__doc__}\n{described}\n"
         app.usage(shorthelp=True, writeto_stdout=True, exitcode=0)
     try:
-        if not any(re.match("--?(config|flagfile)(=|$)", argument) for argument in argv[1:]):
-            raise UserError(
-                "--config is missing; accepted: the path of a configuration, as "
-                "--config=configs/quickstart.py (--help has every flag and field)"
-            )
-        for argument in argv[1:]:
-            override = re.match(r"--?config\.(\w+)", argument)
-            if override:
-                config.check_name(override[1])
-        remaining = flags.FLAGS(argv)
+        remaining = flags.FLAGS(_with_configuration_found(argv))
         dict(_CONFIG.value)  # a file that could not be loaded fails when it is first looked at
-    except flags.IllegalFlagValueError as error:
+    except UserError as error:
+        _exit_with(error)
+    except (flags.Error, AttributeError, TypeError) as error:
         _exit_with(_explained(error))
     except Exception as error:  # a config file is a program: it can fail in any way
-        _exit_with(error)
+        _exit_with(UserError(f"config: {type(error).__name__}: {one_line(error)}"))
     if flags.FLAGS["verbosity"].using_default_value:
         flags.FLAGS.verbosity = logging.WARNING  # Orbax reports every file at the level below
     return remaining
 
 
-def _explained(error: flags.IllegalFlagValueError) -> Exception:
-    """What is wrong with a flag's value; of a field's, with what the field accepts."""
+def _with_configuration_found(argv: Sequence[str]) -> list[str]:
+    """The command line with the path of the configuration, once the names in it are checked."""
+    found, given = list(argv), False
+    for place, argument in enumerate(argv[1:], start=1):
+        flag = re.match(r"--?(\w[\w.]*)", argument)
+        name, value = flag[1] if flag else "", argument.partition("=")[2]
+        if name == "config":
+            given = True
+            if "=" in argument:
+                found[place] = f"--config={_located(value)}"
+            elif place + 1 < len(argv):
+                found[place + 1] = _located(argv[place + 1])
+        elif name.startswith("config."):
+            config.check_name(name.removeprefix("config.").partition(".")[0])
+        elif name in config.FIELDS:
+            raise UserError(
+                f"argument {argument!r} is not accepted; fields are written --config.{name}={value}"
+            )
+    if not given and not any(re.match("--?flagfile(=|$)", argument) for argument in argv[1:]):
+        raise UserError(
+            "--config is missing; accepted: the name or path of a configuration, as "
+            f"--config=quickstart, of {', '.join(configurations.names())} (--help has every flag "
+            "and field)"
+        )
+    return found
+
+
+def _located(value: str) -> str:
+    """A value of `--config` with the path of the file, and what is handed to `get_config`."""
+    name, colon, argument = value.partition(":")
+    return f"{configurations.locate(name)}{colon}{argument}"
+
+
+def _explained(error: Exception) -> Exception:
+    """What is wrong with a flag, with what it accepts, in the words of this program."""
+    if isinstance(error, flags.UnrecognizedFlagError):
+        near = difflib.get_close_matches(error.flagname, _FLAGS, n=1)
+        hint = f"did you mean --{near[0]}?" if near else "--help lists the flags and fields"
+        return UserError(f"argument --{error.flagname} is unknown; {hint}")
     override = re.match(r"flag --config\.(\w+)=(.*?): ", str(error), re.DOTALL)
     if override:
         try:
             config.check_value(override[1], override[2])
         except UserError as explained:
             return explained
+    flag = re.match(r"flag --(\w+)=(.*?): ", str(error), re.DOTALL)
+    if flag and isinstance(error, flags.IllegalFlagValueError):
+        return UserError(f"{flag[1]}={shown(flag[2])} is not accepted; --help explains the flags")
     return error
 
 

@@ -3,120 +3,142 @@
     python -m jaxbin.predict model.jaxbin image.png ...
     python -m jaxbin.predict mnist_300 folder/
     python -m jaxbin.predict mnist_300 --json - < image.png
+    python -m jaxbin.predict mnist_300 --labeled folder/
 
 The first argument is a file or a network of the zoo. Then come image files, folders of them, or "-"
-for an image on standard input. Images must be of the network's size; colours become gray, or gray
-colour, where the network wants it.
+for an image on standard input. Images must be of the network's size, unless --resize is given;
+colours become gray, or gray colour, where the network wants it.
+
+With --labeled the arguments are folders with a subfolder for each class, FOLDER/CLASS/*, and the
+accuracy is printed; with --csv or --json, a line for every image.
 """
 
+import argparse
+import csv
 import io
 import json
-import os
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from jaxbin.common import command_line
 from jaxbin.common.errors import UserError
-from jaxbin.export import inference
-from jaxbin.export.inference import BATCH_SIZE, Prediction
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
-"""What is an image in a folder; anything else there is passed over."""
-
-# Whatever it is called: Pillow gives PostScript, for one, to a program that would run it.
-_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
+from jaxbin.export import accuracy, images, inference
+from jaxbin.export.inference import BATCH_SIZE, Model, Prediction
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Print a line for every image."""
+    """Print a line for every image, or the accuracy over labeled ones."""
+    flags = _parse(arguments)
+    if flags.background is not None:
+        images.parse_color(flags.background)
+    network = inference.load(flags.model, flags.backend)
+    classes = network.artifact.class_names
+    labels: dict[str, int] = {}
+    if flags.labeled:
+        labels = dict(images.find_labeled_images(flags.images, classes))
+        names = list(labels)
+    else:
+        names = list(images.find_images(flags.images))
+    lines = bool(flags.csv or flags.json or not flags.labeled)
+    write = _csv_line if flags.csv else _json_line if flags.json else _text_line
+    if flags.csv:
+        print(_cells(["image", "class", "name", "probability", *(["label"] if labels else [])]))
+    counts = accuracy.Counts(classes)
+    problems: list[str] = []
+    for read, prediction, failed in _predictions(network, names, flags):
+        problems += failed
+        if len(names) > 1:  # a lone one is the error of the command
+            print("".join(f"error: {line}\n" for line in failed), end="", file=sys.stderr)
+        for index, name in enumerate(read):
+            label = labels.get(name)
+            if label is not None:
+                counts.add(label, int(prediction.classes[index]))
+            if lines:
+                print(write(name, prediction, index, label), flush=True)
+    if labels:
+        # Beside lines that a program reads it would be one too many.
+        print(counts.table(), file=sys.stderr if lines else sys.stdout)
+    if problems:
+        several = f"{len(problems)} of {len(names)} images cannot be classified, see above"
+        raise UserError(several if len(names) > 1 else problems[0])
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = command_line.make_parser("python -m jaxbin.predict", __doc__ or "")
     parser.add_argument("model", help="an exported file, or one of the zoo")
     parser.add_argument("images", nargs="+", help="image files, folders, or - for standard input")
-    parser.add_argument("--json", action="store_true", help="JSON lines, all probabilities")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="JSON lines, all probabilities")
+    form.add_argument("--csv", action="store_true", help="image, class, name, probability")
+    parser.add_argument(
+        "--labeled", action="store_true", help="accuracy over folders of FOLDER/CLASS/*"
+    )
+    parser.add_argument(
+        "--resize",
+        action="store_true",
+        help="scale images of another size, the middle part that has the right proportions",
+    )
     parser.add_argument("--backend", default="xla", choices=inference.BACKENDS, help="computes it")
-    flags = parser.parse_args(arguments)
-    names = list(_image_names(flags.images))
-    network = inference.load(flags.model, flags.backend)
+    parser.add_argument(
+        "--background", metavar="COLOR", help="behind transparency, as black or #ffffff"
+    )
+    return parser.parse_args(arguments)
+
+
+def _predictions(
+    network: Model, names: Sequence[str], flags: argparse.Namespace
+) -> Iterator[tuple[list[str], Prediction, list[str]]]:
+    """Batch by batch: the images that could be read, what they are, and why others could not."""
+    shape = network.artifact.image_shape
     for start in range(0, len(names), BATCH_SIZE):
-        batch = names[start : start + BATCH_SIZE]
-        images = [read_image(name, network.artifact.image_shape) for name in batch]
-        prediction = network.predict(np.stack(images))
-        for index, name in enumerate(batch):
-            line = _json_line if flags.json else _text_line
-            print(line(name, prediction, index), flush=True)
+        read, pixels, failed = [], [], []
+        for name in names[start : start + BATCH_SIZE]:
+            try:
+                image = images.read_image(
+                    name, shape, resize=flags.resize, background=flags.background
+                )
+            except UserError as error:
+                failed.append(str(error))
+                continue
+            read.append(name)
+            pixels.append(image)
+        batch = np.stack(pixels) if pixels else np.zeros((0, *shape), np.uint8)
+        yield read, network.predict(batch), failed
 
 
-def read_image(name: str, image_shape: tuple[int, int, int]) -> np.ndarray:
-    """An image file as uint8 (height, width, channels); "-" is standard input.
-
-    Raises:
-      UserError: it cannot be read, or has another size.
-    """
-    mode = {1: "L", 3: "RGB"}.get(image_shape[2])
-    if mode is None:
-        raise UserError(f"image files have 1 or 3 channels; the network wants {image_shape[2]}")
-    try:
-        content = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
-        with warnings.catch_warnings():
-            # Of images too large or odd: what can be read and has the right size is no worse.
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
-                _check_size(name, image, image_shape)
-                pixels = np.asarray(image.convert(mode))
-    except UserError:
-        raise
-    except FileNotFoundError:
-        raise UserError(f"image {name!r} does not exist") from None
-    except Exception:  # Pillow's readers raise whatever a file makes them trip over
-        raise UserError(f"image {name!r} cannot be read: it is damaged or no image") from None
-    return pixels.reshape(image_shape)
-
-
-def _check_size(name: str, image: Image.Image, image_shape: tuple[int, int, int]) -> None:
-    height, width, _ = image_shape
-    if image.size != (width, height):
-        found = "x".join(map(str, image.size))
-        raise UserError(
-            f"image {name!r} is {found} pixels (width x height); the network wants {width}x{height}"
-        )
-
-
-def _image_names(arguments: Sequence[str]) -> Iterator[str]:
-    """The images that are meant, folders replaced by the images in them, sorted."""
-    if list(arguments).count("-") > 1:
-        raise UserError("'-' is given twice; standard input can be read once")
-    for argument in arguments:
-        if argument == "-" or not os.path.isdir(argument):
-            yield argument
-            continue
-        found = sorted(
-            str(file) for file in Path(argument).iterdir() if file.suffix.lower() in SUFFIXES
-        )
-        if not found:
-            raise UserError(f"folder {argument!r} holds no image; accepted: {', '.join(SUFFIXES)}")
-        yield from found
-
-
-def _text_line(name: str, prediction: Prediction, index: int) -> str:
+def _text_line(name: str, prediction: Prediction, index: int, label: int | None) -> str:
+    del label
     number = int(prediction.classes[index])
     return f"{name}: {prediction.names[index]} ({prediction.probabilities[index, number]:.1%})"
 
 
-def _json_line(name: str, prediction: Prediction, index: int) -> str:
+def _json_line(name: str, prediction: Prediction, index: int, label: int | None) -> str:
     probabilities = prediction.probabilities[index].tolist()
     return json.dumps(
         {
             "image": name,
             "class": int(prediction.classes[index]),
             "name": prediction.names[index],
+            **({} if label is None else {"label": label}),
             "probabilities": dict(zip(prediction.class_names, probabilities, strict=True)),
         }
     )
+
+
+def _csv_line(name: str, prediction: Prediction, index: int, label: int | None) -> str:
+    number = int(prediction.classes[index])
+    probability = f"{prediction.probabilities[index, number]:.6f}"
+    cells = [name, number, prediction.names[index], probability]
+    return _cells(cells if label is None else [*cells, label])
+
+
+def _cells(cells: Sequence[object]) -> str:
+    """A line of CSV."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="").writerow(cells)
+    return text.getvalue()
 
 
 if __name__ == "__main__":

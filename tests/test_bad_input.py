@@ -70,7 +70,27 @@ def with_header(**changes: Any) -> bytes:
 
 COMMAND_LINES: list[Case] = [
     ("jaxbin.main", [], {}, ["--config"]),
-    ("jaxbin.main", ["--config=no_such.py"], {}, ["no_such.py"]),
+    (
+        "jaxbin.main",
+        ["--config=no_such.py"],
+        {},
+        ["config='no_such.py' is no file and no configuration", "accepted: mnist_300, mnist_784"],
+    ),
+    ("jaxbin.main", ["--config=mnist300"], {}, ["did you mean mnist_300? accepted: mnist_300, "]),
+    ("jaxbin.main", ["--config=configs/quikstart.py"], {}, ["did you mean quickstart? "]),
+    (
+        "jaxbin.main",
+        [QUICKSTART, "--learning_rate=0.1"],
+        {},
+        ["'--learning_rate=0.1' is not accepted; fields are written --config.learning_rate=0.1"],
+    ),
+    (
+        "jaxbin.main",
+        [QUICKSTART, "--wordir=x"],
+        {},
+        ["--wordir is unknown; did you mean --workdir?"],
+    ),
+    ("jaxbin.main", [QUICKSTART, "--processes=x"], {}, ["processes='x' is not accepted"]),
     quickstart("--config.epochs=0", mentioned=["epochs=0", ">= 1"]),
     quickstart("--config.epochs=many", mentioned=["epochs='many'", "a whole number >= 1"]),
     quickstart("--config.epochs=1.5", mentioned=["epochs", "1.5"]),

@@ -56,15 +56,19 @@ TINY_IMAGENET = (
     "--config.eval_batch_size=5 --config.checkpoint_every_steps=0"
 )
 IMAGENET = f"{STEPS} {TINY_IMAGENET} --config.order=forward"
-SCALED = "--scale=0.001 --config.max_steps_per_epoch=2"
+SCALED = "--scale=0.001 --allow_partly_binary --config.max_steps_per_epoch=2"
 EXPERIMENT = f"{SCALED} --config.dataset=mnist_5k --seeds=1"
+
+DIGIT_FILES = ("digit.png", "image.png", "photo.png", "folder/a.png", "more/b.png")
 
 # Commands, and what is added to them.
 COMMANDS = {
     r"python -m jaxbin\.(export|predict|prepare)": "--help",
     r"python -m experiments\.(run|measure|report|collect|zoo|population)": "--help",
     r"python -m jaxbin\.main": f"--config=configs/quickstart.py {STEPS}",
-    r"python -m jaxbin\.main --config=configs/mnist_300\.py.*": DIGITS,
+    r"python -m jaxbin\.main --config=(configs/)?mnist_300(\.py)?.*": DIGITS,
+    r"python -m jaxbin\.main --config=mine\.py .*": STEPS,
+    r"python -c .*": "",
     r"XLA_FLAGS=\S+ python -m jaxbin\.main --config=configs/quickstart\.py": STEPS,
     r"python -m jaxbin\.main --config=configs/quickstart\.py": STEPS,
     r"python -m jaxbin\.main --config=configs/resnet20\.py .*": f"{STEPS} {FEW}",
@@ -222,16 +226,24 @@ def place(checkout: Path, environment: dict, tmp_path: Path) -> Path:
     for name in ("configs", "experiments", "benchmarks"):
         (tmp_path / name).symlink_to(checkout / name)
     digit = data.load(data.spec("mnist_5k"), stage="full", data_dir="").evaluation.images[0]
-    for name in ("digit.png", "image.png", "folder/a.png", "more/b.png"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+    for name in (*DIGIT_FILES, "labeled/4/a.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         Image.fromarray(digit[..., 0]).save(tmp_path / name)
     positions = np.arange(50_000).tolist()
     split = f'{{"train": {positions[5000:]}, "validation": {positions[:5000]}}}'
     (tmp_path / "split.json").write_text(split, encoding="utf-8")
     (tmp_path / "DIR").symlink_to(Path(environment["HOME"], "tensorflow_datasets", "imagenet2012"))
+    (tmp_path / "mine.py").write_text(configuration_of_ones_own(), encoding="utf-8")
     (tmp_path / "bin").mkdir()
     (tmp_path / "MEMBERS").write_text(json.dumps([member()]), encoding="utf-8")
     return tmp_path
+
+
+def configuration_of_ones_own() -> str:
+    """The file that docs/configurations.md shows."""
+    text = (ROOT / "docs" / "configurations.md").read_text(encoding="utf-8")
+    (program,) = [block for language, block in BLOCK.findall(text) if language == "python"]
+    return program
 
 
 def member() -> dict:

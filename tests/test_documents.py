@@ -45,8 +45,15 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def place(finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with what the documents take for granted."""
     shutil.copytree(finished_run, tmp_path / "RUN")
-    for name in ("digit.png", "image.png", "folder/a.png", "more/b.png"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+    for name in (
+        "digit.png",
+        "image.png",
+        "photo.png",
+        "folder/a.png",
+        "more/b.png",
+        "labeled/4/a.png",
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         Image.fromarray(IMAGES[0, ..., 0]).save(tmp_path / name)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")

@@ -3,21 +3,24 @@
 import json
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from experiments import declarations, execution, measure, run, selection
+from experiments import costs, declarations, execution, measure, progress, run, selection
 from experiments.declarations import Choices
 from jaxbin import config
 from jaxbin.common.errors import UserError
 
-# Two epochs of two steps on the embedded digits.
+ROOT = Path(__file__).parent.parent
+# Three epochs of two steps on the embedded digits.
 TINY = [
-    "--scale=0.005",
+    "--scale=0.007",
     "--config.dataset=mnist_5k",
     "--config.max_steps_per_epoch=2",
     "--config.checkpoint_every=1",
@@ -108,7 +111,7 @@ def test_overrides_are_what_differs():
 
 def published_commands() -> list[list[str]]:
     """The right column of README's table of published scripts, for every network and order."""
-    text = (declarations.ROOT / "README.md").read_text()
+    text = (ROOT / "README.md").read_text()
     rows = re.findall(
         r"^\| `scripts/.*\| `python -m experiments.run (NAME|resnet21) (.*)` \|$", text, re.M
     )
@@ -188,48 +191,166 @@ def test_an_interrupted_run_goes_on(searched: Path, capsys: pytest.CaptureFixtur
     assert f"{directory.name}: ended" in capsys.readouterr().out
 
 
-def test_training_scores_by_hand(tmp_path: Path):
-    """The best epoch counts, of the longest run of a layer."""
-    for layer, epochs, best in ((1, 2, 0.9), (2, 2, 0.8), (2, 5, 0.7), (3, 2, 0.95)):
-        directory = tmp_path / "sensitivity" / f"layer-{layer}-{epochs}"
-        directory.mkdir(parents=True)
-        made = declarations.make_run("mnist_300", "sensitivity", f"layer-{layer}", Choices())
-        (directory / "config.json").write_text(json.dumps(config.to_json(made.config)))
+def layer_runs(**fields: Any) -> list[declarations.Run]:
+    """Runs of every layer, of 100 validation images."""
+    overrides = {"dataset": "synthetic", "synthetic_examples": 200} | fields
+    rate = fields.get("learning_rate", 0.1)
+    return declarations.sensitivity_runs("mnist_300", Choices(overrides=overrides), rate)
+
+
+def write_layer_runs(directory: Path, runs: list[declarations.Run], best: list[float]) -> None:
+    for one, accuracy in zip(runs, best, strict=True):
+        place = directory / "sensitivity" / one.name
+        place.mkdir(parents=True)
+        (place / "config.json").write_text(json.dumps(config.to_json(one.config)))
         line = {"epoch": 0, "validation_loss": 0.5, "duration_seconds": 10.0}
         summary = {
-            "epochs": epochs,
+            "epochs": one.config.run_epochs,
             "metric": "validation_accuracy",
-            "best": {**line, "validation_accuracy": best},
+            "best": {**line, "validation_accuracy": accuracy},
             "last": {**line, "validation_accuracy": 0.5},
         }
-        (directory / "summary.json").write_text(json.dumps(summary))
-    selection.write_training_scores(tmp_path)
+        (place / "summary.json").write_text(json.dumps(summary))
+
+
+def test_training_scores_by_hand(tmp_path: Path):
+    """The best epoch counts, of the runs that are meant: others have other conditions."""
+    runs = layer_runs(sensitivity_epochs=2)
+    write_layer_runs(tmp_path, runs, [0.9, 0.8, 0.95])
+    write_layer_runs(tmp_path, layer_runs(sensitivity_epochs=2, learning_rate=0.01), [0.2] * 3)
+    write_layer_runs(tmp_path, layer_runs(sensitivity_epochs=5)[:1], [0.1])
+    selection.write_training_scores(tmp_path, runs)
     written = json.loads((tmp_path / "measures" / "training.json").read_text())
-    assert written["scores"] == pytest.approx([0.1, 0.3, 0.05])
+    assert written["scores"] == pytest.approx([0.1, 0.2, 0.05])
     assert written["ascending"] == [3, 1, 2]
-    assert written["epochs"] == [2, 5, 2]
-    assert written["seconds"] == 20 + 50 + 20
+    assert written["epochs"] == [2, 2, 2]
+    assert written["learning_rate"] == 0.1
+    assert written["seconds"] == 20 * 3
+    examples = runs[0].config.dataset_spec.validation_examples
+    errors = [(p * (1 - p) / examples) ** 0.5 for p in (0.1, 0.2, 0.05)]
+    assert written["standard_errors"] == pytest.approx(errors)
 
 
 def test_no_training_scores_while_a_layer_lacks(tmp_path: Path):
-    test_training_scores_by_hand(tmp_path)
-    (tmp_path / "measures" / "training.json").unlink()
-    (tmp_path / "sensitivity" / "layer-3-2" / "summary.json").unlink()
-    selection.write_training_scores(tmp_path)
+    runs = layer_runs(sensitivity_epochs=2)
+    write_layer_runs(tmp_path, runs[:2], [0.9, 0.8])
+    other = layer_runs(sensitivity_epochs=2, learning_rate=0.01)
+    write_layer_runs(tmp_path, other, [0.9, 0.8, 0.7])
+    selection.write_training_scores(tmp_path, runs)
     assert selection.scores(tmp_path, "training") is None
 
 
 def test_damaged_results_decide_nothing(tmp_path: Path):
-    test_training_scores_by_hand(tmp_path)
-    path = tmp_path / "sensitivity" / "layer-1-2" / "summary.json"
+    runs = layer_runs(sensitivity_epochs=2)
+    write_layer_runs(tmp_path, runs, [0.9, 0.8, 0.95])
+    path = tmp_path / "sensitivity" / runs[0].name / "summary.json"
     path.write_text(path.read_text().replace("0.9", '"0.9"'))
     with pytest.raises(UserError, match=r"summary\.json, 'best': 'validation_accuracy' is '0\.9'"):
-        selection.write_training_scores(tmp_path)
+        selection.write_training_scores(tmp_path, runs)
     measured = tmp_path / "measures" / "training.json"
+    measured.parent.mkdir(exist_ok=True)
     for content, message in (("{}", "has no 'scores'"), ('{"scores": 3}', "'scores' is 3")):
         measured.write_text(content)
         with pytest.raises(UserError, match=message):
             selection.scores(tmp_path, "training")
+
+
+def search_run(directory: Path, accuracy: float, **fields: Any) -> None:
+    choices = Choices(overrides=fields)
+    one = declarations.make_run("mnist_300", "search", "binary", choices)
+    place = directory / "search" / f"{one.name}-{len(list(directory.glob('search/*')))}"
+    place.mkdir(parents=True)
+    (place / "config.json").write_text(json.dumps(config.to_json(one.config)))
+    line = {"epoch": 0, "validation_loss": 0.5, "duration_seconds": 1.0}
+    line["validation_accuracy"] = accuracy
+    summary = {"epochs": 450, "metric": "validation_accuracy", "best": line, "last": line}
+    (place / "summary.json").write_text(json.dumps(summary))
+
+
+def test_a_rate_is_not_chosen_for_having_had_more_seeds(tmp_path: Path):
+    search_run(tmp_path, 0.97, learning_rate=0.1, seed=1)
+    search_run(tmp_path, 0.98, learning_rate=0.01, seed=1)
+    search_run(tmp_path, 0.90, learning_rate=0.01, seed=2)
+    assert selection.searched_rates(tmp_path) == {"binary": 0.1}
+    search_run(tmp_path, 0.99, learning_rate=0.001, batch_size=50)
+    with pytest.raises(
+        UserError, match="the search of binary holds runs with batch_size=50 and batch_size=100"
+    ):
+        selection.searched_rates(tmp_path)
+
+
+def test_dry_run_of_everything_without_a_search(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    run.main(["mnist_300", "--dry_run", f"--output={tmp_path / 'runs'}"])
+    text = capsys.readouterr().out
+    for stage in ("search", "sensitivity", "full", "guided"):
+        assert f"mnist_300 {stage}\n" in text
+    assert "not known yet: the learning rate of float, binary, iterative-forward, " in text
+    assert "--stage=search is to find it, 0.1 stands in" in text
+    assert "orders ascend-training.json, descend-training.json: they are measured first" in text
+    # 6 orders, float, binary and 3 resets, 3 seeds, 450 epochs
+    full = text.split("mnist_300 full\n")[1].split("mnist_300 guided")[0]
+    (total,) = [line.split() for line in full.splitlines() if line.split()[:1] == ["total"]]
+    assert total[1] == str(11 * 3 * 450)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_partly_binary_runs_are_run_if_asked_for(capsys: pytest.CaptureFixture[str]):
+    run.main(["resnet21", "--stage=full", "--scale=0.25", "--allow_partly_binary", "--dry_run"])
+    assert "iterative-forward-lr0.01-seed316-17epochs" in capsys.readouterr().out
+
+
+def test_progress_by_hand():
+    assert progress.line([10, 10, 10], [10, 4, 0], 2, 24.0) == (
+        "1 of 3 runs, 14 of 30 epochs, about 32 s left"
+    )
+    assert progress.line([10], [10], 10, 5.0) == "1 of 1 runs, 10 of 10 epochs"
+    assert progress.line([10], [0], 0, 5.0) == "0 of 1 runs, 0 of 10 epochs"
+    said: list[str] = []
+    with progress.reported([4, 4], lambda: [4, 2], said.append) as now:
+        assert now() == "1 of 2 runs, 6 of 8 epochs"
+    assert said == []
+
+
+def test_a_signal_reaches_the_processes_of_the_runs(tmp_path: Path):
+    """The program ends after its children, none is begun any more; 143 is its exit status."""
+    child = tmp_path / "child.py"
+    child.write_text(
+        "import pathlib, signal, sys, time\n"
+        "def end(*_):\n"
+        "    time.sleep(0.3)\n"
+        "    print('x' * 100_000)\n"
+        "    pathlib.Path(sys.argv[1], 'saved').write_text('')\n"
+        "    sys.exit(143)\n"
+        "signal.signal(signal.SIGTERM, end)\n"
+        "pathlib.Path(sys.argv[1], 'started').write_text('')\n"
+        "time.sleep(60)\n"
+    )
+    program = (
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        "from experiments import execution\n"
+        "def one(_):\n"
+        f"    return execution._run([{str(child)!r}, {str(tmp_path)!r}], None).returncode\n"
+        "with execution.stoppable(), ThreadPoolExecutor(1) as pool:\n"
+        "    print(list(pool.map(one, range(2))), flush=True)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "started").exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    output, errors = process.communicate(timeout=30)
+    assert process.returncode == 143, errors
+    assert (tmp_path / "saved").exists()
+    assert output == "[143, 1]\n"
+    assert errors == "stopped by SIGTERM; the same command goes on\n"
 
 
 def test_a_failure_is_listed_and_the_others_run(tmp_path: Path):
@@ -295,14 +416,16 @@ def test_printed_commands_can_be_run_elsewhere(
     start(tmp_path, "mnist_300", *flags, "--learning_rates=0.003")
     (line,) = capsys.readouterr().out.splitlines()
     words = shlex.split(line)
-    assert words[:4] == ["python", "-m", "jaxbin.main", "--config=configs/mnist_300.py"]
-    subprocess.run([sys.executable, *words[1:]], check=True, cwd=declarations.ROOT, timeout=300)
+    assert words[:4] == ["python", "-m", "jaxbin.main", "--config=mnist_300"]
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    subprocess.run([sys.executable, *words[1:]], check=True, cwd=elsewhere, timeout=300)
     (directory,) = (tmp_path / "mnist_300" / "full").iterdir()
     made = declarations.make_run(
         "mnist_300",
         "full",
         "iterative-231",
-        Choices(0.005, overrides=OVERRIDES),
+        Choices(0.007, overrides=OVERRIDES),
         seed=5,
         learning_rate=0.003,
     )
@@ -312,7 +435,7 @@ def test_printed_commands_can_be_run_elsewhere(
 
 
 def test_dry_run_costs(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(run, "_step_milliseconds", lambda _: {"cpu": 2.0})
+    monkeypatch.setattr(costs, "step_milliseconds", lambda _: {"cpu": 2.0})
     run.main(["mnist_300", "--stage=full", "--only=float", "--learning_rates=0.1", "--dry_run"])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "mnist_300 full"
@@ -332,9 +455,41 @@ def test_dry_run_costs(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.M
         (["vgg5", "--stage=search", "--config.epoch=3"], "config.epoch is unknown; did you mean"),
         (["vgg5", "--stage=search", "--config.epochs=-3"], "epochs=-3 is not accepted"),
         (["vgg5", "--stage=search", "--confg.epochs=3"], "'--confg.epochs=3' is not accepted"),
-        (["vgg5", "--stage=search", "--jobs=0"], "argument --jobs: invalid _positive value: '0'"),
-        (["vgg5", "--stage=search", "--seeds=1,x"], "argument --seeds"),
-        (["vgg5", "--stage=guided", "--learning_rates=0.1", "--dry_run"], "is not measured yet"),
+        (
+            ["vgg5", "--stage=search", "--jobs=0"],
+            "argument --jobs: '0' is not accepted; accepted: a whole number >= 1",
+        ),
+        (
+            ["vgg5", "--stage=search", "--seeds=1,x"],
+            "argument --seeds: '1,x' is not accepted; accepted: whole numbers, as 1,2,3",
+        ),
+        (
+            ["vgg5", "--stage=search", "--learning_rates=0.1,fast"],
+            "argument --learning_rates: '0.1,fast' is not accepted; accepted: numbers, as 0.1,0.01",
+        ),
+        (["vgg5", "--scale=half"], "argument --scale: 'half' is not accepted; accepted: a number"),
+        (
+            ["vgg5", "--stage=guided", "--learning_rates=0.1", "--print_commands"],
+            "is not measured yet",
+        ),
+        (["vgg5", "--dry_run", "--print_commands"], "not allowed with argument --dry_run"),
+        (
+            ["mnist_300", "--stage=search", "--only=float,iterativ"],
+            "--only=iterativ matches no run of --stage=search; there are: float, binary, "
+            "iterative-forward, iterative-reverse, iterative-132, ",
+        ),
+        (
+            ["resnet21", "--stage=full", "--scale=0.25"],
+            "full, iterative-forward-lr0.01-seed316-17epochs: this run ends with 17 of 21 layers "
+            "binary: epochs=17, epochs_per_layer=1; all are binary with epochs=21 or more",
+        ),
+        (["resnet20", "--stage=guided", "--scale=0.01"], "ends with 12 of 20 layers binary"),
+        (
+            ["resnet21", "--stage=sensitivity", "--measure=hessian"],
+            "--measure=hessian is not accepted for dataset='imagenet2012', which is streamed; "
+            "accepted: training",
+        ),
+        (["resnet21", "--stage=guided", "--measure=all"], "which is streamed; accepted: training"),
     ],
 )
 def test_bad_flags_are_refused(tmp_path: Path, flags: list[str], message: str):
@@ -355,7 +510,7 @@ def test_another_configuration_in_the_directory_is_refused(searched: Path):
     ("flags", "message"),
     [
         (["--measures=zero_shoot"], "--measures='zero_shoot' is unknown; accepted: zero_shot"),
-        (["--samples=1"], "--samples=1 is not accepted; accepted: 2 or more"),
+        (["--samples=1"], "--samples: '1' is not accepted; accepted: a whole number >= 2"),
     ],
 )
 def test_measure_refuses(tmp_path: Path, flags: list[str], message: str):

@@ -1,5 +1,6 @@
 """Packed weights at work: the forms of a product, `load`, `predict` and its command."""
 
+import dataclasses
 import io
 import json
 import subprocess
@@ -17,7 +18,7 @@ import jaxbin
 from jaxbin import data, predict
 from jaxbin.binarization.layers import BINARIZATION, forward_order, write_mask
 from jaxbin.common.errors import UserError
-from jaxbin.export import artifact, freeze, inference, packed
+from jaxbin.export import artifact, freeze, images, inference, packed
 from jaxbin.networks import registry
 from jaxbin.networks.norm import EPSILON
 
@@ -114,7 +115,7 @@ def test_any_number_of_images(model: inference.Model):
         (np.zeros((2, 28, 28, 1), bool), "images of bool are not accepted"),
         (np.zeros((2, 28, 27, 1), np.uint8), r"\(2, 28, 27, 1\) are not accepted; .* 28x28x1"),
         (np.zeros((28, 28, 3), np.uint8), r"shape \(28, 28, 3\) are not accepted"),
-        (np.zeros((0, 28, 28, 1), np.uint8), r"shape \(0, 28, 28, 1\) are not accepted"),
+        (np.zeros((0, 28, 27, 1), np.uint8), r"shape \(0, 28, 27, 1\) are not accepted"),
         (np.zeros(784, np.uint8), r"shape \(784,\) are not accepted"),
         (np.zeros((1, 1, 28, 28, 1), np.uint8), "are not accepted"),
     ],
@@ -164,6 +165,61 @@ def _digit(tmp_path: Path, index: int, name: str, mode: str = "L") -> str:
     path = tmp_path / name
     Image.fromarray(DIGITS.images[index, ..., 0]).convert(mode).save(path)
     return str(path)
+
+
+def test_no_images_are_no_predictions(model):
+    prediction = model.predict(np.zeros((0, 28, 28, 1), np.uint8))
+    assert prediction.logits.shape == prediction.probabilities.shape == (0, 10)
+    assert prediction.names == ()
+
+
+def test_models_and_predictions_are_shown_in_a_line(model):
+    assert repr(model) == "Model(mlp300, images 28x28x1, 10 classes, 3 of 3 layers binary)"
+    assert repr(model.artifact) == "Artifact(mlp300, 3 layers)"
+    assert repr(model.predict(DIGITS.images[:3])) == "Prediction(3 images, 10 classes)"
+
+
+def test_many_batches_are_dispatched_before_the_first_is_fetched(model):
+    """Weights are unpacked once for all of them, and what comes out is the same."""
+    happened: list[str] = []
+
+    class Result:
+        def __init__(self, array):
+            self.array = array
+
+        def __array__(self, dtype=None, copy=None):
+            happened.append("fetch")
+            return np.asarray(self.array)
+
+    def compute(kernels, channels, batch):
+        happened.append("compute")
+        assert {kernel.dtype for kernel in kernels.values()} == {np.dtype("float32")}
+        return tuple(map(Result, model.compute(kernels, channels, batch)))
+
+    def unpack(kernels):
+        happened.append("unpack")
+        return model.unpack(kernels)
+
+    batches = np.tile(DIGITS.images[:1], (3 * inference.BATCH_SIZE, 1, 1, 1))
+    batches[-1] = DIGITS.images[7]
+    watched = dataclasses.replace(model, compute=compute, unpack=unpack)
+    prediction = watched.predict(batches)
+    assert happened == ["unpack", *["compute"] * 3, *["fetch"] * 6]
+    alone = model.predict(DIGITS.images[[0, 7]])
+    np.testing.assert_allclose(prediction.logits[[0, -1]], alone.logits, rtol=1e-4, atol=1e-4)
+    happened.clear()
+    single = dataclasses.replace(model, unpack=unpack)
+    single.predict(batches[:1])
+    assert happened == []
+
+
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_few_batches_wait_for_the_device_at_a_time(
+    model, monkeypatch: pytest.MonkeyPatch, ahead: int
+):
+    monkeypatch.setattr(inference, "_AHEAD", ahead)
+    prediction = model.predict(np.tile(DIGITS.images[:8], (80, 1, 1, 1)))
+    assert (prediction.classes.reshape(80, 8) == prediction.classes[:8]).all()
 
 
 def test_files_and_folders(tmp_path: Path, capsys: pytest.CaptureFixture, model):
@@ -228,15 +284,15 @@ def test_sizes_are_width_and_height_and_colours_stay(tmp_path: Path):
     pixels = np.array([[[255, 0, 9]], [[1, 2, 3]]], np.uint8)  # 1 wide, 2 high
     path = tmp_path / "PIXELS.PNG"
     Image.fromarray(pixels).save(path)
-    np.testing.assert_array_equal(predict.read_image(str(path), (2, 1, 3)), pixels)
-    assert list(predict._image_names([str(tmp_path)])) == [str(path)]
+    np.testing.assert_array_equal(images.read_image(str(path), (2, 1, 3)), pixels)
+    assert list(images.find_images([str(tmp_path)])) == [str(path)]
     with pytest.raises(UserError, match=r"is 1x2 pixels .*; the network wants 2x1"):
-        predict.read_image(str(path), (1, 2, 3))
+        images.read_image(str(path), (1, 2, 3))
 
 
 def test_channels_no_image_file_has():
     with pytest.raises(UserError, match="1 or 3 channels; the network wants 2"):
-        predict.read_image("none.png", (28, 28, 2))
+        images.read_image("none.png", (28, 28, 2))
 
 
 def test_as_a_person_would(tmp_path: Path):
@@ -297,10 +353,11 @@ def test_the_package_carries_all_of_its_files():
     settings = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]
     files = [path.relative_to(root) for path in (root / "jaxbin").rglob("*.*")]
     folders = {".".join(path.parent.parts) for path in files if path.suffix == ".py"}
-    assert folders == set(settings["packages"])
+    assert folders | {"experiments"} == set(settings["packages"])
     carried = {
         path.relative_to(root)
         for package, patterns in settings["package-data"].items()
+        if package != "experiments"
         for pattern in patterns
         for path in root.joinpath(*package.split(".")).glob(pattern)
     }

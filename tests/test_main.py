@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from jaxbin.common import configurations
+
 CONFIGS = Path(__file__).parent.parent / "configs"
 QUICKSTART = CONFIGS / "quickstart.py"
 
@@ -73,3 +75,20 @@ def test_output_in_a_pipe(tmp_path: Path):
     assert (workdir / "summary.json").exists()
     log = (workdir / "log.txt").read_text()
     assert all(line in log for line in epochs)
+
+
+def test_a_configuration_by_its_name_from_anywhere(tmp_path: Path):
+    """And by the path that it has in the repository; what the run will not do is said first."""
+    fields = ("--config.epochs=1", "--config.max_steps_per_epoch=1", "--workdir=run")
+    result = run(tmp_path, "--config=configs/quickstart.py", *fields)
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith("note: this run ends with 1 of 3 layers binary: epochs=1, ")
+    assert run(tmp_path, "--config", "quickstart", *fields).returncode == 0
+
+
+def test_configurations_that_come_with_jaxbin():
+    assert set(configurations.names()) == {path.stem for path in CONFIGS.glob("*.py")}
+    assert configurations.locate("mnist_300").samefile(CONFIGS / "mnist_300.py")
+    assert configurations.locate("configs/vgg5.py").samefile(CONFIGS / "vgg5.py")
+    assert configurations.locate(str(QUICKSTART)) == QUICKSTART

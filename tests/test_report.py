@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import collect, plots, report, tables
+from experiments import collect, comparisons, curves, plots, report, sensitivities, tables
 from jaxbin import config, train
 from jaxbin.common.errors import UserError
 
@@ -44,9 +44,9 @@ def test_accuracy_table_by_hand():
     ]
     # of 98, 98.1 and 98.5: mean 98.2, squared deviations 0.04 + 0.01 + 0.09, over n - 1
     assert tables.accuracy_table(results).splitlines()[2:] == [
-        "| float | 0.01 | 3 | 98.20 ± 0.26 | - | 99.00 ± 0.00 |",
-        "| binary | 0.01 | 1 | 97.00 | - | 97.50 |",
-        "| float | 0.1 | 1 | 50.00 | - | 60.00 |",
+        "| float | - | 0.01 | 3 | 98.20 ± 0.26 | - | 99.00 ± 0.00 |",
+        "| binary | - | 0.01 | 1 | 97.00 | - | 97.50 |",
+        "| float | - | 0.1 | 1 | 50.00 | - | 60.00 |",
     ]
 
 
@@ -65,6 +65,17 @@ def test_late_accuracy_by_hand():
     late = dataclasses.replace(result("float", 0.8, 0.9), curve=curve)
     assert late.late_accuracy == pytest.approx(0.75)
     assert "| 80.00 | 75.00 | 90.00 |" in tables.accuracy_table([late])
+    assert tables.notes([late]) == "The mean of the last tenth is that of 1 epoch in 44."
+    exact = dataclasses.replace(late, late=0.6)
+    assert exact.late_accuracy == 0.6
+    assert tables.notes([exact]) == ""
+
+
+def test_the_mean_of_the_last_tenth_is_of_all_its_epochs():
+    """Of 120 epochs 12; a curve keeps 60 of them."""
+    lines = [{"epoch": epoch, "test_accuracy": epoch % 2} for epoch in range(120)]
+    assert collect.late_accuracy(lines, "test_accuracy") == 0.5
+    assert collect.late_accuracy(lines[:3], "test_accuracy") == 0  # the last epoch alone
 
 
 def test_sensitivity_table_by_hand():
@@ -72,7 +83,7 @@ def test_sensitivity_table_by_hand():
         "training": {"scores": [0.03, 0.01, 0.02], "ascending": [2, 3, 1], "seconds": 100.0},
         "weight_error": {"scores": [1.0, 2.0, 3.0], "ascending": [1, 2, 3], "seconds": 0.25},
     }
-    lines = tables.sensitivity_table("mlp300", measured).splitlines()
+    lines = sensitivities.sensitivity_table("mlp300", measured).splitlines()
     assert lines[2] == "| training | 0.03 | 0.01 | 0.02 | 2 3 1 | 100.0 | +1.00 | - |"
     assert lines[3] == "| weight_error | 1 | 2 | 3 | 1 2 3 | 0.2 | -0.50 | - |"
 
@@ -80,7 +91,11 @@ def test_sensitivity_table_by_hand():
 def test_rank_correlation_with_the_published_order():
     scores = [3.0, 5.0, 4.0, 2.0, 1.0]  # VGG-5's published order is 5 4 1 3 2
     measured = {"training": {"scores": scores, "ascending": [5, 4, 1, 3, 2], "seconds": 1.0}}
-    assert tables.sensitivity_table("vgg5", measured).splitlines()[2].endswith("| +1.00 | +1.00 |")
+    assert (
+        sensitivities.sensitivity_table("vgg5", measured)
+        .splitlines()[2]
+        .endswith("| +1.00 | +1.00 |")
+    )
 
 
 @pytest.fixture(scope="module")
@@ -99,8 +114,16 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_report_of_directories_and_of_a_collection(runs: Path, tmp_path: Path):
     report.main([str(runs), f"--output={tmp_path / 'one'}"])
     text = (tmp_path / "one" / "report.md").read_text()
-    assert "## mlp300, validation, 3 epochs, 1 per layer" in text
-    assert "| iterative-forward | 0.003 | 2 | " in text
+    assert "## mlp300, mnist_5k, validation, 3 epochs, 1 per layer, max" not in text
+    assert "## mlp300, mnist_5k, validation, 3 epochs, 1 per layer\n" in text
+    environment = json.loads((runs / "float" / "environment.json").read_text())
+    versions = environment["versions"]
+    (line,) = [
+        line for line in text.splitlines() if f", commit {environment['commit'][:12]}" in line
+    ]
+    assert f"jax {versions['jax']}, jaxlib {versions['jaxlib']}, flax " in line
+    assert " x86-64 cores" in line
+    assert "| iterative-forward | 3 of 3 | 0.003 | 2 | " in text
     assert "| zero_shot | 0.1 | 0.3 | -0.2 | 3 1 2 | 1.0 | - | - |" in text
     plots = sorted((tmp_path / "one").glob("*.png"))
     assert [path.stem.rsplit("-", 1)[1] for path in plots] == [
@@ -149,6 +172,17 @@ def test_measures_and_earlier_collections_can_be_collected(runs: Path, tmp_path:
         collect.main([str(tmp_path / "measure.json"), f"--output={first}"])
 
 
+def test_measures_of_two_networks_are_not_mixed(tmp_path: Path):
+    for name, scores in (("vgg5", [0.1, 0.2]), ("vgg9", [0.2, 0.1])):
+        (tmp_path / name / "measures").mkdir(parents=True)
+        order = [1, 2] if name == "vgg5" else [2, 1]
+        content = {"scores": scores, "ascending": order, "seconds": 1.0}
+        (tmp_path / name / "measures" / "training.json").write_text(json.dumps(content))
+    assert report.measures_in([tmp_path / "vgg5"])["training"]["scores"] == [0.1, 0.2]
+    with pytest.raises(UserError, match="both measure 'training'; accepted: one network"):
+        report.measures_in([tmp_path])
+
+
 def made(method: str, seed: int, accuracy: float, **fields: Any) -> report.Result:
     """A run of 10 epochs that ends with this accuracy; its last tenth had 1 point less."""
     line = {"epoch": 9, "test_accuracy": accuracy}
@@ -171,19 +205,19 @@ def test_differences_by_hand():
     ]
     # float - binary: 1.1, 1.2, 1.3 points; Student's t of 2 degrees of freedom is 4.303,
     # times 0.1 / sqrt(3).
-    assert tables.difference_table(results).splitlines()[2:] == [
-        "| float - binary | 3 | +1.20 (+0.95 to +1.45) | +1.20 (+0.95 to +1.45) |",
-        "| float-reset - binary-reset | 1 | +2.00 | +2.00 |",
-        "| binary-reset - binary | 1 | -1.00 | -1.00 |",
-        "| float-reset - float | 1 | -0.20 | -0.20 |",
+    assert comparisons.difference_table(results).splitlines()[2:] == [
+        "| float - binary | -, - | 3 | +1.20 (+0.95 to +1.45) | +1.20 (+0.95 to +1.45) |",
+        "| float-reset - binary-reset | -, - | 1 | +2.00 | +2.00 |",
+        "| binary-reset - binary | -, - | 1 | -1.00 | -1.00 |",
+        "| float-reset - float | -, - | 1 | -0.20 | -0.20 |",
     ]
-    assert tables.difference_table(results[-1:]) == ""
+    assert comparisons.difference_table(results[-1:]) == ""
     # Learning rates do not meet.
     results.append(made("float", 1, 0.9, learning_rate=0.02))
-    assert len(tables.difference_table(results).splitlines()) == 6
+    assert len(comparisons.difference_table(results).splitlines()) == 6
     results.append(made("binary", 1, 0.95, learning_rate=0.02))
-    lines = tables.difference_table(results).splitlines()
-    assert "| float - binary, lr 0.02 | 1 | -5.00 | -5.00 |" in lines
+    lines = comparisons.difference_table(results).splitlines()
+    assert "| float - binary, lr 0.02 | -, - | 1 | -5.00 | -5.00 |" in lines
     assert len(lines) == 7
 
 
@@ -201,7 +235,7 @@ def test_the_comparison_of_orders_by_hand():
         made("iterative", 1, 0.5, latent_reset=True),
         made("binary", 1, 0.5),
     ]
-    said = tables.order_test([*runs, *others])
+    said = comparisons.order_test([*runs, *others])
     assert said.endswith("seeds as blocks).")
     assert said.startswith(
         "2 orders, 2 seeds: their means of the last tenth lie within 0.15 points; "
@@ -209,20 +243,157 @@ def test_the_comparison_of_orders_by_hand():
     assert "F(1, 1) = 9.00, p = 0.2 " in said
     # 97.9 - 97.5 and 98.15 - 97.55: 0.5, and Student's t of 12.71 times 0.1
     binary = [made("binary", 1, 0.985), made("binary", 2, 0.9855)]
-    said = tables.order_test([*runs, *binary])
+    said = comparisons.order_test([*runs, *binary])
     assert said.endswith("All orders together - binary: +0.50 (-0.77 to +1.77).")
     # another learning rate is compared with itself
     fast = made("iterative", 1, 0.5, order="132", learning_rate=0.02)
-    said = tables.order_test([*runs, *binary, fast])
+    said = comparisons.order_test([*runs, *binary, fast])
     assert said.startswith("At the learning rate 0.1: 2 orders, ")
     assert "\n" not in said
-    assert tables.order_test(runs[:2]) == ""
-    assert tables.order_test([runs[0], runs[2]]) == ""
-    assert tables.order_test(others) == ""
+    assert comparisons.order_test(runs[:2]) == ""
+    assert comparisons.order_test([runs[0], runs[2]]) == ""
+    assert comparisons.order_test(others) == ""
+
+
+def test_orders_that_are_identical_have_no_f():
+    """What is left is 0 up to rounding: F would be a ratio of rounding errors."""
+    accuracies = (0.9731, 0.9757, 0.9703)
+    runs = [
+        made("iterative", seed, accuracy, order=order)
+        for order in ("forward", "213", "reverse", "132")
+        for seed, accuracy in enumerate(accuracies)
+    ]
+    said = comparisons.order_test(runs)
+    assert "4 orders, 3 seeds: their means of the last tenth lie within 0.00 points; " in said
+    assert said.endswith("F is not defined.")
+    assert "p =" not in said
+
+
+def with_layers(run: report.Result, binary: int, of: int) -> report.Result:
+    line = {"binary_layers": list(range(1, binary + 1)), "layer_flip_ratios": [0.0] * of}
+    return dataclasses.replace(run, summary={**run.summary, "last": run.summary["last"] | line})
+
+
+def test_tables_say_how_many_layers_are_binary():
+    part = with_layers(made("iterative", 1, 0.98), 12, 20)
+    full = with_layers(made("binary", 1, 0.97), 20, 20)
+    table = tables.accuracy_table([part, full])
+    assert "| iterative-forward | 12 of 20 | 0.1 | 1 |" in table
+    assert "| binary | 20 of 20 | 0.1 | 1 |" in table
+    assert "| iterative-forward - binary | 12 of 20, 20 of 20 | 1 |" in (
+        comparisons.difference_table([part, full])
+    )
+
+
+def test_unlike_runs_are_not_pooled():
+    """Only seeds are; whatever else differs makes a group of its own, and its title says what."""
+    runs = [
+        made("float", 1, 0.98, dataset="mnist"),
+        made("float", 2, 0.98, dataset="mnist"),
+        made("float", 3, 0.98, dataset="mnist", patience=5),
+        made("float", 4, 0.48, dataset="mnist_5k", precision="bfloat16"),
+        made("float", 5, 0.98, dataset="mnist", batch_size=50),
+        made("float", 6, 0.98, dataset="mnist", optimizer="sgd"),
+        made("float", 7, 0.98, dataset="mnist", checkpoint_every=7),  # changes no result
+    ]
+    runs.append(dataclasses.replace(runs[0], origin={"devices": ["cpu", "cpu"]}))
+    runs.append(dataclasses.replace(runs[0], origin={"split_file_sha256": "abc"}))
+    groups = {title: [run.fields["seed"] for run in of] for title, of in report.alike(runs)}
+    assert list(groups.values()) == [[1, 2, 7], [3], [4], [5], [6], [1], [1]]
+    titles = list(groups)
+    assert titles[2].startswith("mlp300, mnist_5k, full, 450 epochs, 150 per layer, ")
+    assert "precision='bfloat16'" in titles[2]
+    assert "batch_size=50" in titles[3]
+    assert "devices=['cpu', 'cpu']" in titles[5]
+    assert report.alike(runs[:2])[0][0] == "mlp300, mnist, full, 450 epochs, 150 per layer"
+    # stopped by patience at different epochs, and still seeds of each other
+    summary = {**runs[2].summary, "epochs": 7}
+    stopped = [runs[2], dataclasses.replace(runs[2], summary=summary)]
+    assert len(report.alike(stopped)) == 1
+    said = tables.notes([runs[0], runs[0]])
+    assert said.endswith(
+        "float at 0.1 has 2 runs of seed 1, which are not independent of each other."
+    )
+
+
+def test_ties_of_sensitivities_are_said():
+    measured = {
+        "zero_shot": {
+            "scores": [0.5, 0.1, 0.12],
+            "standard_errors": [0.02, 0.02, 0.02],
+            "ascending": [2, 3, 1],
+            "seconds": 1.0,
+        }
+    }
+    # 0.02 between layers 2 and 3 is less than 0.02 times the root of 2
+    assert "| 0.5 ± 0.02 | 0.1 ± 0.02 | 0.12 ± 0.02 | 2 ≈ 3 1 |" in (
+        sensitivities.sensitivity_table("mlp300", measured)
+    )
+
+
+def drawn(draw: Any, *arguments: Any) -> Any:
+    """The figure that a plot saves."""
+    figures: list[Any] = []
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (plots, curves):
+            patch.setattr(module, "save", lambda figure, path: figures.append(figure))
+        draw(*arguments)
+    (figure,) = figures
+    figure.canvas.draw()
+    return figure
+
+
+def with_curve(run: report.Result, accuracy: list[float], ratios: list[float]) -> report.Result:
+    epochs = list(range(len(accuracy)))
+    flipped = [[ratio] * 2 for ratio in ratios]
+    curve = {"epoch": epochs, "accuracy": accuracy, "layer_flip_ratios": flipped}
+    return dataclasses.replace(run, curve=curve)
+
+
+def test_curves_of_a_short_run_are_the_epochs_themselves():
+    accuracy = [0.11, 0.9, 0.95, 0.96, 0.9821]
+    run = with_curve(made("iterative", 1, 0.9821), accuracy, [0.06] * 5)
+    (axes,) = drawn(curves.curves, [run], Path()).axes
+    (line,) = [line for line in axes.lines if len(line.get_xdata()) == 5]
+    assert list(line.get_ydata()) == pytest.approx([100 * value for value in accuracy])
+    assert axes.get_ylim()[0] < 11  # nothing is cut off
+    assert axes.get_xlabel() == "epoch"
+    assert all(tick == round(tick) for tick in axes.get_xticks())
+    assert axes.get_legend().get_texts()[0].get_text() == "iterative-forward (n=1)"
+
+
+def test_curves_of_a_long_run_say_that_they_are_smoothed():
+    run = with_curve(made("float", 1, 0.98), [0.9 + 0.001 * k for k in range(60)], [0.06] * 60)
+    (axes,) = drawn(curves.curves, [run], Path()).axes
+    assert "moving average over up to 7" in axes.get_xlabel()
+
+
+@pytest.mark.parametrize("ratios", [[0.06, 0.03, 0.05], [0.06, 0.0, 0.05]])
+def test_flips_have_plain_percent(ratios: list[float]):
+    """A ratio of 0 is drawn as 0 and not cut off."""
+    run = with_curve(made("iterative", 1, 0.98), [0.9, 0.95, 0.96], ratios)
+    (axes,) = drawn(curves.flips, [run], Path()).axes
+    labels = [*axes.yaxis.get_ticklabels(), *axes.yaxis.get_ticklabels(minor=True)]
+    shown = [label.get_text() for label in labels if label.get_text()]
+    assert shown
+    assert all("$" not in text and "^" not in text for text in shown), shown
+    low, high = axes.get_ylim()
+    assert low <= min(100 * ratio for ratio in ratios)
+    assert high >= 6
+    assert "n=1" in axes.get_xlabel()
+    assert all(tick == round(tick) for tick in axes.get_xticks())
+
+
+def test_the_legend_has_no_entry_without_points():
+    (axes,) = drawn(plots.accuracies, [result("float", 0.98, 0.99)], Path()).axes
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == [
+        "last epoch",
+        "best epoch",
+    ]
 
 
 def panels(*results: report.Result) -> list[list[str]]:
-    return plots._panels(plots._lines(results))
+    return curves._panels(plots.lines(results))
 
 
 def test_many_variants_are_drawn_in_panels():
@@ -253,8 +424,8 @@ def test_learning_rates_are_not_drawn_as_seeds():
 def test_curves_are_not_smoothed_across_a_binarization():
     epochs = np.arange(0, 20, 2)
     values = np.where(epochs < 10, 1.0, 5.0)
-    assert (plots._smoothed(epochs, values, [10]) == values).all()
-    across = plots._smoothed(epochs, values, [])
+    assert (curves._smoothed(epochs, values, [10]) == values).all()
+    across = curves._smoothed(epochs, values, [])
     # three on either side of epoch 8: 1 1 1 1 5 5 5
     assert across[4] == pytest.approx((4 * 1 + 3 * 5) / 7)
     assert across[0] == 1
@@ -274,11 +445,9 @@ def test_a_collection_names_no_place(runs: Path, tmp_path: Path):
     assert kept["curve"]["accuracy"] == [round(line["validation_accuracy"], 4) for line in lines]
 
 
-def test_a_long_curve_is_thinned_and_keeps_the_last_epoch(tmp_path: Path):
+def test_a_long_curve_is_thinned_and_keeps_the_last_epoch():
     line = {"test_accuracy": 0.5, "layer_flip_ratios": [0.12345]}
-    text = "".join(json.dumps({"epoch": epoch, **line}) + "\n" for epoch in range(450))
-    (tmp_path / "metrics.jsonl").write_text(text)
-    curve = collect._curve(tmp_path, "test_accuracy")
+    curve = collect._curve([{"epoch": epoch, **line} for epoch in range(450)], "test_accuracy")
     assert curve["epoch"] == list(range(4, 450, 5))
     assert curve["layer_flip_ratios"][0] == [0.12]
 

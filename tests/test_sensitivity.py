@@ -1,5 +1,7 @@
 """Measures of sensitivity against values worked out by hand and against exact Hessians."""
 
+import dataclasses
+import json
 from pathlib import Path
 
 import jax
@@ -7,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments import sensitivities
 from jaxbin import config, data, train
 from jaxbin.binarization.binarize import sign
 from jaxbin.binarization.layers import BINARIZATION, forward_order, write_mask
@@ -95,13 +98,13 @@ def test_zero_shot_by_hand(small: Trained):
 
 def test_ascending_and_ranks():
     assert sensitivity.ascending([0.3, 0.1, 0.2, 0.1]) == (2, 4, 3, 1)
-    assert sensitivity.ranks_of((2, 4, 3, 1)) == [3, 0, 2, 1]
+    assert sensitivities.ranks_of((2, 4, 3, 1)) == [3, 0, 2, 1]
 
 
 def test_rank_correlation():
-    assert sensitivity.rank_correlation([1, 2, 3], [10, 20, 15]) == pytest.approx(0.5)
-    assert sensitivity.rank_correlation([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
-    assert sensitivity.rank_correlation([1, 2, 3], [1, 1, 1]) is None
+    assert sensitivities.rank_correlation([1, 2, 3], [10, 20, 15]) == pytest.approx(0.5)
+    assert sensitivities.rank_correlation([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
+    assert sensitivities.rank_correlation([1, 2, 3], [1, 1, 1]) is None
 
 
 SHORT = {"epochs": 1, "max_steps_per_epoch": 3, "learning_rate": 0.01}
@@ -111,13 +114,39 @@ def test_every_measure_of_a_run(tmp_path: Path):
     train.run(config.parse(SHORT | {"method": "float"}), tmp_path)
     trained = sensitivity.load_trained(tmp_path)
     for name in sensitivity.MEASURES:
-        scores = sensitivity.measure(trained, name, samples=3)
+        scores, errors = sensitivity.measure(trained, name, samples=3)
         assert len(scores) == 3
+        assert (errors is None) == (name in ("weight_error", "relative_weight_error"))
+        assert errors is None or (len(errors) == 3 and min(errors) > 0)
         assert len(set(scores)) == 3
         assert np.isfinite(scores).all()
     assert sensitivity.measure(trained, "hessian", 1, 3) == sensitivity.measure(
         trained, "hessian", 1, 3
     )
+
+
+def test_measures_compute_in_the_precision_of_the_run(
+    small: Trained, monkeypatch: pytest.MonkeyPatch
+):
+    """JAX's own default is TensorFloat-32 on recent GPUs, whatever the run's was."""
+    found = []
+
+    def note(*_: object) -> list[float]:
+        found.append(jax.config.jax_default_matmul_precision)
+        return [0.5, 0.5, 0.5]
+
+    monkeypatch.setattr(sensitivity, "zero_shot_errors", note)
+    sensitivity.measure(small, "zero_shot")
+    tf32 = dataclasses.replace(small, matmul_precision="tensorfloat32")
+    sensitivity.measure(tf32, "zero_shot")
+    assert found == ["float32", "tensorfloat32"]
+
+
+def test_a_streamed_run_is_refused(tmp_path: Path):
+    parsed = config.parse({"method": "float", "dataset": "imagenet2012", "image_size": 8})
+    (tmp_path / "config.json").write_text(json.dumps(config.to_json(parsed)))
+    with pytest.raises(UserError, match="is streamed: its sensitivity can be measured by training"):
+        sensitivity.load_trained(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -245,3 +245,14 @@ def test_the_published_sizes():
     assert spec.mean == (0.485, 0.456, 0.406)
     assert spec.std == (0.229, 0.224, 0.225)
     assert dataclasses.replace(spec, image_shape=(16, 16, 3)) == SPEC
+
+
+def test_evaluation_sizes_are_those_of_torchvision():
+    """Its rule is int(short * long / shorter) in whole numbers; a rounded factor loses a pixel."""
+    assert images.resized_size(98, 147, 256) == (256, 384)
+    assert images.resized_size(147, 98, 256) == (384, 256)
+    for shorter in range(33, 700, 7):
+        for longer in range(shorter, 700):
+            expected = 256, int(256 * longer / shorter)
+            assert images.resized_size(shorter, longer, 256) == expected
+            assert images.resized_size(longer, shorter, 256) == expected[::-1]

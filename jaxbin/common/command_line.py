@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from jaxbin.common.errors import UserError
 
@@ -28,6 +28,42 @@ def make_parser(command: str, description: str) -> argparse.ArgumentParser:
 
     parser.error = refuse
     return parser
+
+
+def number(kind: Callable[[str], Any], least: float | None = None) -> Callable[[str], Any]:
+    """The type of a flag that takes one number; what it refuses names what it accepts.
+
+    Args:
+      kind: int or float.
+      least: the least that is accepted, if there is one.
+    """
+    name = {int: "a whole number", float: "a number"}[kind]
+    accepted = name if least is None else f"{name} >= {least:g}"
+
+    def parse(text: str) -> Any:
+        try:
+            value = kind(text)
+            if least is None or value >= least:
+                return value
+        except ValueError:
+            pass
+        raise argparse.ArgumentTypeError(f"{text!r} is not accepted; accepted: {accepted}")
+
+    return parse
+
+
+def numbers(kind: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
+    """The type of a flag that takes several numbers, with commas between them."""
+    name = {int: "whole numbers, as 1,2,3", float: "numbers, as 0.1,0.01"}[kind]
+
+    def parse(text: str) -> tuple[Any, ...]:
+        try:
+            return tuple(kind(part) for part in text.split(","))
+        except ValueError:
+            message = f"{text!r} is not accepted; accepted: {name}"
+            raise argparse.ArgumentTypeError(message) from None
+
+    return parse
 
 
 def make_directory(flag: str, path: Path) -> None:

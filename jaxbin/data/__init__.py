@@ -5,7 +5,7 @@ read.
 TensorFlow is never needed.
 """
 
-from jaxbin.data.loading import load
+from jaxbin.data.loading import check_directory, load
 from jaxbin.data.originals.preparation import prepare
 from jaxbin.data.specs import DATASETS, DataError, Dataset, DatasetSpec, Split, Stream, spec
 from jaxbin.data.splits import SplitPositions, read_split_file
@@ -18,6 +18,7 @@ __all__ = [
     "Split",
     "SplitPositions",
     "Stream",
+    "check_directory",
     "load",
     "prepare",
     "read_split_file",

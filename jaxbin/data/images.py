@@ -101,12 +101,22 @@ def evaluation_image(encoded: bytes, source: str, image: np.ndarray) -> np.ndarr
     width, height = _size(encoded, source)
     short = round(side * 256 / 224)
     pixels = _decode(encoded, min(width, height) / short, source)
-    scale = short / min(width, height)
-    size = (max(short, int(width * scale)), max(short, int(height * scale)))
+    size = resized_size(width, height, short)
     resized = cv2.resize(pixels, size, interpolation=cv2.INTER_LINEAR)
     x, y = round((size[0] - side) / 2), round((size[1] - side) / 2)
     image[:] = resized[y : y + side, x : x + side]
     return image
+
+
+def resized_size(width: int, height: int, short: int) -> tuple[int, int]:
+    """The size whose short side is `short`, the other rounded down, as torchvision has it.
+
+    >>> resized_size(98, 147, 256)
+    (256, 384)
+    """
+    shorter = min(width, height)
+    # Whole numbers: a factor would be rounded first, and 384 sometimes become 383.
+    return short * width // shorter, short * height // shorter
 
 
 @cache

@@ -2,14 +2,39 @@
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
 from jaxbin.data import digits, splits, synthetic
 from jaxbin.data.imagenet import dataset
+from jaxbin.data.originals.files import ORIGINALS
 from jaxbin.data.originals.preparation import find_version, ignore_message, prepare_spec
 from jaxbin.data.specs import DataError, Dataset, DatasetSpec
 from jaxbin.data.splits import SplitPositions
+
+DEFAULT_DIRECTORY = "~/tensorflow_datasets"
+
+
+def check_directory(name: str, data_dir: str, download: bool = False) -> None:
+    """Refuse a data directory that is misspelt, before a download fills what its name says.
+
+    Args:
+      name: of the dataset.
+      data_dir: where it is to be read; the default may be missing and is made.
+      download: whether any other may be made, too.
+
+    Raises:
+      DataError: the directory does not exist.
+    """
+    kept = name in ORIGINALS or name == dataset.NAME
+    if not kept or download or data_dir == DEFAULT_DIRECTORY:
+        return
+    if not Path(data_dir).expanduser().is_dir():
+        hint = ", or config.download=True to make it" if name in ORIGINALS else ""
+        raise DataError(
+            f"data_dir={data_dir!r} does not exist; accepted: a TFDS data directory{hint}"
+        )
 
 
 def load(

@@ -6,6 +6,7 @@ larger, the more sensitive. `ascending` turns scores into an order.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.stats
 
 from jaxbin import data
 from jaxbin.binarization.layers import (
@@ -27,6 +27,7 @@ from jaxbin.binarization.layers import (
 from jaxbin.binarization.methods import Rules, computed_weights
 from jaxbin.common.errors import UserError
 from jaxbin.engine.preprocessing import normalize
+from jaxbin.engine.program import matmul_precision
 from jaxbin.engine.step import cross_entropy
 from jaxbin.export import freeze
 from jaxbin.networks import registry
@@ -53,6 +54,7 @@ class Trained:
       layer_names: names of layers 1..L.
       dataset: training and validation split.
       rules: what a binary layer would compute with.
+      matmul_precision: of the run, see `jaxbin.engine.program.matmul_precision`.
     """
 
     network: nn.Module
@@ -60,6 +62,7 @@ class Trained:
     layer_names: tuple[str, ...]
     dataset: data.Dataset
     rules: Rules = dataclasses.field(default_factory=Rules)
+    matmul_precision: str = "float32"
 
     @property
     def latents(self) -> tuple[jax.Array, ...]:
@@ -85,9 +88,15 @@ def load_trained(workdir: Path) -> Trained:
     """The last checkpoint of a finished run of method "float", and its data.
 
     Raises:
-      UserError: there is no such run, or it used the test set, by which no order may be chosen.
+      UserError: there is no such run, or it used the test set, by which no order may be chosen, or
+        its dataset is streamed.
     """
     run = freeze.read_configuration(workdir)
+    if run.streamed:
+        raise UserError(
+            f"{workdir} is a run of dataset={run.dataset!r}, which is streamed: its sensitivity "
+            "can be measured by training only"
+        )
     if run.method != "float" or run.stage != "validation":
         raise UserError(
             f"{workdir} is a run of method={run.method!r}, stage={run.stage!r}; accepted: "
@@ -95,7 +104,8 @@ def load_trained(workdir: Path) -> Trained:
         )
     number = finished.checkpoint_of(freeze.read_summary(workdir, run)["last"])
     spec = run.dataset_spec
-    network = registry.build(run.network, spec.classes, run.depth, rules=run.rules)
+    dtype = jnp.bfloat16 if run.precision == "bfloat16" else None
+    network = registry.build(run.network, spec.classes, run.depth, dtype=dtype, rules=run.rules)
     variables = freeze.stored_variables(workdir, network, spec, number)
     dataset = data.load(
         spec,
@@ -105,11 +115,14 @@ def load_trained(workdir: Path) -> Trained:
         seed=run.seed,
     )
     names = forward_order(network, spec.image_shape)
-    return Trained(network, variables, names, dataset, run.rules)
+    precision = matmul_precision(run)
+    return Trained(network, variables, names, dataset, run.rules, precision)
 
 
-def measure(trained: Trained, name: str, seed: int = 0, samples: int = 100) -> list[float]:
-    """The scores of layers 1..L.
+def measure(
+    trained: Trained, name: str, seed: int = 0, samples: int = 100
+) -> tuple[list[float], list[float] | None]:
+    """The scores of layers 1..L, and their standard errors; computed in the run's precision.
 
     Args:
       trained: from `load_trained`.
@@ -117,21 +130,47 @@ def measure(trained: Trained, name: str, seed: int = 0, samples: int = 100) -> l
       seed: of the random vectors of "hessian".
       samples: how many of them.
 
+    Returns:
+      Scores and standard errors: what the validation images ("zero_shot") or the random vectors
+      ("hessian") leave open, not what another network would. None where nothing is sampled.
+
     Raises:
       UserError: there is no such measure.
     """
     if name not in MEASURES:
         raise UserError(f"measure={name!r} is unknown; accepted: training, {', '.join(MEASURES)}")
-    if name == "zero_shot":
-        return zero_shot_errors(trained)
-    if name == "hessian":
-        traces, _ = hessian_traces(trained, jax.random.key(seed), samples)
-        sizes = [latent.size for latent in trained.latents]
-        errors = weight_errors(trained.latents, trained.binary_weights)
-        # HAWQ-V2 (arXiv 1911.03852): the mean eigenvalue times the squared perturbation.
-        return [t / n * e for t, n, e in zip(traces, sizes, errors, strict=True)]
-    relative = name == "relative_weight_error"
-    return weight_errors(trained.latents, trained.binary_weights, relative)
+    with jax.default_matmul_precision(trained.matmul_precision):
+        if name == "zero_shot":
+            errors = zero_shot_errors(trained)
+            examples = len(trained.dataset.evaluation.labels)
+            return errors, [standard_error(error, examples) for error in errors]
+        if name == "hessian":
+            return _hessian_scores(trained, jax.random.key(seed), samples)
+        relative = name == "relative_weight_error"
+        return weight_errors(trained.latents, trained.binary_weights, relative), None
+
+
+def standard_error(error: float, examples: int) -> float:
+    """The standard error of a share of wrong answers among so many images.
+
+    >>> standard_error(0.1, 100)
+    0.03
+    """
+    return math.sqrt(error * (1 - error) / examples)
+
+
+def _hessian_scores(
+    trained: Trained, key: jax.Array, samples: int
+) -> tuple[list[float], list[float]]:
+    """HAWQ-V2 (arXiv 1911.03852): the mean eigenvalue times the squared perturbation."""
+    traces, errors = hessian_traces(trained, key, samples)
+    squares = weight_errors(trained.latents, trained.binary_weights)
+    factors = [s / w.size for s, w in zip(squares, trained.latents, strict=True)]
+    scores, spreads = (
+        [value * factor for value, factor in zip(values, factors, strict=True)]
+        for values in (traces, errors)
+    )
+    return scores, spreads
 
 
 def weight_errors(
@@ -256,20 +295,3 @@ def hessian_traces(
 def ascending(scores: Sequence[float]) -> tuple[int, ...]:
     """The order from the least to the most sensitive layer; of equal ones the first in front."""
     return tuple(sorted(range(1, len(scores) + 1), key=lambda layer: scores[layer - 1]))
-
-
-def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float | None:
-    """Spearman's rank correlation of two measures; None where one of them is constant.
-
-    Args:
-      first, second: scores of layers 1..L.
-    """
-    if len(set(first)) == 1 or len(set(second)) == 1:
-        return None
-    result: Any = scipy.stats.spearmanr(first, second)
-    return float(result.statistic)
-
-
-def ranks_of(order: Sequence[int]) -> list[float]:
-    """Scores that stand for an order: layer k's place in it."""
-    return [float(order.index(layer)) for layer in range(1, len(order) + 1)]

@@ -55,9 +55,10 @@ def main(arguments: Sequence[str]) -> None:
         print(write_c(artifact, flags.output))
         return
     content = to_bytes(artifact, flags.output.suffix)
+    table = size_table(artifact, len(content))  # whatever fails, fails before there is a file
     write_whole(flags.output, content)
     if flags.output.suffix != ".html":
-        print(size_table(artifact, len(content)))
+        print(table)
     print(f"{flags.output}: {len(content):,} bytes")
 
 

@@ -76,6 +76,9 @@ class Artifact:
         """The network's name, as "resnet20"."""
         return registry.label(self.network, self.depth)
 
+    def __repr__(self) -> str:
+        return f"Artifact({self.network_label}, {len(self.layers)} layers)"  # and not its arrays
+
 
 _HEADER = ("network", "depth", "image_shape", "class_names", "mean", "std", "precision", "rows")
 

@@ -18,7 +18,7 @@ from jaxbin.common.errors import UserError, one_line
 from jaxbin.export.artifact import FOLDED, UNFOLDED, Artifact, pack
 from jaxbin.networks import registry
 from jaxbin.networks.norm import EPSILON
-from jaxbin.runs import checkpoints, finished, run_directory
+from jaxbin.runs import advice, checkpoints, finished, run_directory
 
 PyTree = Any
 
@@ -79,8 +79,12 @@ def freeze_variables(
     trained. A scale of binary weights goes into what their outputs are multiplied by.
 
     Raises:
-      UserError: a layer is neither wholly binary nor float.
+      UserError: a layer is neither wholly binary nor float, or the network has parameters that an
+        artifact has no place for.
     """
+    problem = advice.not_exportable(network, spec.image_shape)
+    if problem:
+        raise UserError(problem)
     layers = forward_order(network, spec.image_shape)
     flat = {
         name: np.asarray(array)

@@ -1,5 +1,6 @@
 """Models ready to classify images: `load` and `Model.predict`."""
 
+import collections
 import dataclasses
 import os
 from collections.abc import Callable, Mapping
@@ -14,10 +15,13 @@ import numpy as np
 from jaxbin.common.errors import UserError, shown
 from jaxbin.export import artifact as artifacts
 from jaxbin.export.artifact import Artifact
-from jaxbin.export.packed import make_forward
+from jaxbin.export.packed import make_forward, unpack
 
 BATCH_SIZE = 256
 """The most images that are computed at once."""
+
+# Batches that the device is given before the first is waited for: its memory is finite.
+_AHEAD = 32
 
 SUFFIX = ".jaxbin"
 
@@ -27,7 +31,7 @@ BACKENDS = ("xla", "c")
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """What a network says of n images.
+    """What a network says of n images, of 0 too.
 
     Attributes:
       logits: float32 (n, classes).
@@ -49,6 +53,10 @@ class Prediction:
         """The name of each image's most probable class."""
         return tuple(self.class_names[number] for number in self.classes)
 
+    def __repr__(self) -> str:
+        images, classes = self.logits.shape
+        return f"Prediction({images} images, {classes} classes)"
+
 
 @dataclasses.dataclass(frozen=True)
 class Model:
@@ -59,12 +67,23 @@ class Model:
       kernels: of every layer, on the device, as the artifact has them.
       channels: likewise.
       compute: compiled `(kernels, channels, images) -> (logits, probabilities)`.
+      unpack: compiled `kernels -> kernels`, binary ones as float32.
     """
 
     artifact: Artifact
     kernels: Mapping[str, jax.Array]
     channels: jax.Array
     compute: Callable[..., tuple[jax.Array, jax.Array]]
+    unpack: Callable[..., Mapping[str, jax.Array]]
+
+    def __repr__(self) -> str:
+        artifact = self.artifact
+        shape = "x".join(map(str, artifact.image_shape))
+        binary = sum(kernel.dtype == jnp.uint8 for kernel in self.kernels.values())
+        return (
+            f"Model({artifact.network_label}, images {shape}, {len(artifact.class_names)} classes, "
+            f"{binary} of {len(artifact.layers)} layers binary)"
+        )
 
     def predict(self, images: Any) -> Prediction:
         """Classify images.
@@ -77,21 +96,36 @@ class Model:
           UserError: the images have another dtype or size.
         """
         images = _checked_images(images, self.artifact.image_shape)
-        parts = [
-            self._compute_padded(images[start : start + BATCH_SIZE])
-            for start in range(0, len(images), BATCH_SIZE)
-        ]
+        starts = range(0, len(images), BATCH_SIZE)
+        # Unpacked once, rather than in each of many batches; float32 only as long as this takes.
+        kernels = self.unpack(self.kernels) if len(starts) > 1 else self.kernels
+        parts: list[tuple[np.ndarray, np.ndarray]] = []
+        computing: collections.deque[tuple[int, Any]] = collections.deque()
+        for start in starts:
+            batch = images[start : start + BATCH_SIZE]
+            computing.append((len(batch), self._dispatch(kernels, batch)))
+            if len(computing) > _AHEAD:
+                parts.append(_fetch(*computing.popleft()))
+        parts += [_fetch(*of_batch) for of_batch in computing]
+        classes = self.artifact.class_names
+        if not parts:
+            empty = np.zeros((0, len(classes)), np.float32)
+            return Prediction(empty, empty, classes)
         logits, probabilities = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-        return Prediction(logits, probabilities, self.artifact.class_names)
+        return Prediction(logits, probabilities, classes)
 
-    def _compute_padded(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Logits and probabilities, the batch filled up so that few sizes are ever compiled."""
+    def _dispatch(self, kernels: Mapping[str, jax.Array], images: np.ndarray) -> Any:
+        """Begin a batch, filled up so that few sizes are ever compiled; do not wait for it."""
         n = len(images)
         size = 1 << (n - 1).bit_length()
         padded = np.concatenate([images, np.zeros((size - n, *images.shape[1:]), np.uint8)])
-        results = self.compute(self.kernels, self.channels, padded)
-        logits, probabilities = (np.asarray(array)[:n] for array in results)
-        return logits, probabilities
+        return self.compute(kernels, self.channels, padded)
+
+
+def _fetch(n: int, results: tuple[jax.Array, jax.Array]) -> tuple[np.ndarray, np.ndarray]:
+    """Logits and probabilities of a batch of n images, once they are computed."""
+    logits, probabilities = (np.asarray(array)[:n] for array in results)
+    return logits, probabilities
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,6 +183,7 @@ def locate(name_or_path: str | Path) -> Path:
     """
     path = os.path.expanduser(name_or_path)
     if os.path.exists(path):
+        _check_kind(path)
         return Path(path)
     names = zoo_names()
     if str(name_or_path) in names:
@@ -157,6 +192,23 @@ def locate(name_or_path: str | Path) -> Path:
         f"{shown(str(name_or_path))} is neither a file nor in the zoo; "
         f"the zoo has: {', '.join(names)}"
     )
+
+
+def _check_kind(path: str) -> None:
+    """Refuse what is likely to be taken for an exported file."""
+    run = os.path.isdir(path) and os.path.exists(os.path.join(path, "config.json"))
+    if run:
+        raise UserError(
+            f"{shown(path)} is a run directory; export it first: python -m jaxbin.export "
+            f"--workdir={path} --output=model.jaxbin"
+        )
+    if os.path.isdir(path):
+        raise UserError(f"{shown(path)} is a directory; accepted: a {SUFFIX} file")
+    if path.endswith((".onnx", ".stablehlo")):
+        raise UserError(
+            f"{shown(path)} is for other runtimes; accepted: the {SUFFIX} file of the same network "
+            "(docs/export.md)"
+        )
 
 
 def zoo_names() -> list[str]:
@@ -178,15 +230,23 @@ def make_model(artifact: Artifact) -> Model:
         logits = forward(kernels, channels, images)
         return logits, jax.nn.softmax(logits)
 
+    shapes = artifacts.kernel_shapes(artifact)
+
+    def unpacked(kernels: Mapping[str, jax.Array]) -> Mapping[str, jax.Array]:
+        return {
+            name: unpack(array, shapes[name]) if array.dtype == jnp.uint8 else array
+            for name, array in kernels.items()
+        }
+
     kernels = {name: jnp.asarray(array) for name, array in artifact.kernels.items()}
     channels = jnp.asarray(artifact.channels)
     # The device's arrays only, not a second copy of the weights.
     held = dataclasses.replace(artifact, kernels=kernels, channels=channels)
-    return Model(held, kernels, channels, jax.jit(compute))
+    return Model(held, kernels, channels, jax.jit(compute), jax.jit(unpacked))
 
 
 def _checked_images(images: Any, image_shape: tuple[int, int, int]) -> np.ndarray:
-    """Images as (n, height, width, channels), n at least 1."""
+    """Images as (n, height, width, channels)."""
     images = np.asarray(images)
     accepted = "x".join(map(str, image_shape))
     if images.dtype != np.uint8:
@@ -196,6 +256,6 @@ def _checked_images(images: Any, image_shape: tuple[int, int, int]) -> np.ndarra
         images = images[..., None]
     if images.shape == image_shape:
         images = images[None]
-    if images.ndim != 4 or images.shape[1:] != image_shape or not len(images):
+    if images.ndim != 4 or images.shape[1:] != image_shape:
         raise UserError(f"images of shape {given} are not accepted; accepted: (n x) {accepted}")
     return images

@@ -10,24 +10,29 @@ checkpoints/      states, by their number of steps, see `jaxbin.runs.checkpoints
 summary.json      best and last epoch, when the run has ended
 """
 
+import errno
 import fcntl
+import hashlib
 import json
 import os
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from jaxbin import data
 from jaxbin.binarization import orders
 from jaxbin.common import files, provenance
 from jaxbin.common.errors import UserError, shown
 from jaxbin.config import FIELDS, Config, check_value, to_json
+from jaxbin.runs import terminal
 
 # Moving the data, looking at a run's result, what is kept of it and how long it is waited for make
 # no other run; nor does who reads the data.
 _MAY_DIFFER = (
     "data_dir",
+    "download",
     "evaluate_only",
     "input_workers",
     "checkpoint_every",
@@ -39,6 +44,11 @@ _MAY_DIFFER = (
 _DEFINES_WEIGHTS = ("network", "depth", "layer_names")
 
 _LOCK = "lock"
+# Filesystems without locks answer in many ways; that somebody has the lock is said in two.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
+_HELD = (errno.EWOULDBLOCK, errno.EACCES)
+
+_SPLIT = "split_file_sha256"
 
 
 def default_workdir(config: Config) -> Path:
@@ -83,8 +93,7 @@ def check(workdir: Path, config: Config) -> None:
     else:
         _check_writable(workdir)
     if not config.evaluate_only and os.path.exists(workdir / "config.json"):
-        names = [name for name in to_json(config) if name not in _MAY_DIFFER]
-        _check_same("workdir", workdir, config, names, "choose another --workdir")
+        _check_same("workdir", workdir, config, _names(config), "choose another --workdir")
         if os.path.exists(workdir / "positions") and not os.path.exists(workdir / "summary.json"):
             raise UserError(
                 f"workdir={str(workdir)!r} was left unfinished by an older jaxbin, which counted "
@@ -92,6 +101,12 @@ def check(workdir: Path, config: Config) -> None:
             )
     if config.initialize_from:
         _check_weights("initialize_from", Path(config.initialize_from), config)
+    data.check_directory(config.dataset, config.data_dir, config.download)
+
+
+def same_run(stored: Mapping[str, Any], config: Config) -> bool:
+    """Whether the content of a `config.json` is this run's, apart from what may differ."""
+    return not _differing(stored, config, _names(config))
 
 
 def _check_writable(workdir: Path) -> None:
@@ -101,7 +116,8 @@ def _check_writable(workdir: Path) -> None:
     if not os.access(there, os.W_OK | os.X_OK):
         raise UserError(f"workdir={str(workdir)!r} is not writable: {there} is not")
     if os.path.exists(workdir / _LOCK):
-        with (workdir / _LOCK).open("rb") as file:
+        # To be written to, although nothing is: NFS grants an exclusive lock to no other.
+        with files.written(workdir / _LOCK), (workdir / _LOCK).open("r+b") as file:
             _lock(workdir, file)
 
 
@@ -117,18 +133,42 @@ def _check_weights(field: str, directory: Path, config: Config) -> None:
 def _check_same(
     field: str, directory: Path, config: Config, names: Sequence[str], consequence: str
 ) -> None:
-    there = read_configuration(directory)
-    here = json.loads(json.dumps(to_json(config)))
-    differing = [
-        f"{name} ({there.get(name)!r} there, {here[name]!r} here)"
-        for name in names
-        if there.get(name) != here[name]
-    ]
+    differing = _differing(read_configuration(directory), config, names)
     if differing:
         raise UserError(
             f"{field}={str(directory)!r} belongs to another configuration: "
             f"{', '.join(differing)}; {consequence}"
         )
+
+
+def _names(config: Config) -> list[str]:
+    """The fields that make a run what it is."""
+    return [name for name in to_json(config) if name not in _MAY_DIFFER]
+
+
+def _differing(there: Mapping[str, Any], config: Config, names: Sequence[str]) -> list[str]:
+    """Which of the fields `names` differ between a stored run and this one, and how.
+
+    A split file counts by its content, wherever it lies; that of a run of a version that did not
+    keep its checksum by its path.
+    """
+    here = json.loads(json.dumps(to_json(config))) | _checksums(config)
+    compared = list(names)
+    if "split_file" in names and _SPLIT in there:
+        compared[compared.index("split_file")] = _SPLIT
+    return [
+        f"{name} ({shown(there.get(name))} there, {shown(here.get(name))} here)"
+        for name in compared
+        if there.get(name) != here.get(name)
+    ]
+
+
+def _checksums(config: Config) -> dict[str, str]:
+    """What `config.json` holds of the content of files that the configuration names."""
+    if not config.split_file:
+        return {}
+    content = Path(config.split_file).expanduser().read_bytes()
+    return {_SPLIT: hashlib.sha256(content).hexdigest()}
 
 
 def read_configuration(directory: Path) -> dict[str, Any]:
@@ -179,7 +219,7 @@ def claim(workdir: Path, config: Config) -> Iterator[None]:
             path.write_text(f"process {os.getpid()} on {platform.node()}\n", encoding="utf-8")
         if not (workdir / "config.json").exists():
             files.write_json(workdir / "environment.json", provenance.environment())
-            files.write_json(workdir / "config.json", to_json(config))
+            files.write_json(workdir / "config.json", to_json(config) | _checksums(config))
         yield
 
 
@@ -191,7 +231,13 @@ def _lock(workdir: Path, file: BinaryIO) -> None:
     """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    except OSError as error:
+        if error.errno in _NO_LOCKS:
+            warning = "%s lies where nothing can be locked: let one process at a time use it"
+            terminal.logger.warning(warning, workdir)
+            return
+        if error.errno not in _HELD:
+            raise UserError(f"{workdir / _LOCK} cannot be locked: {error.strerror}") from None
         holder = (workdir / _LOCK).read_text(encoding="utf-8").strip() or "another process"
         raise UserError(
             f"workdir={str(workdir)!r} is in use by {holder}; accepted: another directory, or this "

@@ -19,12 +19,12 @@ import numpy as np
 import pytest
 from refusals import check_refused
 
-from jaxbin import data, predict
+from jaxbin import data
 from jaxbin.binarization import orders
 from jaxbin.common.errors import UserError
 from jaxbin.data.imagenet import originals
 from jaxbin.export import __main__ as export
-from jaxbin.export import artifact, inference, torch_weights
+from jaxbin.export import artifact, images, inference, torch_weights
 
 ZOO = inference.locate("mnist_300").read_bytes()
 ROOT = Path(__file__).parent.parent.parent
@@ -60,7 +60,7 @@ def test_no_pickle_is_executed_for_a_model_an_order_or_a_split(tmp_path: Path, p
     check_refused(lambda: orders.resolve(str(tmp_path / "order.json"), 3, "mlp300"), "JSON")
     split = str(tmp_path / "split.json")
     check_refused(lambda: data.read_split_file(split, data.spec("cifar10")), "JSON")
-    check_refused(lambda: predict.read_image(str(tmp_path / "image.png"), (28, 28, 1)), "no image")
+    check_refused(lambda: images.read_image(str(tmp_path / "image.png"), (28, 28, 1)), "no image")
     assert not (tmp_path / "executed").exists()
 
 
@@ -120,7 +120,7 @@ def test_no_image_is_given_to_another_program(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *args, **_: started.append(args))
     text = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 28 28\n%%EndComments\nshowpage\n"
     (tmp_path / "image.png").write_bytes(text)
-    check_refused(lambda: predict.read_image(str(tmp_path / "image.png"), (28, 28, 1)), "no image")
+    check_refused(lambda: images.read_image(str(tmp_path / "image.png"), (28, 28, 1)), "no image")
     assert not started
 
 
@@ -259,6 +259,5 @@ def test_an_image_that_grows_is_refused_in_one_line(tmp_path: Path, side: int):
     assert (result.returncode, result.stdout) == (2, "")
     assert line.startswith("error: image ")
     assert (
-        memory_used(lambda: check_refused(lambda: predict.read_image(str(path), (28, 28, 1))))
-        < 10e6
+        memory_used(lambda: check_refused(lambda: images.read_image(str(path), (28, 28, 1)))) < 10e6
     )

@@ -1,0 +1,121 @@
+"""What variants change, and how certain that is: differences by seed, analysis of variance.
+
+Only runs that agree in everything but variant, learning rate and seed go in.
+"""
+
+import statistics
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import scipy.stats
+
+from experiments.tables import grouped
+
+if TYPE_CHECKING:
+    from experiments.report import Result
+
+_ROUNDING = 1e-10
+"""Of an accuracy: what is smaller than that share of it is no difference."""
+
+
+def difference_table(results: "Sequence[Result]") -> str:
+    """What methods and orders change, seed by seed: the same seed has the same first weights.
+
+    Variants are compared with "binary", those with the published latent reset with "binary-reset",
+    and these with themselves without it, at the same learning rate. Intervals are Student's, of
+    95 %. Empty without two runs of one seed.
+    """
+    by_variant: dict[tuple[str, float], dict[int, Result]] = {}
+    for result in results:
+        key = result.variant, result.fields["learning_rate"]
+        by_variant.setdefault(key, {})[result.fields["seed"]] = result
+    several = len({rate for _, rate in by_variant}) > 1
+    lines = []
+    plain = {variant: variant.removesuffix("-reset") for variant, _ in by_variant}
+    pairs_of = [(of, "binary-reset" if of[0] != plain[of[0]] else "binary") for of in by_variant]
+    pairs_of += [(of, plain[of[0]]) for of in by_variant]
+    for (variant, rate), base in pairs_of:
+        by_seed, others = by_variant[variant, rate], by_variant.get((base, rate), {})
+        seeds = sorted(by_seed.keys() & others.keys())
+        if variant == base or not seeds:
+            continue
+        pairs = [(by_seed[seed], others[seed]) for seed in seeds]
+        last = [one.accuracy("last") - other.accuracy("last") for one, other in pairs]
+        late = [
+            one.late_accuracy - other.late_accuracy
+            for one, other in pairs
+            if one.late_accuracy is not None and other.late_accuracy is not None
+        ]
+        cells = f"{mean_and_interval(last)} | {mean_and_interval(late)}"
+        name = f"{variant} - {base}" + (f", lr {rate:g}" if several else "")
+        binary = f"{pairs[0][0].binary_layers}, {pairs[0][1].binary_layers}"
+        lines.append(f"| {name} | {binary} | {len(seeds)} | {cells} |")
+    head = (
+        "| difference, same seeds | binary layers | n | last epoch, points "
+        "| mean of the last tenth, points |"
+    )
+    return "\n".join([head, "| --- | --- | --- | --- | --- |", *lines]) if lines else ""
+
+
+def order_test(results: "Sequence[Result]") -> str:
+    """Whether the orders of iterative runs differ by more than their seeds explain, in words.
+
+    A two-way analysis of variance without interaction, of the mean of the last tenth: orders, and
+    the seeds that all of them have as blocks. Then all orders against "binary", if it has these
+    seeds. Each learning rate by itself. Empty with fewer than two orders or seeds.
+    """
+    by_rate = grouped(results, lambda result: result.fields["learning_rate"])
+    said = {rate: _order_test(runs) for rate, runs in by_rate.items()}
+    return "\n\n".join(
+        f"At the learning rate {rate:g}: {text}" if len(by_rate) > 1 else text
+        for rate, text in said.items()
+        if text
+    )
+
+
+def _order_test(results: "Sequence[Result]") -> str:
+    by_variant: dict[str, dict[int, float]] = {}
+    for result in results:
+        compared = result.fields["method"] in ("iterative", "binary")
+        if compared and not result.fields["latent_reset"] and result.late_accuracy is not None:
+            by_variant.setdefault(result.variant, {})[result.fields["seed"]] = result.late_accuracy
+    binary = by_variant.pop("binary", {})
+    seeds = sorted(set.intersection(*map(set, by_variant.values()))) if by_variant else []
+    if len(by_variant) < 2 or len(seeds) < 2:
+        return ""
+    table = 100 * np.array([[of[seed] for seed in seeds] for of in by_variant.values()])
+    means = table.mean(axis=1)
+    degrees = len(by_variant) - 1, (len(by_variant) - 1) * (len(seeds) - 1)
+    rest = table - means[:, None] - table.mean(axis=0) + table.mean()
+    between = len(seeds) * np.sum((means - table.mean()) ** 2) / degrees[0]
+    within = np.sum(rest**2) / degrees[1]
+    said = (
+        f"{len(by_variant)} orders, {len(seeds)} seeds: their means of the last tenth lie within "
+        f"{np.ptp(means):.2f} points; "
+    )
+    if within < (_ROUNDING * np.abs(table).max()) ** 2:
+        said += "seeds differ in the same way for all of them, so that F is not defined."
+    else:
+        ratio = float(between / within)
+        said += (
+            f"F({degrees[0]}, {degrees[1]}) = {ratio:.2f}, "
+            f"p = {scipy.stats.f.sf(ratio, *degrees):.2g} (two-way analysis of variance, seeds as "
+            "blocks)."
+        )
+    if binary.keys() >= set(seeds):
+        differences = table.mean(axis=0) / 100 - [binary[seed] for seed in seeds]
+        said += f" All orders together - binary: {mean_and_interval(differences.tolist())}."
+    return said
+
+
+def mean_and_interval(differences: Sequence[float]) -> str:
+    """ "+0.10 (-0.02 to +0.22)": mean and 95 % interval, in points; one value has no interval."""
+    if not differences:
+        return "-"
+    mean = 100 * statistics.fmean(differences)
+    if len(differences) == 1:
+        return f"{mean:+.2f}"
+    error = 100 * statistics.stdev(differences) / len(differences) ** 0.5
+    half = scipy.stats.t.ppf(0.975, len(differences) - 1) * error
+    return f"{mean:+.2f} ({mean - half:+.2f} to {mean + half:+.2f})"

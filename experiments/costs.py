@@ -1,0 +1,55 @@
+"""What planned runs cost: epochs, and hours on the devices whose step times are committed."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments import execution
+from experiments.declarations import RESULTS, Run
+from jaxbin.binarization import schedule
+from jaxbin.runs import terminal
+
+
+def table(
+    network: str, stage: str, runs: Sequence[tuple[Run, Path]], unknown: Sequence[str]
+) -> str:
+    """The runs of a stage: what is left of each, and what that costs.
+
+    Args:
+      network, stage: whose they are.
+      runs: with their directories.
+      unknown: what is not known of them yet, see `experiments.planning.foreseen`.
+    """
+    speeds = step_milliseconds(network)
+    rows: list[tuple[str, ...]] = [
+        ("state", "run", "epochs left", *[f"hours, {device}" for device in speeds])
+    ]
+    totals = [0.0] * (1 + len(speeds))
+    for run, where in runs:
+        done = execution.epochs_done(where)
+        left = 0 if execution.has_ended(where) else run.config.run_epochs - done
+        spec = run.config.dataset_spec
+        steps = left * schedule.steps_per_epoch(
+            spec.train_examples, run.config.batch_size, run.config.max_steps_per_epoch
+        )
+        costs = [left, *[steps * speed / 3.6e6 for speed in speeds.values()]]
+        totals = [total + cost for total, cost in zip(totals, costs, strict=True)]
+        state = "ended" if not left else "begun" if done else "new"
+        rows.append((state, run.name, *_cells(costs)))
+    rows.append(("", "total", *_cells(totals)))
+    notes = [f"not known yet: {line}" for line in unknown]
+    return "\n".join([f"{network} {stage}", terminal.aligned(rows), *notes])
+
+
+def _cells(costs: Sequence[float]) -> list[str]:
+    return [f"{costs[0]:.0f}", *[f"{hours:.2f}" for hours in costs[1:]]]
+
+
+def step_milliseconds(network: str) -> dict[str, float]:
+    """Milliseconds of a training step, evaluation not included, by measured device."""
+    found = {}
+    for path in sorted(RESULTS.glob("training_speed_*.json")):
+        for row in json.loads(path.read_text(encoding="utf-8"))["results"]:
+            if row["network"] == network and row["precision"] == "float32":
+                found[path.stem.removeprefix("training_speed_")] = row["milliseconds_per_step"]
+    return found

@@ -1,0 +1,115 @@
+"""What is looked at before a run directory is used: locks, files that changed, a data directory."""
+
+import errno
+import fcntl
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jaxbin import config, data, train
+from jaxbin.common.errors import UserError
+from jaxbin.runs import run_directory
+
+CONFIG = config.parse({"epochs": 1, "max_steps_per_epoch": 1})
+
+
+def lock_as_nfs_does(file: Any, operation: int) -> None:
+    """NFS turns flock into a POSIX lock, for which the file has to be open for writing."""
+    fcntl.lockf(file, operation)
+
+
+def test_a_directory_on_nfs_is_used_a_second_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(fcntl, "flock", lock_as_nfs_does)
+    for _ in range(2):
+        run_directory.check(tmp_path / "run", CONFIG)
+        with run_directory.claim(tmp_path / "run", CONFIG):
+            pass
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS])
+def test_a_filesystem_without_locks(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    number: int,
+):
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    monkeypatch.setattr(logging.getLogger("jaxbin"), "propagate", True)
+    for _ in range(2):
+        run_directory.check(tmp_path / "run", CONFIG)
+        with run_directory.claim(tmp_path / "run", CONFIG):
+            pass
+    assert "where nothing can be locked: let one process at a time use it" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("number", "message"), [(errno.EACCES, "is in use by"), (errno.EIO, "cannot be locked")]
+)
+def test_locks_that_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, message: str
+):
+    with run_directory.claim(tmp_path / "run", CONFIG):
+        pass
+
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(UserError, match=message):
+        run_directory.check(tmp_path / "run", CONFIG)
+
+
+def split(path: Path, train_positions: list[int], validation: list[int]) -> str:
+    path.write_text(json.dumps({"train": train_positions, "validation": validation}))
+    return str(path)
+
+
+def test_a_split_file_counts_by_its_content(tmp_path: Path):
+    """Images trained on must not become those that are validated on."""
+    first = split(tmp_path / "split.json", list(range(200)), [300, 301])
+    fields = {"dataset": "cifar10", "network": "vgg5", "split_file": first}
+    parsed = config.parse(fields)
+    workdir = tmp_path / "run"
+    with run_directory.claim(workdir, parsed):
+        pass
+    run_directory.check(workdir, parsed)
+    moved = split(tmp_path / "moved.json", list(range(200)), [300, 301])
+    run_directory.check(workdir, config.parse(fields | {"split_file": moved}))
+    split(tmp_path / "split.json", list(range(100, 302)), [0, 1])
+    with pytest.raises(UserError, match=r"belongs to another configuration: split_file_sha256 \("):
+        run_directory.check(workdir, parsed)
+
+
+def test_a_run_from_before_the_checksum_counts_by_its_path(tmp_path: Path):
+    path = split(tmp_path / "split.json", list(range(200)), [300, 301])
+    parsed = config.parse({"dataset": "cifar10", "network": "vgg5", "split_file": path})
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    (workdir / "config.json").write_text(json.dumps(config.to_json(parsed)))
+    run_directory.check(workdir, parsed)
+
+
+@pytest.mark.parametrize("dataset", ["mnist", "cifar10", "imagenet2012"])
+def test_a_data_directory_that_is_misspelt_is_not_made(tmp_path: Path, dataset: str):
+    missing = tmp_path / "tensorflow_datasest"
+    parsed = config.parse({"dataset": dataset, "network": "mlp300", "data_dir": str(missing)})
+    with pytest.raises(UserError, match=r"data_dir='.*datasest' does not exist; accepted: a TFDS"):
+        train.run(parsed, tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_data_directories_that_are_accepted(tmp_path: Path):
+    missing = str(tmp_path / "new")
+    data.check_directory("mnist", missing, download=True)
+    data.check_directory("mnist", str(tmp_path))
+    data.check_directory("mnist", config.FIELDS["data_dir"].default)
+    data.check_directory("mnist_5k", missing)  # which reads none
+    with pytest.raises(UserError, match=r"or config\.download=True to make it"):
+        data.check_directory("mnist", missing)
