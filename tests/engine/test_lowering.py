@@ -1,4 +1,4 @@
-"""What a GPU would run, lowered for CUDA on the CPU: it lowers, and no form meant for CPUs is in it.
+"""What a GPU would run, lowered for CUDA on a CPU: it lowers, and has none of the forms for CPUs.
 
 Nothing is compiled and nothing computed: mapped functions are lowered, as `jax.export` lowers them,
 where they would be called.
@@ -145,7 +145,7 @@ def test_epoch_and_evaluation(network: str, precision: str, lowered: Lowered):
     check(lowered[1], network, 1, precision)
 
 
-@pytest.mark.parametrize("network", ["mlp300", "vgg5", "resnet"])
+@pytest.mark.parametrize("network", ["mlp300", "vgg5"])
 def test_step_and_population(network: str, lowered: Lowered):
     for members, fields in ((None, {"dispatch": "step"}), (2, {"dispatch": "epoch"})):
         trainer, state, inputs = build(network, "bfloat16", members, **fields)
@@ -154,7 +154,7 @@ def test_step_and_population(network: str, lowered: Lowered):
         check(lowered[1], network, 3, "bfloat16")
 
 
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("network", ["mlp300", "vgg5", "resnet"])
 def test_packed_inference(network: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     depth, shape = NETWORKS[network]
