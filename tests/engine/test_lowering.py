@@ -16,9 +16,10 @@ import pytest
 
 from jaxbin import config, data
 from jaxbin.binarization.layers import BINARIZATION, Conv, forward_order, write_mask
-from jaxbin.engine.devices import Layout
+from jaxbin.engine.devices import Alone, Population
 from jaxbin.engine.epoch import EpochInputs
-from jaxbin.engine.trainer import Trainer, build_trainer, initial_state, matmul_precision
+from jaxbin.engine.plan import plan_epoch
+from jaxbin.engine.program import Program, matmul_precision
 from jaxbin.export import freeze, inference
 from jaxbin.networks import registry
 
@@ -82,8 +83,8 @@ def lowered(monkeypatch: pytest.MonkeyPatch) -> Iterator[Lowered]:
 
 def build(
     network: str, precision: str, members: int | None = None, **fields: Any
-) -> tuple[Trainer, PyTree, PyTree]:
-    """A trainer, and its placed state and inputs as shapes."""
+) -> tuple[Program, PyTree, PyTree]:
+    """A program, and its placed state and inputs as shapes."""
     depth, shape = NETWORKS[network]
     parsed = config.parse(
         config.base_config(
@@ -98,11 +99,18 @@ def build(
     )
     jax.config.update("jax_default_matmul_precision", matmul_precision(parsed))
     dataset = data.load(parsed.dataset_spec, stage="validation", data_dir="")
-    trainer = build_trainer(parsed, dataset, Layout(members))
-    state = jax.eval_shape(functools.partial(initial_state, parsed, trainer))
-    inputs = EpochInputs(np.zeros(2, np.uint32), np.int32(0), np.float32(0.1))
-    leading = (1,) if members is None else (1, members)
-    return trainer, abstract(state, leading), abstract(inputs, leading)
+    program = Program(parsed, dataset, Population(members) if members else Alone())
+    state = jax.eval_shape(functools.partial(program.initial_state, parsed))
+    plan, examples = plan_epoch(parsed, 0, program.steps), len(dataset.train)
+    rates = plan.learning_rates.astype(np.float32)
+    order = np.zeros(examples, np.int32)
+    inputs = EpochInputs(np.zeros(2, np.uint32), np.int32(0), rates, plan.progress, order)
+    leading = (1, members) if members else (1,)
+    return program, abstract(state, leading), abstract(inputs, leading)
+
+
+def train(program: Program, state: PyTree, inputs: PyTree) -> None:
+    program.train(state, inputs, next(program.batches(0, 0)))
 
 
 def convolutions(network: str) -> int:
@@ -134,24 +142,25 @@ def check(program: str, network: str, convolutions_of_layer: int, precision: str
     + [(network, precision) for network in ("mlp300", "vgg5") for precision in ("float32", "tf32")],
 )
 def test_epoch_and_evaluation(network: str, precision: str, lowered: Lowered):
-    trainer, state, inputs = build(network, precision)
-    trainer.train_epoch(state, inputs, trainer.splits["train"])
-    begin, epoch, finish = lowered
+    program, state, inputs = build(network, precision)
+    train(program, state, inputs)
+    epoch, end = lowered
     assert "stablehlo.while" in epoch
     check(epoch, network, 3, precision)
-    assert "stablehlo.convolution" not in begin + finish
+    assert "stablehlo.convolution" not in end
     lowered.clear()
-    trainer.evaluations["validation"](state, trainer.splits["validation"])
-    check(lowered[1], network, 1, precision)
+    batch = next(program.batches_to_evaluate("validation"))
+    program.evaluate(program.nothing_evaluated(), state, batch)
+    check(lowered[0], network, 1, precision)
 
 
 @pytest.mark.parametrize("network", ["mlp300", "vgg5"])
 def test_step_and_population(network: str, lowered: Lowered):
     for members, fields in ((None, {"dispatch": "step"}), (2, {"dispatch": "epoch"})):
-        trainer, state, inputs = build(network, "bfloat16", members, **fields)
+        program, state, inputs = build(network, "bfloat16", members, **fields)
         lowered.clear()
-        trainer.train_epoch(state, inputs, trainer.splits["train"])
-        check(lowered[1], network, 3, "bfloat16")
+        train(program, state, inputs)
+        check(lowered[0], network, 3, "bfloat16")
 
 
 @pytest.mark.parametrize("network", ["mlp300", "vgg5", "resnet"])
@@ -177,7 +186,7 @@ def test_packed_inference(network: str, monkeypatch: pytest.MonkeyPatch):
 
 def test_the_forms_for_cpus_would_be_seen(lowered: Lowered, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
-    trainer, state, inputs = build("vgg5", "float32", dispatch="epoch")
-    trainer.train_epoch(state, inputs, trainer.splits["train"])
+    program, state, inputs = build("vgg5", "float32", dispatch="epoch")
+    train(program, state, inputs)
     with pytest.raises(AssertionError):
-        check(lowered[1], "vgg5", 3, "float32")
+        check(lowered[0], "vgg5", 3, "float32")
