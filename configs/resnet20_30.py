@@ -1,4 +1,4 @@
-"""A binary ResNet-20 on CIFAR-10 in 30 epochs, each channel's signs scaled by its mean latent size.
+"""A binary ResNet-20 on CIFAR-10 in 30 epochs: signs with a scale for each channel, annealed.
 
 python -m jaxbin.main --config=configs/resnet20_30.py
 python -m jaxbin.main --config=configs/resnet20_30.py --config.stage=full --config.seed=1
@@ -10,13 +10,15 @@ from jaxbin.config import base_config
 
 
 def get_config() -> ConfigDict:
-    """No published run: docs/methods.md explains what differs."""
+    """The recipe of docs/recipes.md: 83.8 % on the test set, 1.6 points below float (one seed)."""
     return base_config(
         network="resnet",
         depth=20,
         dataset="cifar10",
         method="binary",
         scale="channel",
+        map="parq",
+        anneal_epochs=24,
         epochs=30,
         batch_size=128,
         optimizer="sgd",

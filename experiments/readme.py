@@ -14,6 +14,7 @@ from typing import Any
 
 from experiments import comparisons, curves, plots, report, tables
 from experiments.gpu_tables import gpu_tables
+from experiments.recipes import recipe_table
 from experiments.sensitivities import sensitivity_table
 from jaxbin.common import command_line
 from jaxbin.common.errors import UserError
@@ -338,6 +339,8 @@ _TABLES: dict[str, tuple[str, str, Callable[[Any], str]]] = {
     "mnist 784 experiment": ("experiments/FINDINGS.md", "mnist_784.json", experiment_tables),
     "mnist 300 sensitivity": ("experiments/FINDINGS.md", "mnist_300.json", measures_table),
     "populations": ("docs/experiments.md", "populations.json", population_table),
+    "recipes in 10 epochs": ("docs/recipes.md", "resnet20_10_epochs.json", recipe_table),
+    "recipes in 30 epochs": ("docs/recipes.md", "resnet20_30_epochs.json", recipe_table),
     "gpu": ("docs/performance.md", "gpu.json", gpu_tables),
     "inference": ("docs/inference.md", "inference_cpu.json", inference_table),
     "forms of one image": ("docs/inference.md", "inference_forms_cpu.json", forms_table),

@@ -72,6 +72,10 @@ COMMANDS = {
     r"XLA_FLAGS=\S+ python -m jaxbin\.main --config=configs/quickstart\.py": STEPS,
     r"python -m jaxbin\.main --config=configs/quickstart\.py": STEPS,
     r"python -m jaxbin\.main --config=configs/resnet20\.py .*": f"{STEPS} {FEW}",
+    r"python -m jaxbin\.main --config=configs/resnet20_30\.py.*": (
+        f"{STEPS} {FEW} --config.network=mlp300 --config.depth=0 --config.map=sign "
+        "--config.anneal_epochs=0 --config.precision=float32"
+    ),
     r"python -m jaxbin\.main --config=configs/vgg5\.py .*": (
         f"{STEPS} {FEW} --config.network=mlp300"
     ),

@@ -1,0 +1,58 @@
+"""The tables of short CIFAR-10 runs that compare recipes: what differs, and what it was worth."""
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from experiments import tables
+
+Run = dict[str, Any]
+
+_METHODS = {"float": "float", "binary": "binary", "iterative": "iterative, one layer an epoch"}
+
+
+def recipe_table(runs: Sequence[Run]) -> str:
+    """A row for each recipe, the most accurate first, and how far it lies from float's best.
+
+    Args:
+      runs: as `experiments.collect` keeps them, of one network and one number of epochs.
+    """
+    of_recipe: dict[tuple[str, ...], list[float]] = {}
+    for run in runs:
+        last = run["summary"]["last"]
+        recipe = _recipe(run["fields"])
+        of_recipe.setdefault(recipe, []).append(100 * last[run["summary"]["metric"]])
+    floats = [_mean(values) for recipe, values in of_recipe.items() if recipe[0] == "float"]
+    best_float = max(floats)
+    rows = [
+        f"| {' | '.join(recipe)} | {len(values)} | {_mean(values):.2f} "
+        f"| {_mean(values) - best_float:+.2f} |"
+        for recipe, values in sorted(of_recipe.items(), key=lambda item: -_mean(item[1]))
+    ]
+    summary = runs[0]["summary"]
+    metric = summary["metric"].replace("_", " ")
+    return "\n".join(
+        [
+            f"{tables.conditions(runs)}, {summary['epochs']} epochs, cosine to 0, products in "
+            f"{runs[0]['fields'].get('precision', 'float32')}; accuracy after the last epoch:",
+            "",
+            f"| method | scale | map | learning rate | n | {metric}, % | against float, points |",
+            "| --- | --- | --- | --- | --: | --: | --: |",
+            *rows,
+        ]
+    )
+
+
+def _recipe(fields: dict[str, Any]) -> tuple[str, ...]:
+    """What distinguishes a run, in words."""
+    method = fields.get("method", "iterative")
+    rate = f"{fields.get('learning_rate', 0.1):g}"
+    if method == "float":
+        return "float", "", "", rate
+    anneal = fields.get("anneal_epochs", 0)
+    map_ = fields.get("map", "sign") + (f", {anneal} epochs" if anneal else "")
+    return _METHODS[method], fields.get("scale", "none"), map_, rate
+
+
+def _mean(values: Sequence[float]) -> float:
+    return statistics.fmean(values)
