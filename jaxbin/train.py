@@ -225,7 +225,11 @@ def _evaluate_run(config: Config, workdir: Path, dataset: data.Dataset) -> dict[
 def ended(config: Config, workdir: Path) -> dict[str, Any] | None:
     """The summary of a run that has nothing left to do."""
     path = workdir / "summary.json"
-    return files.read_json(path) if path.exists() and not config.evaluate_only else None
+    if not path.exists() or config.evaluate_only:
+        return None
+    summary = files.read_json(path)
+    given_more = summary["epochs"] < config.run_epochs and not summary["stopped_early"]
+    return None if given_more else summary
 
 
 def load_dataset(config: Config) -> data.Dataset:

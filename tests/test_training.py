@@ -138,6 +138,19 @@ def test_another_configuration_is_refused(iterative):
     assert snapshot(workdir) == before
 
 
+def test_a_finished_run_can_be_given_more_epochs(tmp_path: Path):
+    fields = SHORT | {"method": "binary"}
+    run(tmp_path / "run", **fields, epochs=2)
+    summary = run(tmp_path / "run", **fields, epochs=3, checkpoint_every=2, patience=9)
+    assert (summary["epochs"], summary["last"]["epoch"]) == (3, 2)
+    run(tmp_path / "whole", **fields, epochs=3)
+    assert untimed(lines_of(tmp_path / "run")) == untimed(lines_of(tmp_path / "whole"))
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["epochs"] == 3
+    for changed in ({"epochs": 1}, {"epochs": 4, "rate_schedule": "cosine"}):
+        with pytest.raises(UserError, match=r"belongs to another configuration: .*epochs"):
+            run(tmp_path / "run", **fields | changed)
+
+
 def test_evaluate_only_gives_the_last_line_and_writes_nothing(iterative):
     workdir, _ = iterative
     before = snapshot(workdir)

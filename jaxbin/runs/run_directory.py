@@ -93,7 +93,8 @@ def check(workdir: Path, config: Config) -> None:
     else:
         _check_writable(workdir)
     if not config.evaluate_only and os.path.exists(workdir / "config.json"):
-        _check_same("workdir", workdir, config, _names(config), "choose another --workdir")
+        names = _names(config, read_configuration(workdir))
+        _check_same("workdir", workdir, config, names, "choose another --workdir")
         if os.path.exists(workdir / "positions") and not os.path.exists(workdir / "summary.json"):
             raise UserError(
                 f"workdir={str(workdir)!r} was left unfinished by an older jaxbin, which counted "
@@ -106,7 +107,7 @@ def check(workdir: Path, config: Config) -> None:
 
 def same_run(stored: Mapping[str, Any], config: Config) -> bool:
     """Whether the content of a `config.json` is this run's, apart from what may differ."""
-    return not _differing(stored, config, _names(config))
+    return not _differing(stored, config, _names(config, stored))
 
 
 def _check_writable(workdir: Path) -> None:
@@ -141,9 +142,15 @@ def _check_same(
         )
 
 
-def _names(config: Config) -> list[str]:
-    """The fields that make a run what it is."""
-    return [name for name in to_json(config) if name not in _MAY_DIFFER]
+def _names(config: Config, there: Mapping[str, Any]) -> list[str]:
+    """The fields that make a run what it is.
+
+    A run can be given more epochs, unless its learning rate was to reach 0 in the last of them.
+    """
+    may_differ: set[str] = set(_MAY_DIFFER)
+    if config.rate_schedule == "milestones" and config.epochs > there["epochs"]:
+        may_differ.add("epochs")
+    return [name for name in to_json(config) if name not in may_differ]
 
 
 def _differing(there: Mapping[str, Any], config: Config, names: Sequence[str]) -> list[str]:
@@ -219,6 +226,9 @@ def claim(workdir: Path, config: Config) -> Iterator[None]:
             path.write_text(f"process {os.getpid()} on {platform.node()}\n", encoding="utf-8")
         if not (workdir / "config.json").exists():
             files.write_json(workdir / "environment.json", provenance.environment())
+            files.write_json(workdir / "config.json", to_json(config) | _checksums(config))
+        elif read_configuration(workdir)["epochs"] < config.epochs:
+            (workdir / "summary.json").unlink(missing_ok=True)  # it has not ended any more
             files.write_json(workdir / "config.json", to_json(config) | _checksums(config))
         yield
 

@@ -1,6 +1,7 @@
 """What a person sees: the parameter table, the line of an epoch, the progress bar."""
 
 import logging
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,8 +19,12 @@ class _TerminalHandler(logging.Handler):
     """Prints log lines above the progress bar, if there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.tqdm.write(self.format(record), file=sys.stdout)
-        sys.stdout.flush()
+        try:
+            tqdm.tqdm.write(self.format(record), file=sys.stdout)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # Who read it, as `head`, has gone. The run goes on, and log.txt has all.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def log_to_terminal() -> None:

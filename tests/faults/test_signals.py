@@ -142,6 +142,31 @@ def test_a_signal_before_the_first_step_ends_the_program(tmp_path: Path, seconds
     assert "Traceback" not in said(workdir)
 
 
+def test_a_closed_pipe_does_not_end_a_run(tmp_path: Path):
+    """As `| head -1` leaves it."""
+    workdir = tmp_path / "run"
+    fields = {"epochs": 3, "max_steps_per_epoch": 2}
+    flags = [f"--config.{name}={value}" for name, value in fields.items()]
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "jaxbin.main", f"--config={QUICKSTART}"),
+            *(f"--workdir={workdir}", *flags),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr is not None
+    with process.stderr:
+        errors = process.stderr.read()
+    assert (process.wait(100), errors) == (0, b"")
+    assert recorded(workdir) == 3
+    assert kept(workdir)[-1] == 6
+
+
 def test_a_step_that_does_not_end_is_not_waited_for(tmp_path: Path):
     # All images in one step: it takes much longer than anybody waits.
     fields = {
