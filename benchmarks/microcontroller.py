@@ -6,8 +6,8 @@
 Needs ziglang (pip install 'jaxbin[c]'), which compiles, and qemu-system-arm, which runs the
 network of the zoo on the board mps2-an386. The logits must be those of jaxbin.load to 1e-5 of the
 largest.
-Sizes are of untrained networks, all layers binary, compiled with -Os: flash is code and constants of
-the network alone, RAM its scratch memory.
+Sizes are of untrained networks, all layers binary, compiled with -Os: flash is code and constants
+of the network alone, RAM its scratch memory.
 """
 
 import argparse
