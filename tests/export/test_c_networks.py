@@ -100,8 +100,8 @@ class Pools(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
         x = nn.Conv(8, (3, 2), (2, 1), padding=((0, 1), (2, 1)))(images)
-        x = nn.relu(-x)
-        x = nn.avg_pool(x, (3, 2), (2, 1), padding=((1, 0), (0, 1)))
+        x = nn.relu(-x) * 2 - 1
+        x = nn.avg_pool(x, (3, 2), (2, 2), padding=((1, 0), (1, 1)))
         x = nn.Conv(6, (5, 5), feature_group_count=2)(x) + 2
         x = nn.max_pool(x, (2, 3), (1, 2))
         x = Dense(4)(x) + nn.relu(x / 3)[..., 1:5]
