@@ -87,7 +87,11 @@ def test_export(place: Path):
     for language, text in blocks("export.md"):
         if language == "bash":
             printed += run_bash(text)
-        elif "import torch\n" not in text and "import json, torch\n" not in text:
+        elif (
+            language == "python"
+            and "import torch\n" not in text
+            and "import json, torch\n" not in text
+        ):
             left.append(run_python(text))
     in_python, onnx, stablehlo, arrays = left
     assert isinstance(onnx["session"], onnxruntime.InferenceSession)

@@ -28,7 +28,14 @@ void predict(void) { network_predict(image, logits, scratch); }
 _FUNCTIONS = ("image_place", "logits_place", "predict")
 
 FLAGS = ("--target=wasm32-freestanding", "-std=c99", "-O3", "-msimd128", "-mbulk-memory")
-FLAGS += ("-nostdlib", "-Wl,--no-entry", *(f"-Wl,--export={name}" for name in _FUNCTIONS))
+# Stripped of names and places, the same network gives the same bytes.
+FLAGS += (
+    "-s",
+    "-g0",
+    "-nostdlib",
+    "-Wl,--no-entry",
+    *(f"-Wl,--export={name}" for name in _FUNCTIONS),
+)
 
 
 def to_html(artifact: Artifact) -> bytes:

@@ -17,6 +17,7 @@ from c_programs import GCC, STRICT, ZIG, run_program, save, write
 from jaxbin.export.c.writer import Sources
 
 CPUINFO = Path("/proc/cpuinfo")
+EMULATED = Path(__file__).parent / "avx512_emulated"
 QEMU = shutil.which("qemu-aarch64")
 
 on_x86 = pytest.mark.skipif(GCC is None or platform.machine() != "x86_64", reason="no x86 or gcc")
@@ -63,6 +64,15 @@ def test_x86(
     if needs not in CPUINFO.read_text():
         subprocess.run([*gcc, "-c", "net.c"], cwd=tmp_path, check=True)
         pytest.skip(f"this processor has no {needs}: compiled, not run")
+    np.testing.assert_array_equal(run_program(gcc, IMAGES, tmp_path), expected)
+
+
+@pytest.mark.skipif(GCC is None, reason="no gcc")
+def test_avx512_emulated(network: tuple[Sources, np.ndarray], tmp_path: Path):
+    """The kernel's logic on any processor; what the intrinsics do is written out in C."""
+    sources, expected = network
+    save(sources, tmp_path)
+    gcc = [str(GCC), *STRICT, "-O1", "-D__AVX512F__", f"-I{EMULATED}"]
     np.testing.assert_array_equal(run_program(gcc, IMAGES, tmp_path), expected)
 
 

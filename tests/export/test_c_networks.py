@@ -31,11 +31,8 @@ NETWORKS: dict[str, tuple[nn.Module, tuple[int, int, int]]] = {
 }
 
 
-def random_network(
-    name: str, mask: Callable[[int], bool]
-) -> tuple[Callable[[jax.Array], jax.Array], tuple[int, int, int]]:
-    """Bytes to logits, of random weights, batch norms that do something, layer k binary or not."""
-    network, image_shape = NETWORKS[name]
+def random_variables(network: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, Any]:
+    """Every number of a network at random; variances as if trained."""
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     init = functools.partial(network.init, train=False)
     shapes: dict[str, Any] = dict(jax.eval_shape(init, jax.random.key(0), images))
@@ -44,11 +41,18 @@ def random_network(
     def uniform(low: float, high: float, tree: Any) -> Any:
         return jax.tree.map(lambda a: rng.uniform(low, high, a.shape).astype(np.float32), tree)
 
-    # Variances as if trained, so that activations neither grow nor fade away.
-    variables = {
+    return {
         "params": uniform(-0.5, 1, shapes["params"]),
-        "batch_stats": uniform(20, 60, shapes["batch_stats"]),
+        "batch_stats": uniform(20, 60, shapes.get("batch_stats", {})),
     }
+
+
+def random_network(
+    name: str, mask: Callable[[int], bool]
+) -> tuple[Callable[[jax.Array], jax.Array], tuple[int, int, int]]:
+    """Bytes to logits, of random numbers, layer k binary or not."""
+    network, image_shape = NETWORKS[name]
+    variables = random_variables(network, image_shape)
     layers = forward_order(network, image_shape)
     variables[BINARIZATION] = write_mask(layers, [mask(k) for k in range(1, len(layers) + 1)])
 
@@ -96,8 +100,8 @@ class Pools(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
         x = nn.Conv(8, (3, 2), (2, 1), padding=((0, 1), (2, 1)))(images)
-        x = nn.relu(-x)
-        x = nn.avg_pool(x, (3, 2), (2, 1), padding=((1, 0), (0, 1)))
+        x = nn.relu(-x) * 2 - 1
+        x = nn.avg_pool(x, (3, 2), (2, 2), padding=((1, 0), (1, 1)))
         x = nn.Conv(6, (5, 5), feature_group_count=2)(x) + 2
         x = nn.max_pool(x, (2, 3), (1, 2))
         x = Dense(4)(x) + nn.relu(x / 3)[..., 1:5]
@@ -107,14 +111,17 @@ class Pools(nn.Module):
 
 def test_operations_that_no_network_has(tmp_path: Path):
     network, image_shape = Pools(), (17, 14, 2)
-    variables = network.init(jax.random.key(0), jnp.zeros((1, *image_shape)), train=False)
+    variables = random_variables(network, image_shape)
+    masks = write_mask(["Dense_0", "Dense_1", "Dense_2"], [False, True, False])
+    variables[BINARIZATION] = masks
 
     def compute(images: jax.Array) -> jax.Array:
         with jax.default_matmul_precision("float32"):
             return network.apply(variables, images.astype(jnp.float32), train=False)  # pyright: ignore
 
     images = random_images(image_shape)
-    expected = np.concatenate([jax.jit(compute)(image[None]) for image in images])
+    compiled = jax.jit(compute)
+    expected = np.concatenate([compiled(image[None]) for image in images])
     assert_same(run_library(write(compute, image_shape), images, tmp_path), expected)
 
 
@@ -148,10 +155,12 @@ def test_convolutions_of_signs(size: tuple[int, int], stride: int, groups: int, 
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
             feature_group_count=groups,
         )
-        return convolved.reshape(1, -1) @ np.eye(convolved.size, dtype=np.float32)
+        mixed = np.random.default_rng(1).integers(-3, 4, (convolved.size, 8)).astype(np.float32)
+        return convolved.reshape(1, -1) @ mixed
 
     images = random_images(image_shape, 2)
-    expected = np.concatenate([functools.partial(compute)(image[None]) for image in images])
+    compiled = jax.jit(compute)
+    expected = np.concatenate([compiled(image[None]) for image in images])
     sources = write(compute, image_shape)
     assert "convolution_bits(&" in sources.source
     np.testing.assert_array_equal(run_library(sources, images, tmp_path), expected)
