@@ -28,6 +28,7 @@ from jaxbin.engine import preprocessing, step
 from jaxbin.export import __main__ as export
 from jaxbin.export import freeze
 from jaxbin.networks import registry
+from jaxbin.runs import finished
 
 
 def evaluation_logits(workdir: Path, which: str, images: np.ndarray) -> np.ndarray:
@@ -35,8 +36,8 @@ def evaluation_logits(workdir: Path, which: str, images: np.ndarray) -> np.ndarr
     run = freeze.read_configuration(workdir)
     spec = run.dataset_spec
     network = registry.build(run.network, spec.classes, run.depth, rules=run.rules)
-    epoch = files.read_json(workdir / "summary.json")[which]["epoch"]
-    variables = freeze.stored_variables(workdir, network, spec, epoch)
+    number = finished.checkpoint_of(files.read_json(workdir / "summary.json")[which])
+    variables = freeze.stored_variables(workdir, network, spec, number)
     state = step.TrainState(
         variables["params"],
         variables.get("batch_stats", {}),

@@ -187,7 +187,7 @@ def test_an_interrupted_run_goes_on(searched: Path, capsys: pytest.CaptureFixtur
     start(searched, "mnist_300", *flags, "--population=sequential")
     assert (directory / "summary.json").exists()
     assert (directory / "metrics.jsonl").read_bytes() == before
-    assert "resuming after epoch" in (directory / "log.txt").read_text()
+    assert "going on after epoch" in (directory / "log.txt").read_text()
     assert f"{directory.name}: ended" in capsys.readouterr().out
 
 

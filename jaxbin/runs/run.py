@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from jaxbin.binarization.layers import latent_weights
@@ -275,12 +276,15 @@ def open_shared_run(
     opened: list[Run] = []
     with contextlib.ExitStack() as stack:
 
-        def begin() -> tuple[list[dict[str, Any]], TrainState | None, dict[str, Any] | None]:
+        def begin() -> tuple[list[dict[str, Any]], list[np.ndarray], dict[str, Any] | None]:
             run = open_run(config, workdir, first_state, steps, start_at, alone)
             opened.append(stack.enter_context(run))
-            return opened[0].lines, opened[0].start, opened[0].best
+            # Arrays alone: clu makes classes of metrics that cannot be sent.
+            arrays = [np.asarray(leaf) for leaf in jax.tree.leaves(opened[0].start)]
+            return opened[0].lines, arrays, opened[0].best
 
-        lines, start, best = processes.from_first(begin)
+        lines, arrays, best = processes.from_first(begin)
+        start = jax.tree.structure(first_state).unflatten(arrays)
         if not opened:
             silent = logging.getLogger("jaxbin.silent")
             silent.propagate = False

@@ -126,7 +126,7 @@ def test_no_image_is_given_to_another_program(tmp_path: Path, monkeypatch: pytes
 
 @pytest.mark.parametrize("name", ["pickle", "np.load(", "eval(", "exec(", "yaml", "unpack_archive"])
 def test_the_source_has_no_other_way_to_execute_a_file(name: str):
-    """`distributed` has processes of one run send each other what they made themselves."""
+    """`processes` has processes of one run send each other what they made themselves."""
     found = [
         path.name
         for path in (ROOT / "jaxbin").rglob("*.py")
@@ -135,7 +135,7 @@ def test_the_source_has_no_other_way_to_execute_a_file(name: str):
             for line in path.read_text(encoding="utf-8").splitlines()
         )
     ]
-    assert found == (["distributed.py"] if name == "pickle" else [])
+    assert found == (["processes.py"] if name == "pickle" else [])
 
 
 # --- Nothing leaves its place ---------------------------------------------------------------------
