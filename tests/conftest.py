@@ -15,9 +15,7 @@ OPTIMIZED = {
     "test_documents",
     "test_population",
     "test_convolution",
-    "test_devices",
-    "test_streamed_runs",
-    "test_step",
+    "test_loss",
     "test_lowering",
 }
 

@@ -90,6 +90,8 @@ def assert_same_runs(alone: Path, together: Path, number: int) -> None:
     assert states[0][0] == states[1][0]
     assert states[0][1].keys() == states[1][1].keys()
     for name, array in states[0][1].items():
+        if name.startswith("measured."):
+            continue  # sums that the lines have, and signs when the last epoch began
         np.testing.assert_allclose(states[1][1][name], array, rtol=1e-3, atol=1e-4, err_msg=name)
 
 

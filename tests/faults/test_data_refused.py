@@ -97,7 +97,7 @@ def missing(data_dir: Path, patch: pytest.MonkeyPatch) -> None:
         (other_shape, r"an image of \(28, 28\) pixels, mode L, expected \(14, 14\)"),
         (other_labels, r"holds labels 0\.\.9, expected 0\.\.6"),
         (other_number, "holds 15 images, expected 16"),
-        (missing, "cannot be downloaded"),
+        (missing, "does not exist; accepted: a TFDS data directory, or config.download=True"),
     ],
 )
 def test_what_is_wrong_with_the_data_is_said_before_anything_happens(
