@@ -224,8 +224,15 @@ def programs() -> set[str]:
         for path in (DOCS.parent / package).glob("*.py")
         if '__name__ == "__main__"' in path.read_text(encoding="utf-8")
     }
+    packages |= {
+        f"-m jaxbin.{path.parent.name}" for path in DOCS.parent.glob("jaxbin/*/__main__.py")
+    }
     files = (DOCS.parent / "benchmarks").glob("*.py")
-    benchmarks = [path for path in files if "__main__" in path.read_text(encoding="utf-8")]
+    benchmarks = [
+        path
+        for path in files
+        if "__main__" in path.read_text(encoding="utf-8") and path.name != "gpu.py"  # a module
+    ]
     return packages | {f"benchmarks/{path.name}" for path in benchmarks}
 
 
