@@ -253,7 +253,9 @@ def test_commands(capsys: pytest.CaptureFixture):
     assert len(names) == len(set(names))
     assert {*names, *measured} == programs()
     for name, section in zip(names[1:], sections, strict=True):
-        command = importlib.import_module(name.removeprefix("-m "))
+        command: Any = importlib.import_module(name.removeprefix("-m "))
+        if hasattr(command, "__path__"):
+            command = importlib.import_module(f"{command.__name__}.__main__")
         with pytest.raises(SystemExit):
             command.main(["--help"])
         flags = re.findall(r"^  (--\w+)", capsys.readouterr().out, re.MULTILINE)
