@@ -115,7 +115,11 @@ def train(
         ]
         watch = stack.enter_context(Watch.of(opened, program, requests))
         stack.enter_context(requests.deferred())
-        _loop(opened, program, watch)
+        try:
+            _loop(opened, program, watch)
+        except RuntimeError:
+            watch.stop_instead_of_failing()
+            raise
         with requests.saving():
             return [run.end(len(program.traces)) for run in opened]
 

@@ -27,6 +27,7 @@ class Watch:
         self._runs, self._program, self._requests, self._bar = runs, program, requests, bar
         self._every = runs[0].config.checkpoint_every_steps
         self._looks = 0
+        self._last: tuple[TrainState, int, int] | None = None
         self._unlooked, self._at_once = 0, 1
         self._looked = time.perf_counter()
 
@@ -81,7 +82,17 @@ class Watch:
             yield
         self._looked = time.perf_counter()
 
+    def stop_instead_of_failing(self) -> None:
+        """A batch could not be had: a signal to all processes has ended those that make batches.
+
+        Raises:
+          Stopped: that is why; what was computed is saved.
+        """
+        if self._last is not None:
+            self._stop_if_asked(*self._last)
+
     def _stop_if_asked(self, state: TrainState, epoch: int, step: int) -> None:
+        self._last = state, epoch, step
         number = self._requests.pending(self._looks)
         self._looks += 1
         if number is not None:
