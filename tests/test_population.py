@@ -146,7 +146,7 @@ def test_a_population_that_was_interrupted_goes_on(alone: Path, tmp_path: Path):
     ended = (tmp_path / "1" / "summary.json").read_bytes()
     with pytest.raises(Stopped):  # in the third epoch; an epoch has three looks
         population.run_population(group, StopAt(7))
-    assert [kept(tmp_path / name) for name in ("0", "2")] == [[3, 6, 9], [3, 6, 9]]
+    assert [kept(tmp_path / name)[-2:] for name in ("0", "2")] == [[6, 9], [6, 9]]
     shutil.rmtree(tmp_path / "2" / "checkpoints" / "9")
     assert population.groups([group[0], group[2]]) == [(6, [group[0], group[2]])]
     population.run_population(group)
