@@ -10,9 +10,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from jaxbin import sensitivity
 from jaxbin.common import command_line, files, provenance
 from jaxbin.common.errors import UserError
-from jaxbin.engine import sensitivity
 
 
 def main(argv: Sequence[str]) -> None:

@@ -10,11 +10,10 @@ from typing import Any
 
 from experiments import declarations
 from experiments.declarations import EXPERIMENTS, Choices, Run, published, variant_of
-from jaxbin import data
+from jaxbin import data, sensitivity
 from jaxbin.common import files, provenance
 from jaxbin.common.errors import UserError, shown
 from jaxbin.config import Config
-from jaxbin.engine import sensitivity
 from jaxbin.runs import finished, run_directory
 
 TRAINING = "training"

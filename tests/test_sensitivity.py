@@ -10,14 +10,13 @@ import numpy as np
 import pytest
 
 from experiments import sensitivities
-from jaxbin import config, data, train
+from jaxbin import config, data, sensitivity, train
 from jaxbin.binarization.binarize import sign
 from jaxbin.binarization.layers import BINARIZATION, forward_order, write_mask
 from jaxbin.common.errors import UserError
-from jaxbin.engine import sensitivity
-from jaxbin.engine.sensitivity import Trained
 from jaxbin.engine.step import cross_entropy
 from jaxbin.networks.mlp import MLP
+from jaxbin.sensitivity import Trained
 
 SHAPE = (3, 3, 1)
 

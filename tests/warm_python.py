@@ -25,7 +25,7 @@ IMPORTED = (
         "jaxbin.train",
         "jaxbin.export.freeze",
         "jaxbin.export.interchange",
-        "jaxbin.engine.sensitivity",
+        "jaxbin.sensitivity",
     ),
     *("jaxbin.data.imagenet.preparation", "jaxbin.common.command_line", "jaxbin.export.inference"),
     *("experiments.execution", "experiments.selection", "experiments.plots"),
