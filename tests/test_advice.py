@@ -30,6 +30,28 @@ def test_iterative_runs_that_end_early_say_so():
         assert advice.before(config.parse({"epochs": 1, "method": method})) == []
 
 
+ANNEALED = {"epochs_per_layer": 2, "scale": "channel", "map": "parq", "anneal_epochs": 2}
+
+
+@pytest.mark.parametrize(
+    ("fields", "least"),
+    [
+        ({"epochs_per_layer": 2, "float_layers": "dense1"}, 3),  # layers 2 and 3, in 0 and 2
+        ({"epochs_per_layer": 2, "float_epochs": 3}, 8),  # in 3, 5 and 7
+        (ANNEALED, 6),  # in 0, 2 and 4, and 5 is the last of the annealing
+    ],
+)
+def test_least_epochs_with_float_layers_float_epochs_and_annealing(fields: dict, least: int):
+    assert advice.before(config.parse(fields | {"epochs": least})) == []
+    short = fields | {"epochs": least - 1}
+    if "anneal_epochs" in fields:  # which configuration refuses by itself
+        with pytest.raises(UserError, match="anneal_epochs"):
+            config.parse(short)
+        return
+    (line,) = advice.before(config.parse(short))
+    assert f"all are binary with epochs={least} or more" in line
+
+
 def test_a_gpu_without_its_matrix_units(monkeypatch: pytest.MonkeyPatch):
     parsed = config.parse({})
     assert advice.before(parsed) == []

@@ -3,9 +3,9 @@
 import flax.linen as nn
 import jax
 
-from jaxbin.binarization import schedule
 from jaxbin.binarization.layers import forward_order, norms_after, variable_shapes
 from jaxbin.config import Config
+from jaxbin.engine.plan import plan_epoch
 from jaxbin.networks import registry
 
 
@@ -35,28 +35,17 @@ def not_exportable(network: nn.Module, image_shape: tuple[int, ...]) -> str:
     )
 
 
-def final_binary_layers(config: Config) -> int:
-    """How many layers are binary in the last epoch."""
-    mask = schedule.mask_at(
-        config.run_epochs - 1,
-        config.method,
-        config.order_layers,
-        config.epochs_per_layer,
-        config.sensitivity_layer,
-    )
-    return sum(mask)
-
-
 def partly_binary(config: Config) -> str:
     """Says that an iterative run is over before every layer is binary; "" if it is not."""
-    layers, binary = len(config.layer_names), final_binary_layers(config)
-    if config.method != "iterative" or binary == layers:
+    due = len(config.layer_names) - len(config.float_layer_numbers)
+    binary = len(plan_epoch(config, config.run_epochs - 1, 1).binary_layers)
+    if config.method != "iterative" or binary == due:
         return ""
-    per_layer = config.epochs_per_layer
+    last_turn = config.float_epochs + (due - 1) * config.epochs_per_layer
     return (
-        f"this run ends with {binary} of {layers} layers binary: epochs={config.epochs}, "
-        f"epochs_per_layer={per_layer}; all are binary with epochs={(layers - 1) * per_layer + 1} "
-        "or more, or fewer epochs_per_layer"
+        f"this run ends with {binary} of {due} layers binary: epochs={config.epochs}, "
+        f"epochs_per_layer={config.epochs_per_layer}; all are binary with epochs="
+        f"{last_turn + max(1, config.span_epochs)} or more, or fewer epochs_per_layer"
     )
 
 
