@@ -13,7 +13,7 @@ from jaxbin.engine.devices import Population
 from jaxbin.engine.program import check_devices
 from jaxbin.engine.stopping import Requests
 from jaxbin.runs import run_directory
-from jaxbin.runs.run import sound_checkpoints
+from jaxbin.runs.opening import sound_checkpoints
 from jaxbin.runs.terminal import logger
 from jaxbin.train import ended, load_dataset, train
 

@@ -25,12 +25,8 @@ from jaxbin.engine.program import Program, check_devices, matmul_precision
 from jaxbin.engine.step import NEVER, TrainState
 from jaxbin.engine.stopping import Requests
 from jaxbin.runs import lines, records, run_directory, terminal
-from jaxbin.runs.run import (
-    Run,
-    open_shared_run,
-    sound_checkpoints,
-    with_weights_of,
-)
+from jaxbin.runs.opening import open_shared_run, sound_checkpoints, with_weights_of
+from jaxbin.runs.run import Run
 from jaxbin.runs.terminal import logger
 from jaxbin.runs.watch import Watch
 

@@ -22,7 +22,7 @@ from jaxbin.binarization.layers import Conv, forward_order
 from jaxbin.config import Config
 from jaxbin.data import Stream
 from jaxbin.data.streaming import EvaluationBatches, TrainingBatches, open_batches
-from jaxbin.engine.devices import Layout
+from jaxbin.engine.devices import Alone, Layout
 from jaxbin.engine.epoch import EpochInputs, epoch_keys, with_order
 from jaxbin.engine.preprocessing import crop_and_flip
 
@@ -139,7 +139,7 @@ class Streamed:
     """
 
     config: Config
-    layout: Layout
+    layout: Alone
     splits: dict[str, Stream]
     _stack: contextlib.ExitStack = dataclasses.field(default_factory=contextlib.ExitStack)
     _iterator: Iterator[dict[str, np.ndarray]] | None = None
@@ -154,8 +154,7 @@ class Streamed:
         if self._iterator is None or self._next != epoch * steps + first:
             self.close()
             self._next = epoch * steps + first
-            batches, _ = self._training_batches(steps)
-            rest = dataclasses.replace(batches, first=self._next)
+            rest = self._training_batches(steps)
             workers = self.config.input_workers
             self._iterator = self._stack.enter_context(open_batches(rest, workers))
         for step in range(first, steps):
@@ -195,21 +194,20 @@ class Streamed:
         # of it when Python ends is reported as leaked.
         gc.collect()
 
-    def _training_batches(self, steps: int) -> tuple[TrainingBatches, np.ndarray]:
-        """The batches of the whole run, and the rows of them that this process reads."""
+    def _training_batches(self, steps: int) -> TrainingBatches:
+        """The batches of the run from the next one on, as this process reads them."""
         config = self.config
         rows = self.layout.process_rows(config.batch_size, config.accumulation_steps)
-        batches = TrainingBatches(
+        return TrainingBatches(
             self.splits["train"],
             config.seed,
             config.batch_size,
             tuple(rows.ravel().tolist()),
             steps,
-            first=0,
+            first=self._next,
             last=config.run_epochs * steps,
             augment=config.augment,
         )
-        return batches, rows
 
     def _placed(self, batch: dict[str, np.ndarray], counted: np.ndarray | None = None) -> Examples:
         """A batch of this process on its devices."""
@@ -230,6 +228,7 @@ def open_batches_of(
     """Where the batches of a run, or of a population, come from."""
     splits = {"train": dataset.train, config.evaluated_split: dataset.evaluation}
     if config.streamed:
+        assert isinstance(layout, Alone)  # populations of streamed runs are refused
         return Streamed(config, layout, splits)
     placed = {
         name: layout.share_out(Examples(split.images, split.labels))

@@ -126,10 +126,6 @@ class Population:
         """All rows of a batch, (size,)."""
         return jnp.asarray(_rows(size, parts, 1))
 
-    def process_rows(self, size: int, parts: int = 1) -> np.ndarray:
-        """All rows of a batch, (1, size)."""
-        return _rows(size, parts, 1)[None]
-
     def total(self, tree: Tree) -> Tree:
         """What one device has is all there is."""
         return tree
@@ -151,10 +147,6 @@ class Population:
     def share_out(self, tree: Tree) -> Tree:
         """Copies of every array on all devices: what all members use."""
         return _copy(np.arange(self._devices), tree)
-
-    def put(self, tree: Tree) -> Tree:
-        """Arrays with a leading axis for the devices, each part on its own."""
-        return _put(tree)
 
     def fetch(self, tree: Tree, member: int = 0) -> Tree:
         """A member's part of what a mapped function returned, as NumPy arrays on the host."""

@@ -24,9 +24,6 @@ from jaxbin.networks import registry
 
 PyTree = Any
 
-# On the host's clock, between two looks at what the devices have done.
-_LOOK_SECONDS, _LOOK_STEPS = 1.0, 16
-
 
 class Program:
     """One run, or a population whose members differ in data alone.
@@ -82,23 +79,22 @@ class Program:
         )
         self._eval_step = step.make_eval_step(self.network)
         self._batches = open_batches_of(config, dataset, layout, self.network)
-        self._compile()
+        self._map()
 
-    def _compile(self) -> None:
-        """Name the mapped programs: six of them, whatever the method, the order or the data."""
+    def _map(self) -> None:
+        """Make the mapped programs; JAX compiles each when it is first called."""
         names, reset = self._config.layer_names, self._config.latent_reset
         mapped = self.layout.mapped
         self._open = mapped(lambda inputs, _, shared, index: self._batches.inputs(inputs))
         self._begin = mapped(
             lambda state, masks, shared, index: epoch.begin(state, masks, names), donate=True
         )
-        self._one = mapped(self._train, donate=True)
-        self._many: dict[int, devices.OneDevice] = {}
         self._end = mapped(
             lambda state, inputs, shared, index: epoch.end(state, names, reset), donate=True
         )
-        self._evaluate_one = mapped(self._evaluate)
-        self._evaluate_many: dict[int, devices.OneDevice] = {}
+        # By the number of steps in a dispatch.
+        self._trainings: dict[int, devices.OneDevice] = {}
+        self._evaluations: dict[int, devices.OneDevice] = {}
 
     def initial_state(self, config: Config) -> TrainState:
         """The state of a run before its first epoch, from its seed, on the host."""
@@ -138,11 +134,11 @@ class Program:
 
     def train(self, state: TrainState, inputs: EpochInputs, batch: Batch) -> TrainState:
         """The state after a dispatch's steps; after an epoch's last, also after the epoch's end."""
-        run = self._one
-        if batch.steps > 1:
-            run = self._several(self._many, self._train, batch.steps)
-        first = np.int32(batch.first)
-        state = run(state, inputs, batch.examples, first)
+        if batch.steps not in self._trainings:
+            several = _several(self._train, batch.steps)
+            self._trainings[batch.steps] = self.layout.mapped(several, donate=True)
+        run = self._trainings[batch.steps]
+        state = run(state, inputs, batch.examples, np.int32(batch.first))
         if batch.first + batch.steps == self.steps:
             state = self._end(state, (), (), np.int32(0))
         return state
@@ -157,9 +153,10 @@ class Program:
 
     def evaluate(self, metrics: PyTree, state: TrainState, batch: Batch) -> PyTree:
         """Metrics with those of a dispatch's examples added; every example counts once."""
-        run = self._evaluate_one
-        if batch.steps > 1:
-            run = self._several(self._evaluate_many, self._evaluate, batch.steps)
+        if batch.steps not in self._evaluations:
+            several = _several(self._evaluate, batch.steps)
+            self._evaluations[batch.steps] = self.layout.mapped(several)
+        run = self._evaluations[batch.steps]
         return run(metrics, state, batch.examples, np.int32(batch.first))
 
     def fetch(self, tree: PyTree, member: int = 0) -> PyTree:
@@ -198,21 +195,19 @@ class Program:
         seen, _ = self._eval_step(state, images, labels, counted)
         return epoch.add(metrics, seen, self.layout)
 
-    def _several(
-        self, known: dict[int, devices.OneDevice], one: devices.OneDevice, steps: int
-    ) -> devices.OneDevice:
-        """`one`, so many times in a dispatch, by `lax.scan`; compiled once."""
-        if steps not in known:
 
-            def several(mine: PyTree, inputs: PyTree, shared: PyTree, first: Any) -> PyTree:
-                def body(carry: PyTree, index: jax.Array) -> tuple[PyTree, None]:
-                    return one(carry, inputs, shared, index), None
+def _several(one: devices.OneDevice, steps: int) -> devices.OneDevice:
+    """`one`, so many times, with consecutive numbers of steps."""
+    if steps == 1:
+        return one  # a loop keeps convolutions on CPUs from their fast kernels
 
-                indices = first + jnp.arange(steps, dtype=jnp.int32)
-                return jax.lax.scan(body, mine, indices)[0]
+    def several(mine: PyTree, inputs: PyTree, shared: PyTree, first: Any) -> PyTree:
+        def body(carry: PyTree, index: jax.Array) -> tuple[PyTree, None]:
+            return one(carry, inputs, shared, index), None
 
-            known[steps] = self.layout.mapped(several, donate=one == self._train)
-        return known[steps]
+        return jax.lax.scan(body, mine, first + jnp.arange(steps, dtype=jnp.int32))[0]
+
+    return several
 
 
 def check_devices(config: Config, layout: Layout) -> None:

@@ -52,9 +52,7 @@ class Watch:
         Raises:
           Stopped: as requested; what was computed is saved.
         """
-        self._unlooked += steps
-        if self._unlooked >= self._at_once:
-            self.wait(state)
+        self._pace(state, steps)
         due = self._every and step // self._every > (step - steps) // self._every
         self._bar.update(steps)
         if due and step < self._program.steps:
@@ -63,12 +61,18 @@ class Watch:
 
     def after_evaluating(self, metrics: Any, state: TrainState, epoch: int) -> None:
         """A dispatch of an evaluation, after all steps of an epoch, has given `metrics`."""
-        jax.block_until_ready(metrics)
+        self._pace(metrics, 1)
         self._stop_if_asked(state, epoch, self._program.steps)
 
-    def wait(self, state: TrainState) -> None:
-        """Until the devices have computed `state`."""
-        jax.block_until_ready(state)
+    def _pace(self, computed: Any, steps: int) -> None:
+        """Wait for the devices if they have many steps, or steps that take long, before them."""
+        self._unlooked += steps
+        if self._unlooked >= self._at_once:
+            self.wait(computed)
+
+    def wait(self, computed: Any) -> None:
+        """Until the devices have computed a tree."""
+        jax.block_until_ready(computed)
         now = time.perf_counter()
         if self._unlooked:
             steps = _MOST_SECONDS * self._unlooked / (now - self._looked)
@@ -88,7 +92,8 @@ class Watch:
         Raises:
           Stopped: that is why; what was computed is saved.
         """
-        if self._last is not None:
+        # Several processes ask one another, which they cannot if one of them has failed.
+        if self._last is not None and jax.process_count() == 1:
             self._stop_if_asked(*self._last)
 
     def _stop_if_asked(self, state: TrainState, epoch: int, step: int) -> None:

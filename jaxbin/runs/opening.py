@@ -1,0 +1,124 @@
+"""Where a run starts: at its beginning, another run's weights, or its newest sound checkpoint."""
+
+import contextlib
+import dataclasses
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxbin.config import Config
+from jaxbin.engine import processes
+from jaxbin.engine.step import TrainState
+from jaxbin.runs import checkpoints, records, terminal
+from jaxbin.runs.checksums import sound
+from jaxbin.runs.run import Run
+
+
+def sound_checkpoints(
+    workdir: Path, report: Callable[[str], None], set_aside: bool = False
+) -> list[int]:
+    """The numbers of the checkpoints that a run can go on from, see `checksums.sound`.
+
+    Raises:
+      UserError: all are damaged, and epochs are recorded that would have to be computed again.
+    """
+    path = workdir / "metrics.jsonl"
+    recorded = path.exists() and path.stat().st_size > 0
+    return sound(workdir / "checkpoints", report, set_aside, needed=recorded)
+
+
+@contextlib.contextmanager
+def open_run(
+    config: Config, workdir: Path, first_state: TrainState, steps: int, start_at: int, alone: bool
+) -> Iterator[Run]:
+    """Open the run in `workdir`, or begin it.
+
+    Args:
+      config: the run.
+      workdir: its directory, which `run_directory.claim` holds.
+      first_state: the state before the first epoch.
+      steps: in an epoch.
+      start_at: the number of the checkpoint, of `sound_checkpoints`, to go on from; 0: none.
+      alone: whether what it logs goes to the terminal too.
+
+    Raises:
+      UserError: what is there cannot be read, or the directory not be written to.
+    """
+    with contextlib.ExitStack() as stack:
+        logger = stack.enter_context(records.log_to_file(workdir, alone))
+        logger.info("run directory: %s", workdir)
+        logger.info(terminal.parameter_table(first_state.params, config.layer_names))
+        there = sound_checkpoints(workdir, logger.warning, set_aside=True)
+        saved = stack.enter_context(checkpoints.open_checkpoints(workdir / "checkpoints"))
+        start = first_state
+        if start_at:
+            start = saved.restore(start_at, first_state)
+        elif config.initialize_from:
+            start = with_weights_of(Path(config.initialize_from), first_state, logger)
+        run_records = records.open_records(workdir, *divmod(start_at, steps))
+        if run_records.writer is not None:
+            stack.enter_context(contextlib.closing(run_records.writer))
+        run = Run(config, workdir, logger, start, start_at, steps, saved, run_records)
+        run.best = _best_of(run, there)
+        if start_at:
+            epoch, step = divmod(start_at, steps)
+            where = f"after epoch {epoch - 1}" if step == 0 else f"in epoch {epoch}, step {step}"
+            logger.info("going on %s", where)
+        yield run
+
+
+def _best_of(run: Run, there: list[int]) -> dict[str, Any] | None:
+    """The best epoch of those that a checkpoint holds, if it holds any."""
+    held = [line for line in run.lines if line["step"] in there]
+    return records.best_epoch(held, run.metric) if held else None
+
+
+@contextlib.contextmanager
+def open_shared_run(
+    config: Config, workdir: Path, first_state: TrainState, steps: int, start_at: int, alone: bool
+) -> Iterator[Run]:
+    """`open_run` in the first of several processes; the others learn from it where it starts.
+
+    They compute what it computes and decide what it decides, but write nothing.
+    """
+    opened: list[Run] = []
+    with contextlib.ExitStack() as stack:
+
+        def begin() -> tuple[list[dict[str, Any]], list[np.ndarray], dict[str, Any] | None]:
+            run = open_run(config, workdir, first_state, steps, start_at, alone)
+            opened.append(stack.enter_context(run))
+            # Arrays alone: clu makes classes of metrics that cannot be sent.
+            arrays = [np.asarray(leaf) for leaf in jax.tree.leaves(opened[0].start)]
+            return opened[0].lines, arrays, opened[0].best
+
+        lines, arrays, best = processes.from_first(begin)
+        start = jax.tree.structure(first_state).unflatten(arrays)
+        if not opened:
+            silent = logging.getLogger("jaxbin.silent")
+            silent.propagate = False
+            memory = records.Records(workdir, lines, None)
+            opened.append(Run(config, workdir, silent, start, start_at, steps, None, memory, best))
+        yield opened[0]
+
+
+def with_weights_of(
+    directory: Path,
+    state: TrainState,
+    logger: logging.Logger,
+    parts: tuple[str, ...] = ("params", "batch_stats"),
+) -> TrainState:
+    """`state` with some of its parts taken from the last checkpoint of the run in `directory`.
+
+    Raises:
+      UserError: there is no checkpoint, or it does not fit.
+    """
+    template = {part: getattr(state, part) for part in parts}
+    latest, restored = checkpoints.restore_newest(
+        directory / "checkpoints", template, logger.warning
+    )
+    logger.info("weights of %s, checkpoint %d", directory, latest)
+    return dataclasses.replace(state, **restored)
