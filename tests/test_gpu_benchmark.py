@@ -138,7 +138,7 @@ def test_tiny_sizes_run_and_become_tables(tmp_path: Path, monkeypatch: pytest.Mo
     text = gpu_tables(results)
     for beginning in (
         "| `mnist_300` | 4 | float32 |",
-        "| `quickstart` | mnist_5k | 4,000 | bfloat16 |",
+        "| `quickstart` | mnist_5k | 200 | bfloat16 |",
         "| `mnist_300` | 2 | float32 |",
         "| `mlp300` | packed | 36.6 |",
         "Pooling of VGG-5 with its gradient: jaxbin",
