@@ -13,6 +13,7 @@ import multiprocessing
 import statistics
 import time
 from pathlib import Path
+from typing import Any
 
 import torch_step
 import training
@@ -38,7 +39,7 @@ def measure(side: str, network: str, steps: int) -> float:
     return statistics.median(1e3 * time_steps() / steps for _ in range(5))
 
 
-def compare(network: str, steps: int, rounds: int) -> dict:
+def compare(network: str, steps: int, rounds: int) -> dict[str, Any]:
     """Milliseconds per step of every side, and jaxbin's in proportion to the faster PyTorch."""
     context = multiprocessing.get_context("spawn")
     timings: dict[str, list[float]] = {side: [] for side in SIDES}

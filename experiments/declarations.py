@@ -27,11 +27,15 @@ _MILESTONES = ("milestones", "sensitivity_milestones")
 
 
 # What a row of a table says by itself, and what changes no result.
-_ROW = ("network", "depth", "stage", "method", "order", "sensitivity_layer", "latent_reset")
-_ROW += ("learning_rate", "seed")
-_NO_RESULT = ("data_dir", "download", "split_file", "evaluate_only", "evaluate_train", "histograms")
-_NO_RESULT += ("eval_batch_size", "checkpoint_every", "checkpoint_every_steps", "dispatch")
-_NO_RESULT += ("input_workers",)
+_ROW = (
+    *("network", "depth", "stage", "method", "order", "sensitivity_layer", "latent_reset"),
+    *("learning_rate", "seed"),
+)
+_NO_RESULT = (
+    *("data_dir", "download", "split_file", "evaluate_only", "evaluate_train", "histograms"),
+    *("eval_batch_size", "checkpoint_every", "checkpoint_every_steps", "dispatch"),
+    "input_workers",
+)
 
 CONDITIONS = tuple(name for name in config.FIELDS if name not in (*_ROW, *_NO_RESULT))
 """Fields in which runs have to agree to be compared, or to be seeds of one another."""

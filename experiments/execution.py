@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ class _Processes:
 
     def __init__(self):
         self.lock = threading.RLock()  # the handler may interrupt who holds it
-        self.running: list[subprocess.Popen] = []
+        self.running: list[subprocess.Popen[str]] = []
         self.stopped_by: int | None = None
 
     def stop(self, number: int, frame: object = None) -> None:
@@ -49,7 +49,7 @@ _processes = _Processes()
 
 
 @contextlib.contextmanager
-def stoppable() -> Iterator[None]:
+def stoppable() -> Generator[None]:
     """Hand SIGTERM and Ctrl-C on to the processes of the runs, and end when they have ended.
 
     Each saves its place. The exit status is that of a program that the signal ended.

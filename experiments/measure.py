@@ -36,17 +36,18 @@ def main(argv: Sequence[str]) -> None:
     for name in names:
         started = time.perf_counter()
         scores, errors = sensitivity.measure(trained, name, samples=arguments.samples)
+        ascending = sensitivity.ascending(scores)
         result = {
             "measure": name,
             "scores": scores,
             "standard_errors": errors,
-            "ascending": sensitivity.ascending(scores),
+            "ascending": ascending,
             "seconds": time.perf_counter() - started,
             "samples": arguments.samples if name == "hessian" else None,
             "environment": provenance.environment(),
         }
         files.write_json(arguments.output / f"{name}.json", result)
-        print(f"{name}: {' '.join(map(str, result['ascending']))}")
+        print(f"{name}: {' '.join(map(str, ascending))}")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 
 _FIRST_SECONDS, _LAST_SECONDS = 60, 600
@@ -11,7 +11,7 @@ _FIRST_SECONDS, _LAST_SECONDS = 60, 600
 @contextmanager
 def reported(
     epochs: Sequence[int], done: Callable[[], Sequence[int]], report: Callable[[str], None]
-) -> Iterator[Callable[[], str]]:
+) -> Generator[Callable[[], str]]:
     """While the block runs, its progress is reported: after a minute, then less and less often.
 
     Args:

@@ -224,7 +224,7 @@ class Config:
         )
 
 
-FIELDS: dict[str, dataclasses.Field] = {
+FIELDS: dict[str, dataclasses.Field[Any]] = {
     field.name: field for field in dataclasses.fields(Config) if field.init
 }
 

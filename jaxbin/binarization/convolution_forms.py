@@ -6,7 +6,7 @@ convolution is used is decided here, by the backend. docs/performance.md has the
 
 import contextlib
 import contextvars
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import flax.linen as nn
 import jax
@@ -23,7 +23,7 @@ _portable = contextvars.ContextVar("portable", default=False)
 
 
 @contextlib.contextmanager
-def portable() -> Iterator[None]:
+def portable() -> Generator[None]:
     """Within it convolutions and pooling are one operation each, whatever the backend.
 
     For programs that other compilers are given: they know nothing of XLA's CPU backend.
@@ -88,11 +88,13 @@ def _convolve_on_cpu(inputs: jax.Array, kernel: jax.Array) -> jax.Array:
     return _same_size(inputs, kernel)
 
 
-def _forward(inputs: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple]:
+def _forward(inputs: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     return _same_size(inputs, kernel), (inputs, kernel)
 
 
-def _backward(saved: tuple, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _backward(
+    saved: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     inputs, kernel = saved
     size_bytes = inputs.size * inputs.dtype.itemsize
     blocks = min(-(-size_bytes // _BLOCK_BYTES), len(inputs), _MOST_BLOCKS)

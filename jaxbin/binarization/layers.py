@@ -136,7 +136,9 @@ def forward_order(
     """
     names: list[str] = []
 
-    def note(call: Callable, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+    def note(
+        call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext
+    ) -> Any:
         name = "/".join(context.module.path)
         counts = isinstance(context.module, kinds) and context.method_name == "__call__"
         if counts and name not in names:

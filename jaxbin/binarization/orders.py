@@ -51,7 +51,7 @@ def resolve(
         named = _named(order, layers, network)
         return tuple(layer for layer in named if layer not in float_layers)
     numbers = _written(order) if isinstance(order, str) else tuple(order)
-    whole = all(isinstance(number, int) and not isinstance(number, bool) for number in numbers)
+    whole = all(type(number) is int for number in numbers)
     floats = [number for number in numbers if whole and number in float_layers]
     if floats:
         raise UserError(

@@ -30,7 +30,7 @@ def make_parser(command: str, description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def number(kind: Callable[[str], Any], least: float | None = None) -> Callable[[str], Any]:
+def number(kind: type[int] | type[float], least: float | None = None) -> Callable[[str], Any]:
     """The type of a flag that takes one number; what it refuses names what it accepts.
 
     Args:
@@ -52,7 +52,7 @@ def number(kind: Callable[[str], Any], least: float | None = None) -> Callable[[
     return parse
 
 
-def numbers(kind: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
+def numbers(kind: type[int] | type[float]) -> Callable[[str], tuple[Any, ...]]:
     """The type of a flag that takes several numbers, with commas between them."""
     name = {int: "whole numbers, as 1,2,3", float: "numbers, as 0.1,0.01"}[kind]
 

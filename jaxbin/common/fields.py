@@ -10,7 +10,9 @@ from typing import Any
 from jaxbin.common.errors import UserError, shown
 
 
-def field(default: Any, help_text: str, accepted: str = "", check: Callable | None = None) -> Any:
+def field(
+    default: Any, help_text: str, accepted: str = "", check: Callable[[Any], bool] | None = None
+) -> Any:
     """A field with its explanation, what it accepts in words, and the test for that."""
     metadata = {"help": help_text, "accepted": accepted, "check": check}
     return dataclasses.field(default=default, metadata=metadata)
@@ -48,7 +50,7 @@ def epochs(default: tuple[int, ...], help_text: str) -> Any:
     )
 
 
-def check_name(name: str, described: Mapping[str, dataclasses.Field]) -> None:
+def check_name(name: str, described: Mapping[str, dataclasses.Field[Any]]) -> None:
     """Raise a UserError that suggests the nearest field, if `name` is none of them."""
     if name not in described:
         near = difflib.get_close_matches(name, described, n=1)
@@ -56,7 +58,7 @@ def check_name(name: str, described: Mapping[str, dataclasses.Field]) -> None:
         raise UserError(f"config.{name} is unknown; {hint}")
 
 
-def check_value(described: dataclasses.Field, value: Any) -> Any:
+def check_value(described: dataclasses.Field[Any], value: Any) -> Any:
     """`value` as the field holds it, lists as tuples and whole numbers as floats.
 
     Raises:
@@ -79,7 +81,7 @@ def check_value(described: dataclasses.Field, value: Any) -> Any:
     return value
 
 
-def describe(described: Mapping[str, dataclasses.Field]) -> str:
+def describe(described: Mapping[str, dataclasses.Field[Any]]) -> str:
     """Every field with its default and explanation, a line each."""
     return "\n".join(
         f"  --config.{name}={one.default!r}: {one.metadata['help']}"

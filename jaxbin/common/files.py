@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextmanager
-def written(path: Path) -> Iterator[None]:
+def written(path: Path) -> Generator[None]:
     """What goes wrong in writing to `path` is one line."""
     try:
         yield

@@ -5,6 +5,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -62,13 +63,13 @@ def read_records(directory: Path, split: str, spec: DatasetSpec) -> Records:
     return Records(encoded, labels, ids, source)
 
 
-def _read_examples(directory: Path, split: str) -> list[dict]:
+def _read_examples(directory: Path, split: str) -> list[dict[str, Any]]:
     builder = tfds.builder_from_directory(directory)
     # Decoding in TFDS is several times slower, and warns that OpenCV is missing.
     decoders = {"image": tfds.decode.SkipDecoding()}
     # The decorator that TFDS puts on this method hides its parameters from pyright.
     data_source = builder.as_data_source(split, decoders=decoders)  # pyright: ignore[reportCallIssue]
-    examples: list[dict] = []
+    examples: list[dict[str, Any]] = []
     for start in range(0, len(data_source), _CHUNK_RECORDS):
         stop = min(start + _CHUNK_RECORDS, len(data_source))
         examples.extend(data_source.__getitems__(list(range(start, stop))))

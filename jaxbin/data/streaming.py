@@ -10,7 +10,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -128,7 +128,7 @@ def _end_with_parent(worker: int, workers: int) -> None:
 @contextmanager
 def open_batches(
     batches: TrainingBatches | EvaluationBatches, workers: int
-) -> Iterator[Iterator[dict[str, np.ndarray]]]:
+) -> Generator[Iterator[dict[str, np.ndarray]]]:
     """An iterator over `batches`, which worker processes make ahead of time.
 
     Args:

@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import NoReturn
 
 PATIENCE_SECONDS = 8.0
@@ -43,12 +43,12 @@ class Requests:
         return None
 
     @contextlib.contextmanager
-    def deferred(self) -> Iterator[None]:
+    def deferred(self) -> Generator[None]:
         """Within this, requests wait until the run asks for them."""
         yield
 
     @contextlib.contextmanager
-    def saving(self) -> Iterator[None]:
+    def saving(self) -> Generator[None]:
         """Within this, requests wait as long as it takes."""
         yield
 
@@ -67,7 +67,7 @@ class _Signals(Requests):
         return self._requested
 
     @contextlib.contextmanager
-    def deferred(self) -> Iterator[None]:
+    def deferred(self) -> Generator[None]:
         self._deferring = True
         try:
             yield
@@ -75,7 +75,7 @@ class _Signals(Requests):
             self._deferring = False
 
     @contextlib.contextmanager
-    def saving(self) -> Iterator[None]:
+    def saving(self) -> Generator[None]:
         self._saving = True
         try:
             yield

@@ -155,7 +155,7 @@ def _bitwise(
     """
 
     def intercept(
-        call: Callable, args: Any, kwargs: Any, context: nn.module.InterceptorContext
+        call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext
     ) -> Any:
         module = context.module
         packed = kernels.get("/".join(module.path))

@@ -27,11 +27,9 @@ void predict(void) { network_predict(image, logits, scratch); }
 """
 _FUNCTIONS = ("image_place", "logits_place", "predict")
 
-FLAGS = ("--target=wasm32-freestanding", "-std=c99", "-O3", "-msimd128", "-mbulk-memory")
-# Stripped of names and places, the same network gives the same bytes.
-FLAGS += (
-    "-s",
-    "-g0",
+FLAGS = (
+    *("--target=wasm32-freestanding", "-std=c99", "-O3", "-msimd128", "-mbulk-memory"),
+    *("-s", "-g0"),  # stripped of names and places, the same network gives the same bytes
     "-nostdlib",
     "-Wl,--no-entry",
     *(f"-Wl,--export={name}" for name in _FUNCTIONS),

@@ -186,7 +186,7 @@ def _modules(arrays: Mapping[str, np.ndarray], counts: Any) -> list[str]:
     return sorted(modules, key=_sort_key)
 
 
-def _sort_key(module: str) -> tuple:
+def _sort_key(module: str) -> tuple[Any, ...]:
     parts = module.split(".")
     kind = re.sub(r"\d+$", "", parts[0])
     if kind not in _RANKS:

@@ -4,7 +4,7 @@ import concurrent.futures
 import math
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -90,7 +90,7 @@ _PROGRESS = re.compile(r"(^|\.)binarization\..*\.progress$")
 
 
 @contextmanager
-def open_checkpoints(directory: Path, read_only: bool = False) -> Iterator[Checkpoints]:
+def open_checkpoints(directory: Path, read_only: bool = False) -> Generator[Checkpoints]:
     """The checkpoints in `directory`.
 
     Unless `read_only`, half-written checkpoints of a killed run are removed.
@@ -150,7 +150,7 @@ def save(
 
 
 @contextmanager
-def _silent() -> Iterator[None]:
+def _silent() -> Generator[None]:
     """Orbax logs errors, with tracebacks of its threads, that it raises anyway."""
     verbosity, report = logging.get_verbosity(), sys.unraisablehook
 

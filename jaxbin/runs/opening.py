@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ def sound_checkpoints(
 @contextlib.contextmanager
 def open_run(
     config: Config, workdir: Path, first_state: TrainState, steps: int, start_at: int, alone: bool
-) -> Iterator[Run]:
+) -> Generator[Run]:
     """Open the run in `workdir`, or begin it.
 
     Args:
@@ -80,7 +80,7 @@ def _best_of(run: Run, there: list[int]) -> dict[str, Any] | None:
 @contextlib.contextmanager
 def open_shared_run(
     config: Config, workdir: Path, first_state: TrainState, steps: int, start_at: int, alone: bool
-) -> Iterator[Run]:
+) -> Generator[Run]:
     """`open_run` in the first of several processes; the others learn from it where it starts.
 
     They compute what it computes and decide what it decides, but write nothing.

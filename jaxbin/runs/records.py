@@ -6,7 +6,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -82,7 +82,7 @@ def open_records(workdir: Path, epochs: int, step: int) -> Records:
     path = workdir / "metrics.jsonl"
     kept = path.read_text(encoding="utf-8").splitlines()[:epochs] if path.exists() else []
     numbers: list[Any] = []
-    lines: list[dict[str, Any]] = []
+    lines: list[Any] = []
     with contextlib.suppress(ValueError):
         lines = [json.loads(line) for line in kept]
         numbers = [line.get("epoch") if isinstance(line, dict) else None for line in lines]
@@ -102,7 +102,7 @@ class _LogFile(logging.FileHandler):
 
 
 @contextmanager
-def log_to_file(workdir: Path, terminal: bool) -> Iterator[logging.Logger]:
+def log_to_file(workdir: Path, terminal: bool) -> Generator[logging.Logger]:
     """A logger that writes to `log.txt` and, if wanted, to wherever jaxbin logs."""
     handler = _LogFile(workdir / "log.txt", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))

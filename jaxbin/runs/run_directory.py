@@ -16,7 +16,7 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -206,7 +206,7 @@ def read_configuration(directory: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def claim(workdir: Path, config: Config) -> Iterator[None]:
+def claim(workdir: Path, config: Config) -> Generator[None]:
     """Keep `workdir` for this process; create it, and the files that describe the run.
 
     Raises:

@@ -35,7 +35,7 @@ def log_to_terminal() -> None:
         logger.addHandler(_TerminalHandler())
 
 
-def progress_bar(total_steps: int, done_steps: int) -> tqdm.tqdm:
+def progress_bar(total_steps: int, done_steps: int) -> "tqdm.tqdm[Any]":
     """A bar with the time left; nothing in a pipe."""
     return tqdm.tqdm(
         total=total_steps,

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import jax
@@ -22,7 +22,9 @@ _MOST_SECONDS, _MOST_STEPS = 1.0, 16
 class Watch:
     """Looks up between the dispatches of runs that train together."""
 
-    def __init__(self, runs: Sequence[Run], program: Program, requests: Requests, bar: tqdm.tqdm):
+    def __init__(
+        self, runs: Sequence[Run], program: Program, requests: Requests, bar: "tqdm.tqdm[Any]"
+    ):
         """See `Watch.of`."""
         self._runs, self._program, self._requests, self._bar = runs, program, requests, bar
         self._every = runs[0].config.checkpoint_every_steps
@@ -33,7 +35,7 @@ class Watch:
 
     @classmethod
     @contextlib.contextmanager
-    def of(cls, runs: Sequence[Run], program: Program, requests: Requests) -> Iterator["Watch"]:
+    def of(cls, runs: Sequence[Run], program: Program, requests: Requests) -> Generator["Watch"]:
         """A watch over `runs`, with a progress bar."""
         epochs = max(run.config.run_epochs for run in runs)
         done = runs[0].start_at
@@ -80,7 +82,7 @@ class Watch:
         self._unlooked, self._looked = 0, now
 
     @contextlib.contextmanager
-    def saving(self) -> Iterator[None]:
+    def saving(self) -> Generator[None]:
         """Within this, requests to stop wait as long as it takes."""
         with self._requests.saving():
             yield

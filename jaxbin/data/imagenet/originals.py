@@ -151,11 +151,9 @@ def _files_in(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
             raise tarfile.ReadError("a size is negative")
         if member.isfile():
             yield member
-    file = archive.fileobj
-    if file is not None:
-        file.seek(archive.offset)
-        if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
-            raise tarfile.ReadError("a header is damaged")
+    archive.fileobj.seek(archive.offset)
+    if archive.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0"):
+        raise tarfile.ReadError("a header is damaged")
 
 
 def check_development_kit(path: Path) -> None:

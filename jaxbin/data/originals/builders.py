@@ -4,6 +4,7 @@ import contextlib
 import io
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -50,10 +51,12 @@ class Mnist(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def _info(self) -> tfds.core.DatasetInfo:
         return _dataset_info(self, self._spec, {})
 
-    def _split_generators(self, dl_manager: object) -> dict[str, Iterator[tuple[int, dict]]]:
+    def _split_generators(
+        self, dl_manager: object
+    ) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
         return {name: self._generate_examples(part) for name, part in self._originals.items()}
 
-    def _generate_examples(self, part: Split) -> Iterator[tuple[int, dict]]:
+    def _generate_examples(self, part: Split) -> Iterator[tuple[int, dict[str, Any]]]:
         for index, (image, label) in enumerate(zip(part.images, part.labels, strict=True)):
             yield index, {"image": _encode_png(image), "label": int(label)}
 
@@ -71,17 +74,19 @@ class Cifar10(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def _info(self) -> tfds.core.DatasetInfo:
         return _dataset_info(self, self._spec, {"id": tfds.features.Text()})
 
-    def _split_generators(self, dl_manager: object) -> dict[str, Iterator[tuple[int, dict]]]:
+    def _split_generators(
+        self, dl_manager: object
+    ) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
         return {name: self._generate_examples(part, name) for name, part in self._originals.items()}
 
-    def _generate_examples(self, part: Split, name: str) -> Iterator[tuple[int, dict]]:
+    def _generate_examples(self, part: Split, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
         for index, (image, label) in enumerate(zip(part.images, part.labels, strict=True)):
             identity = f"{name}_{index:05d}"
             yield index, {"id": identity, "image": _encode_png(image), "label": int(label)}
 
 
 def _dataset_info(
-    builder: tfds.core.DatasetBuilder, spec: DatasetSpec, more_features: dict
+    builder: tfds.core.DatasetBuilder, spec: DatasetSpec, more_features: dict[str, Any]
 ) -> tfds.core.DatasetInfo:
     return tfds.core.DatasetInfo(
         builder=builder,

@@ -3,13 +3,16 @@
 import dataclasses
 
 import numpy as np
+from numpy.typing import NDArray
 
 from jaxbin.export.c.operations import Operation
 from jaxbin.export.c.program import Step
 from jaxbin.export.c.values import Translation, UnknownStepError, Value, one_value, same
 
-_FINISHES = ("pixels", "affine", "add", "dense_bits", "dense_floats")
-_FINISHES += ("convolution_bits", "convolution_floats", "pool")
+_FINISHES = (
+    *("pixels", "affine", "add", "dense_bits", "dense_floats"),
+    *("convolution_bits", "convolution_floats", "pool"),
+)
 
 
 def linear(state: Translation, step: Step) -> list[Value]:
@@ -17,16 +20,16 @@ def linear(state: Translation, step: Step) -> list[Value]:
     if step.name == "add" and all(isinstance(name, int) for name in step.inputs):
         return [_sum(state, step)]
     value, array, value_is_first = one_value(state, step)
-    number = np.asarray(0.0 if array is None else array, np.float64)
+    number: NDArray[np.float64] = np.asarray(0.0 if array is None else array, np.float64)
     if step.name == "div" and not value_is_first:
         raise UnknownStepError("by an activation")
-    one, zero = np.float64(1), np.float64(0)
+    one, zero = np.ones((), np.float64), np.zeros((), np.float64)
     scale, shift = {
         "add": (one, number),
-        "sub": (one, -number) if value_is_first else (-one, number),
+        "sub": (one, np.negative(number)) if value_is_first else (np.negative(one), number),
         "mul": (number, zero),
-        "div": (one / number if step.name == "div" else one, zero),
-        "neg": (-one, zero),
+        "div": (np.asarray(one / number) if step.name == "div" else one, zero),
+        "neg": (np.negative(one), zero),
     }[step.name]
     return [_finish(state, value, scale, shift)]
 
