@@ -7,6 +7,7 @@ below knows fails: a new command in a document wants a line there.
 import json
 import os
 import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -15,11 +16,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from absl import flags
 from imagenet_files import train_images, validation_images, write_tree
+from ml_collections import config_flags
 from PIL import Image
 from warm_python import warm_python
 
 from jaxbin import config, data, train
+from jaxbin.common import configurations
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = (
@@ -71,7 +75,9 @@ COMMANDS = {
     r"python -c .*": "",
     r"XLA_FLAGS=\S+ python -m jaxbin\.main --config=configs/quickstart\.py": STEPS,
     r"python -m jaxbin\.main --config=configs/quickstart\.py": STEPS,
-    r"python -m jaxbin\.main --config=configs/resnet20\.py .*": f"{STEPS} {FEW}",
+    r"python -m jaxbin\.main --config=configs/resnet20\.py .*": (
+        f"{STEPS} {FEW} --config.network=mlp300 --config.depth=0 --config.order=forward"
+    ),
     r"python -m jaxbin\.main --config=configs/resnet20_30\.py.*": (
         f"{STEPS} {FEW} --config.network=mlp300 --config.depth=0 --config.map=sign "
         "--config.anneal_epochs=0 --config.precision=float32"
@@ -168,7 +174,32 @@ def matching(command: str, table: dict[str, str]) -> list[str]:
     return [pattern for pattern in table if re.fullmatch(pattern, command)]
 
 
-RUN = [command for command in LINES if not matching(command, NOT_RUN) and command not in SEVERAL]
+RUNNABLE = [
+    command for command in LINES if not matching(command, NOT_RUN) and command not in SEVERAL
+]
+
+
+def alike(program: str) -> dict[str, list[str]]:
+    """The commands of a program by their line of the table: they differ in values alone."""
+    lines: dict[str, list[str]] = {}
+    for command in RUNNABLE:
+        if re.search(program, command):
+            lines.setdefault(matching(command, COMMANDS)[0], []).append(command)
+    return {pattern: sorted(commands, key=len) for pattern, commands in lines.items()}
+
+
+# Of commands that differ in values alone one is run, the one that says most; what the others say is
+# read by the program that they are for.
+TRAINING = [command for few in alike(r"jaxbin\.main --").values() for command in few]
+EXPERIMENTS = [
+    command
+    for pattern, few in alike(r"experiments\.run \w").items()
+    if "(only|measure)" in pattern or "resnet21" in pattern
+    for command in few[:-1]
+]
+BENCHMARKS = [command for few in alike(r"python benchmarks/").values() for command in few[:-1]]
+SHORTER = [command for few in alike(r"jaxbin\.main --").values() for command in few[:-1]]
+RUN = [command for command in RUNNABLE if command not in (*SHORTER, *EXPERIMENTS, *BENCHMARKS)]
 
 
 def shortened(command: str) -> str:
@@ -283,6 +314,33 @@ def test_command(command: str, place: Path, environment: dict, finished_run: Pat
     if "model.jaxbin" in command and "--output" not in command:
         bash("python -m jaxbin.export --workdir=RUN --output=model.jaxbin", place, environment)
     bash(shortened(command), place, environment)
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
+@pytest.mark.parametrize("command", TRAINING)
+def test_the_values_of_a_training_command(command: str, place: Path, monkeypatch):
+    monkeypatch.chdir(place)
+    path, *others = shlex.split(command.partition("--config=")[2])
+    arguments = ["main", f"--config={configurations.locate(path)}", *others]
+    values = flags.FlagValues()
+    given = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
+    flags.DEFINE_string("workdir", None, "", flag_values=values)
+    values(arguments)
+    config.parse(values[given.name].value)
+
+
+@pytest.mark.parametrize("command", EXPERIMENTS)
+def test_the_values_of_an_experiment(command: str, place: Path, environment: dict):
+    bash(f"{shortened(command)} --dry_run", place, environment)
+
+
+@pytest.mark.parametrize("command", BENCHMARKS)
+def test_the_flags_of_a_benchmark(command: str):
+    (script,) = re.findall(r"benchmarks/\w+\.py", command)
+    source = (ROOT / script).read_text(encoding="utf-8")
+    assert {*re.findall(r"--(\w+)", command.partition(script)[2])} <= {
+        *re.findall(r'"--(\w+)"', source)
+    }
 
 
 def test_several_processes(place: Path, environment: dict):

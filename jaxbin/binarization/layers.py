@@ -5,6 +5,7 @@ and a number in the variable collection `BINARIZATION`; `forward_order` numbers 
 `write_mask` sets both.
 """
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
@@ -121,6 +122,57 @@ class Conv(nn.Module):
         return outputs if bias is None else outputs + bias
 
 
+@dataclasses.dataclass(frozen=True)
+class _Outline:
+    """What one abstract call of a network shows.
+
+    Attributes:
+      calls: path and type of every module that was called, in the order of the calls.
+      variables: the shape of every variable, by collection and by its path joined by "/".
+    """
+
+    calls: tuple[tuple[str, type], ...]
+    variables: Mapping[str, Mapping[str, jax.ShapeDtypeStruct]]
+
+
+def _outline(network: nn.Module, image_shape: tuple[int, ...]) -> _Outline:
+    """The outline of a network; nothing is computed."""
+    calls: dict[tuple[str, type], None] = {}
+
+    def note(
+        call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext
+    ) -> Any:
+        if context.method_name == "__call__":
+            calls[("/".join(context.module.path), type(context.module))] = None
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(note):
+        variables: dict[str, Any] = dict(
+            jax.eval_shape(
+                functools.partial(network.init, train=False),
+                jax.random.key(0),
+                jax.ShapeDtypeStruct((1, *image_shape), jnp.float32),
+            )
+        )
+    shapes = {
+        collection: dict(flax.traverse_util.flatten_dict(tree, sep="/"))
+        for collection, tree in variables.items()
+    }
+    return _Outline(tuple(calls), shapes)
+
+
+_kept_outline = functools.lru_cache(maxsize=64)(_outline)
+
+
+def _outline_of(network: nn.Module, image_shape: tuple[int, ...]) -> _Outline:
+    """`_outline`, traced once for each network: a run asks for it at every corner."""
+    try:
+        hash(network)
+    except TypeError:  # an attribute that cannot be hashed, as an array
+        return _outline(network, image_shape)
+    return _kept_outline(network, image_shape)
+
+
 def forward_order(
     network: nn.Module, image_shape: tuple[int, ...], kinds: type | tuple[type, ...] = (Dense, Conv)
 ) -> tuple[str, ...]:
@@ -134,24 +186,8 @@ def forward_order(
       image_shape: shape of one input without the batch axis.
       kinds: what counts; the binarizable layers by default. `nn.BatchNorm` lists those instead.
     """
-    names: list[str] = []
-
-    def note(
-        call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext
-    ) -> Any:
-        name = "/".join(context.module.path)
-        counts = isinstance(context.module, kinds) and context.method_name == "__call__"
-        if counts and name not in names:
-            names.append(name)
-        return call(*args, **kwargs)
-
-    with nn.intercept_methods(note):
-        jax.eval_shape(
-            functools.partial(network.init, train=False),
-            jax.random.key(0),
-            jax.ShapeDtypeStruct((1, *image_shape), jnp.float32),
-        )
-    return tuple(names)
+    calls = _outline_of(network, image_shape).calls
+    return tuple(dict.fromkeys(name for name, kind in calls if issubclass(kind, kinds)))
 
 
 def norms_after(network: nn.Module, image_shape: tuple[int, ...]) -> dict[str, str]:
@@ -171,13 +207,8 @@ def norms_after(network: nn.Module, image_shape: tuple[int, ...]) -> dict[str, s
 
 def variable_shapes(network: nn.Module, image_shape: tuple[int, ...]) -> dict[str, Any]:
     """Every variable of a network as a shape, by collection and by its path joined by "/"."""
-    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    init = functools.partial(network.init, train=False)
-    variables: dict[str, Any] = dict(jax.eval_shape(init, jax.random.key(0), images))
-    return {
-        collection: dict(flax.traverse_util.flatten_dict(tree, sep="/"))
-        for collection, tree in variables.items()
-    }
+    variables = _outline_of(network, image_shape).variables
+    return {collection: dict(shapes) for collection, shapes in variables.items()}
 
 
 def write_mask(layer_names: Sequence[str], mask: Sequence[bool]) -> dict[str, Any]:

@@ -11,8 +11,8 @@ import pytest
 from processes import assert_same_run, finish, recorded, start, wait_until
 
 FIELDS = {
-    "epochs": 120,
-    "epochs_per_layer": 40,
+    "epochs": 60,
+    "epochs_per_layer": 20,
     "max_steps_per_epoch": 12,
     "dispatch": "step",
     "checkpoint_every": 3,  # so that a kill finds epochs that are recorded and not saved
