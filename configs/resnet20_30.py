@@ -27,4 +27,5 @@ def get_config() -> ConfigDict:
         momentum=0.9,
         weight_decay=1e-4,
         augment=True,
+        checkpoint_every=10,
     )

@@ -21,4 +21,5 @@ def get_config() -> ConfigDict:
         optimizer="adam",
         learning_rate=0.1,
         augment=True,
+        checkpoint_every=10,
     )

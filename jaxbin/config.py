@@ -6,6 +6,7 @@ other module sees a ConfigDict.
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,8 +25,8 @@ from jaxbin.networks import registry
 class Config:
     """A run. Every attribute is a field of the config file; `describe_fields` explains them.
 
-    `order` is kept as it was given; `order_layers` holds the layer numbers it stands for, and
-    `layer_names` the layers themselves. Durations are in epochs.
+    `order` is kept as it was given; `order_layers` holds the layer numbers it stands for. Durations
+    are in epochs.
     """
 
     network: str = fields.one_of("mlp300", "the network", tuple(registry.NETWORKS))
@@ -35,9 +36,7 @@ class Config:
         "~/tensorflow_datasets", "TFDS data directory: read, or filled if the dataset is missing"
     )
     download: bool = fields.field(False, "make data_dir, if it is not there, and download into it")
-    split_file: str = fields.field(
-        "", "cifar10: JSON file of the training and validation positions"
-    )
+    split_file: str = fields.field("", "cifar10: JSON file of training and validation positions")
     stage: str = fields.one_of(
         "validation",
         "'validation': evaluate on the validation split; 'full': on the test set",
@@ -48,9 +47,7 @@ class Config:
         "forward",
         "order of binarization: forward, reverse, ascend, descend, random, 132, 3,1,2 or a *.json",
     )
-    sensitivity_layer: int = fields.at_least(
-        0, 0, "method='sensitivity': the number of the one layer that is binary"
-    )
+    sensitivity_layer: int = fields.at_least(0, 0, "method='sensitivity': the one binary layer")
     scale: str = fields.one_of("none", "of binary weights (docs/methods.md)", methods.SCALES)
     layer_scales: str = fields.field("", "other scales of single layers, as dense=he,1=none")
     map: str = fields.one_of("sign", "what a layer is annealed by", methods.MAPS)
@@ -65,9 +62,7 @@ class Config:
     float_layers: str = fields.field("", "layers that are never binary, as conv1,20")
     float_epochs: int = fields.at_least(0, 0, "epochs before the first layer's turn")
     epochs: int = fields.at_least(450, 1, "epochs of a run")
-    epochs_per_layer: int = fields.at_least(
-        150, 1, "method='iterative': epochs from layer to layer"
-    )
+    epochs_per_layer: int = fields.at_least(150, 1, "'iterative': epochs from layer to layer")
     milestones: tuple[int, ...] = fields.epochs((), "epochs at which the learning rate is reduced")
     sensitivity_epochs: int = fields.at_least(
         150, 1, "method='sensitivity': used instead of epochs"
@@ -90,9 +85,7 @@ class Config:
     accumulation_steps: int = fields.at_least(
         1, 1, "parts that a training batch is taken in, for small memories; batch norm sees a part"
     )
-    eval_batch_size: int = fields.at_least(
-        1000, 1, "examples in an evaluation step, over all devices"
-    )
+    eval_batch_size: int = fields.at_least(1000, 1, "examples in an evaluation step, all devices")
     optimizer: str = fields.one_of("adam", "the optimizer", ("adam", "sgd"))
     learning_rate: float = fields.real(
         0.1, "learning rate before the first milestone", "a number > 0", lambda x: x > 0
@@ -122,20 +115,16 @@ class Config:
     patience: int = fields.at_least(
         0, 0, "stop when the best accuracy is that many epochs old, all layers due binary; 0: never"
     )
-    evaluate_train: bool = fields.field(
-        False, "evaluate on the training split too, after every epoch"
-    )
+    evaluate_train: bool = fields.field(False, "evaluate on the training split too")
     evaluate_only: bool = fields.field(False, "evaluate the run's last checkpoint and stop")
     initialize_from: str = fields.field("", "run directory whose last weights training starts from")
     checkpoint_every: int = fields.at_least(1, 1, "epochs between checkpoints")
     checkpoint_every_steps: int = fields.at_least(
         0, 0, "save the place in the epoch every so many steps; 0: only when the run is stopped"
     )
-    histograms: bool = fields.field(
-        False, "weight histograms and latent statistics for TensorBoard"
-    )
+    histograms: bool = fields.field(False, "latent weights for TensorBoard")
     dispatch: str = fields.one_of(
-        "auto", "an epoch as one dispatch or step by step", ("auto", "epoch", "step")
+        "auto", "one dispatch for an epoch or step by step", ("auto", "epoch", "step")
     )
     image_size: int = fields.between(
         224, 1, 4096, "dataset='imagenet2012': side of the images, in pixels"
@@ -149,13 +138,32 @@ class Config:
         "three whole numbers >= 1 and <= 4096: height, width, channels",
         lambda value: len(value) == 3 and min(value) >= 1 and max(value) <= 4096,
     )
-    synthetic_classes: int = fields.between(
-        10, 2, 100_000, "dataset='synthetic': number of classes"
-    )
+    synthetic_classes: int = fields.between(10, 2, 100_000, "dataset='synthetic': classes")
     synthetic_examples: int = fields.at_least(10_000, 2, "dataset='synthetic': training examples")
 
-    order_layers: tuple[int, ...] = dataclasses.field(init=False, default=())
-    layer_names: tuple[str, ...] = dataclasses.field(init=False, default=())
+    @functools.cached_property
+    def layer_names(self) -> tuple[str, ...]:
+        """The layers by name, in forward order.
+
+        Raises:
+          UserError: the network cannot take images of that size.
+        """
+        spec = self.dataset_spec
+        network = registry.build(self.network, spec.classes, self.depth)
+        try:
+            return forward_order(network, spec.image_shape)
+        except (ValueError, TypeError, ZeroDivisionError, OverflowError) as error:
+            shape = "x".join(map(str, spec.image_shape))
+            raise UserError(
+                f"network={self.network_label!r} cannot take images of {shape}, dataset="
+                f"{self.dataset!r}: {one_line(error)}"
+            ) from None
+
+    @functools.cached_property
+    def order_layers(self) -> tuple[int, ...]:
+        """The numbers of the layers in the order of their turns; a file is read once."""
+        layers, floats = len(self.layer_names), self.float_layer_numbers
+        return orders.resolve(self.order, layers, self.network_label, floats)
 
     @property
     def run_epochs(self) -> int:
@@ -225,7 +233,7 @@ class Config:
 
 
 FIELDS: dict[str, dataclasses.Field[Any]] = {
-    field.name: field for field in dataclasses.fields(Config) if field.init
+    field.name: field for field in dataclasses.fields(Config)
 }
 
 
@@ -254,31 +262,15 @@ def parse(config: Mapping[str, Any] | ml_collections.ConfigDict) -> Config:
         message names the field, the value and what is accepted.
     """
     parsed = Config(**{name: check_value(name, value) for name, value in dict(config).items()})
-    resolve_layers(parsed)
-    names, floats = parsed.layer_names, parsed.float_layer_numbers
-    order = orders.resolve(parsed.order, len(names), parsed.network_label, floats)
-    object.__setattr__(parsed, "order_layers", order)
+    check_layers(parsed)
+    _ = parsed.order_layers
     contradictions.check(parsed, parsed.dataset_spec)
     return parsed
 
 
-def resolve_layers(config: Config) -> None:
-    """Set `layer_names`, which other attributes need, and check those that name layers.
-
-    Raises:
-      UserError: the network cannot take images of that size, or has no such layer.
-    """
-    spec = config.dataset_spec
-    network = registry.build(config.network, spec.classes, config.depth)
-    try:
-        object.__setattr__(config, "layer_names", forward_order(network, spec.image_shape))
-    except (ValueError, TypeError, ZeroDivisionError, OverflowError) as error:
-        shape = "x".join(map(str, spec.image_shape))
-        raise UserError(
-            f"network={config.network_label!r} cannot take images of {shape}, dataset="
-            f"{config.dataset!r}: {one_line(error)}"
-        ) from None
-    _ = config.rules, config.float_layer_numbers
+def check_layers(config: Config) -> None:
+    """Raise a UserError if the network cannot take its images, or a field names no layer of it."""
+    _ = config.layer_names, config.rules, config.float_layer_numbers
 
 
 def check_name(name: str) -> None:
@@ -303,4 +295,5 @@ def describe_fields() -> str:
 
 def to_json(config: Config) -> dict[str, Any]:
     """The resolved configuration, as `config.json` holds it."""
-    return dataclasses.asdict(config)
+    resolved = {"order_layers": config.order_layers, "layer_names": config.layer_names}
+    return dataclasses.asdict(config) | resolved

@@ -14,7 +14,6 @@ OPTIMIZED = {
     "test_interchange",
     "test_inference",
     "test_documents",
-    "test_population",
     "test_convolution",
     "test_loss",
     "test_lowering",

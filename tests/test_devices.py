@@ -29,9 +29,8 @@ conv = dict(network="resnet", depth=8, dataset="synthetic", synthetic_shape=(8, 
             synthetic_examples=64, batch_size=16, epochs=1, epochs_per_layer=1,
             max_steps_per_epoch=3, augment=True, optimizer="sgd", learning_rate=0.01,
             weight_decay=1e-4)
-adam = dense | dict(optimizer="adam", learning_rate=0.001)
 annealed = dense | dict(scale="channel", map="parq", anneal_epochs=1, rate_schedule="cosine")
-for name, fields in (("dense", dense), ("conv", conv), ("adam", adam), ("annealed", annealed)):
+for name, fields in (("dense", dense), ("conv", conv), ("annealed", annealed)):
     parsed = config.parse(fields)
     summary = train.run(parsed, directory / name)
     results[f"{name}_traces"] = summary["train_step_traces"]
@@ -127,15 +126,6 @@ def test_metrics_agree_to_rounding(both, name: str):
             if key in ("images_per_second", "duration_seconds"):
                 continue
             assert line_four[key] == pytest.approx(value, rel=1e-4, abs=1e-6), key
-
-
-def test_training_metrics_agree_with_adam_too(both):
-    # Adam makes full steps out of the rounding errors that are the whole gradient of a bias before
-    # batch norm. Such a bias is nothing to training; evaluation sees it through running means.
-    one, four = (results["adam"] for _, results in both)
-    for line_one, line_four in zip(one, four, strict=True):
-        assert line_four["train_loss"] == pytest.approx(line_one["train_loss"], rel=1e-4)
-        assert line_four["train_accuracy"] == pytest.approx(line_one["train_accuracy"], abs=0.004)
 
 
 @pytest.mark.parametrize("name", ["dense", "conv", "annealed"])

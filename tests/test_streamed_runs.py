@@ -18,10 +18,11 @@ from imagenet_files import train_images, validation_images, write_tree
 
 from jaxbin import config, data, population, train
 from jaxbin.common.errors import UserError
-from jaxbin.engine.devices import Alone, Population
+from jaxbin.engine.devices import Alone
 from jaxbin.engine.preprocessing import normalize
 from jaxbin.engine.program import Program
 from jaxbin.engine.step import cross_entropy
+from jaxbin.networks import registry
 
 CONFIG = """
 from jaxbin.config import base_config
@@ -90,7 +91,7 @@ def test_the_evaluation_is_that_of_images_in_memory(folder: Path):
     state = streamed.place([streamed.initial_state(parsed)])
     computed = streamed.fetch(evaluate(streamed, state, "validation")).compute()
     batches = data.streaming.EvaluationBatches(dataset.evaluation, 10, tuple(range(10)))[0]
-    logits: Any = Program(parsed, dataset, Population(1)).network.apply(
+    logits: Any = registry.build("mlp300", dataset.spec.classes).apply(
         weights(streamed.fetch(state)),
         normalize(jnp.asarray(batches["images"]), dataset.spec.mean, dataset.spec.std),
         train=False,
@@ -255,7 +256,7 @@ def test_processes_devices_and_one_device_agree_and_a_death_ends_all(
 
 def test_processes_that_are_asked_to_end_stop_at_the_same_step(folder: Path, tmp_path: Path, whole):
     # Long epochs: nothing is saved in them but what the signal asks for.
-    given = fields(folder, epochs=40, epochs_per_layer=20)
+    given = fields(folder, epochs=16, epochs_per_layer=8)
     processes = start_two(tmp_path, given)
     wait_until((tmp_path / "run" / "checkpoints" / "4").exists, *processes)
     processes[1].send_signal(signal.SIGTERM)  # one of them is told
@@ -267,7 +268,7 @@ def test_processes_that_are_asked_to_end_stop_at_the_same_step(folder: Path, tmp
     processes = start_two(tmp_path, given)
     assert [process.wait(300) for process in processes] == [0, 0]
     assert "going on " in (tmp_path / "run" / "log.txt").read_text()
-    assert len(untimed(tmp_path / "run")) == 40
+    assert len(untimed(tmp_path / "run")) == 16
     assert_close(untimed(tmp_path / "run")[:1], whole[:1])
 
 

@@ -187,7 +187,7 @@ def read_configuration(workdir: Path) -> config.Config:
     stored = run_directory.read_configuration(workdir)
     run = config.Config(**{k: config.check_value(k, stored[k]) for k in config.FIELDS})
     try:
-        config.resolve_layers(run)
+        config.check_layers(run)
     except UserError as error:
         raise UserError(f"{path} is no configuration of a run: {error}") from None
     return run
