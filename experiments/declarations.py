@@ -33,8 +33,7 @@ _ROW = (
 )
 _NO_RESULT = (
     *("data_dir", "download", "split_file", "evaluate_only", "evaluate_train", "histograms"),
-    *("eval_batch_size", "checkpoint_every", "checkpoint_every_steps", "dispatch"),
-    "input_workers",
+    *("eval_batch_size", "checkpoint_every", "checkpoint_every_steps", "dispatch", "input_workers"),
 )
 
 CONDITIONS = tuple(name for name in config.FIELDS if name not in (*_ROW, *_NO_RESULT))

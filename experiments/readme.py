@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments import comparisons, curves, plots, report, tables
+from experiments import benchmark_tables, comparisons, curves, plots, report, tables
 from experiments.gpu_tables import gpu_tables
 from experiments.recipes import recipe_table
 from experiments.sensitivities import sensitivity_table
@@ -21,27 +21,6 @@ from jaxbin.common.errors import UserError
 
 _ROOT = Path(__file__).parent.parent
 _RESULTS = _ROOT / "experiments" / "results"
-
-
-def speed_table(results: dict[str, Any]) -> str:
-    """The output of `benchmarks/training.py`."""
-    rows = [
-        f"| `{row['network']}` | {row['batch_size']} | {row['milliseconds_per_step']:.1f} "
-        f"| {row['images_per_second']:,.0f} | {row['share_of_peak']:.0%} "
-        f"| {row['compile_seconds']:.1f} | {row['peak_memory_mib']:,.0f} |"
-        for row in results["results"]
-    ]
-    versions = results["versions"]
-    return "\n".join(
-        [
-            f"`python benchmarks/training.py`, {results['cpu_count']} x86-64 cores (shared), "
-            f"Python {results['python']}, jax {versions['jax']}, float32, median of 5:",
-            "",
-            "| configuration | batch | ms per step | images/s | share of peak | compile, s | MiB |",
-            "| --- | --- | --- | --- | --- | --- | --- |",
-            *rows,
-        ]
-    )
 
 
 def mnist_table(runs: list[dict[str, Any]]) -> str:
@@ -145,210 +124,34 @@ def short_runs_table(runs: list[dict[str, Any]]) -> str:
     )
 
 
-def population_table(results: dict[str, Any]) -> str:
-    """The output of `benchmarks/population.py`."""
-    rows = [
-        f"| {line['device']} | `{line['network']}` | {line['members']} "
-        f"| {line['steps']} x {line['repeats']} "
-        f"| {line['milliseconds_per_step_alone']:.1f} "
-        f"| {line['milliseconds_per_step_together']:.1f} | {line['sequential_over_vmap']:.2f} |"
-        for line in results["results"]
-    ]
-    return "\n".join(
-        [
-            "`python benchmarks/population.py --networks=NETWORK --members=N --steps=S "
-            "--repeats=R`, "
-            f"{tables.device(results)}, jax {results['versions']['jax']}, median of the repeats:",
-            "",
-            "| device | network | members | steps x repeats | ms per step alone "
-            "| ms per step together | sequential over vmap |",
-            "| --- | --- | --: | --: | --: | --: | --: |",
-            *rows,
-        ]
-    )
-
-
-def inference_table(results: dict[str, Any]) -> str:
-    """The output of `benchmarks/inference.py`: bytes, one image, many images."""
-    lines = results["results"]
-    floats = {line["network"]: line for line in lines if line["form"] == "float32"}
-    rows = []
-    for line in lines:
-        base = floats[line["network"]]
-        one, many = line["seconds_1"], line["seconds_256"]
-        rows.append(
-            f"| {line['network']} | {line['form']} | {line['resident_bytes'] / 1000:,.1f} "
-            f"| {line['temporary_bytes_1'] / 1000:,.0f} "
-            f"| {1e6 * one['fastest']:,.0f} ({1e6 * one['median']:,.0f}) "
-            f"| {one['fastest'] / base['seconds_1']['fastest']:.2f} "
-            f"| {256 / many['fastest']:,.0f} ({256 / many['median']:,.0f}) "
-            f"| {base['seconds_256']['fastest'] / many['fastest']:.2f} |"
-        )
-    return "\n".join(
-        [
-            f"{_measured(results)}, the fastest (median) of {lines[0]['repeats']} timings; kB are "
-            "1,000 bytes, ratios those of the fastest to float32's:",
-            "",
-            "| network | form | resident, kB | temporary, kB | us for one image | ratio "
-            "| images/s, batch 256 | ratio |",
-            "| --- | --- | --: | --: | --: | --: | --: | --: |",
-            *rows,
-        ]
-    )
-
-
-def forms_table(results: dict[str, Any]) -> str:
-    """The output of `benchmarks/inference.py --forms`: latencies as ratios to float32."""
-    lines = results["results"]
-    networks = list(dict.fromkeys(line["network"] for line in lines))
-    ratios: dict[str, list[str]] = {}
-    for network in networks:
-        those = [line for line in lines if line["network"] == network]
-        base = next(line for line in those if line["form"] == "float32")
-        for line in those:
-            ratios.setdefault(line["form"], []).extend(
-                f"{line[caches]['fastest'] / base[caches]['fastest']:.2f}"
-                for caches in ("seconds_warm", "seconds_cold")
-            )
-    columns = [f"{network}, {caches}" for network in networks for caches in ("warm", "cold")]
-    return "\n".join(
-        [
-            f"{_measured(results)}, the fastest of {lines[0]['repeats']} timings:",
-            "",
-            f"| form | {' | '.join(columns)} |",
-            f"| --- |{' --: |' * len(columns)}",
-            *(f"| {form} | {' | '.join(cells)} |" for form, cells in ratios.items()),
-        ]
-    )
-
-
-def agreement_table(results: dict[str, Any]) -> str:
-    """The output of `benchmarks/agreement.py`."""
-    rows = []
-    for run in results["results"]:
-        binary = f"{run['binary_layers']} of {run['layers']}"
-        cells = f"{run['dataset']}, {run['network']}, {run['method']} | {binary}"
-        recorded = f"{run['recorded_accuracy']:.4f}"
-        for form, line in run["forms"].items():
-            rows.append(
-                f"| {cells} | {form} | {line['images']:,} | {line['largest_difference']:.1e} "
-                f"| {line['changed_classes']} | {line['accuracy']:.4f} | {recorded} |"
-            )
-            cells, recorded = " | ", ""
-    return "\n".join(
-        [
-            f"{_measured(results)}:",
-            "",
-            "| run | binary layers | form | images | largest difference | classes changed "
-            "| accuracy | recorded by the run |",
-            "| --- | --- | --- | --: | --: | --: | --: | --: |",
-            *rows,
-        ]
-    )
-
-
-def ratio_table(results: dict[str, Any]) -> str:
-    """The output of `benchmarks/sizes.py`: files against float32 parameters."""
-    rows = [
-        f"| {line['network']} | {line['.jaxbin']:,} | {line['float32']:,} "
-        f"| {line['float32'] / line['.jaxbin']:.1f} "
-        f"| {line['channels'] / line['.jaxbin']:.1%} |"
-        for line in results["results"]
-    ]
-    return "\n".join(
-        [
-            "| network | file | float32 parameters | ratio | `channels` |",
-            "| --- | --: | --: | --: | --: |",
-            *rows,
-        ]
-    )
-
-
-def export_table(results: dict[str, Any]) -> str:
-    """The output of `benchmarks/sizes.py`: bytes of every form."""
-    suffixes = (".jaxbin", ".onnx", ".stablehlo")
-    return "\n".join(
-        [
-            f"| network | {' | '.join(f'`{suffix}`' for suffix in suffixes)} |",
-            "| --- | --: | --: | --: |",
-            *(
-                f"| {line['network']} | {' | '.join(f'{line[suffix]:,}' for suffix in suffixes)} |"
-                for line in results["results"]
-            ),
-        ]
-    )
-
-
-def device_table(results: dict[str, Any]) -> str:
-    """The output of `benchmarks/microcontroller.py`: what networks take of a microcontroller."""
-    return "\n".join(
-        [
-            "| network | flash | of it code | RAM | float32 |",
-            "| --- | --: | --: | --: | --: |",
-            *(
-                f"| {line['network']} | {line['flash']:,} | {line['code']:,} | {line['ram']:,} "
-                f"| {line['float32']:,} |"
-                for line in results["results"]
-                if "float32" in line
-            ),
-        ]
-    )
-
-
-def input_table(results: dict[str, Any]) -> str:
-    """The output of `benchmarks/input.py --decoders`: images per second and core."""
-    (result,) = results["results"]
-    rates = result["images_per_core_second"]
-    rows = [
-        f"| {name.replace('_', ' ')} | {rate:,.0f} | {rate / rates['bare decoding']:.0%} |"
-        for name, rate in rates.items()
-    ]
-    return "\n".join(
-        [
-            f"{_measured(results)}, OpenCV {result['opencv']}, {result['images']} JPEG files of "
-            f"{result['pixels']:,.0f} pixels on average, the fastest timing of each:",
-            "",
-            "| what is done | images/s per core | of bare decoding |",
-            "| --- | --: | --: |",
-            *rows,
-        ]
-    )
-
-
 def _command(run: dict[str, Any]) -> str:
     return " ".join(run["command"])
 
 
-def _measured(results: dict[str, Any]) -> str:
-    """How results were made, for the line above a table."""
-    command = re.sub(r" --output=\S+", "", _command(results))
-    command = re.sub(r"( logs/\S+)+", " RUN...", command)
-    return (
-        f"`{command}`, {tables.device(results)} (load average {results['load_average']:.1f} "
-        f"before it), Python {results['python']}, jax {results['versions']['jax']}"
-    )
-
-
 # By the table's name: the document, the file of results, what makes the table of it.
 _TABLES: dict[str, tuple[str, str, Callable[[Any], str]]] = {
-    "training speed": ("README.md", "training_speed_cpu.json", speed_table),
+    "training speed": ("README.md", "training_speed_cpu.json", benchmark_tables.speed_table),
     "mnist 24 epochs": ("README.md", "mnist_300_24_epochs.json", mnist_table),
     "cifar10 3 epochs": ("README.md", "cifar10_3_epochs.json", short_runs_table),
     "mnist 300": ("README.md", "mnist_300.json", full_table),
     "mnist 300 experiment": ("experiments/FINDINGS.md", "mnist_300.json", experiment_tables),
     "mnist 784 experiment": ("experiments/FINDINGS.md", "mnist_784.json", experiment_tables),
     "mnist 300 sensitivity": ("experiments/FINDINGS.md", "mnist_300.json", measures_table),
-    "populations": ("docs/experiments.md", "populations.json", population_table),
+    "populations": ("docs/experiments.md", "populations.json", benchmark_tables.population_table),
     "recipes in 10 epochs": ("docs/recipes.md", "resnet20_10_epochs.json", recipe_table),
     "recipes in 30 epochs": ("docs/recipes.md", "resnet20_30_epochs.json", recipe_table),
     "gpu": ("docs/performance.md", "gpu.json", gpu_tables),
-    "inference": ("docs/inference.md", "inference_cpu.json", inference_table),
-    "forms of one image": ("docs/inference.md", "inference_forms_cpu.json", forms_table),
-    "agreement": ("docs/inference.md", "agreement.json", agreement_table),
-    "input": ("docs/scaling.md", "input_cpu.json", input_table),
-    "sizes": ("docs/artifact.md", "sizes.json", ratio_table),
-    "sizes of exports": ("docs/export.md", "sizes.json", export_table),
-    "flash and RAM": ("docs/export.md", "microcontroller.json", device_table),
+    "inference": ("docs/inference.md", "inference_cpu.json", benchmark_tables.inference_table),
+    "forms of one image": (
+        "docs/inference.md",
+        "inference_forms_cpu.json",
+        benchmark_tables.forms_table,
+    ),
+    "agreement": ("docs/inference.md", "agreement.json", benchmark_tables.agreement_table),
+    "input": ("docs/scaling.md", "input_cpu.json", benchmark_tables.input_table),
+    "sizes": ("docs/artifact.md", "sizes.json", benchmark_tables.ratio_table),
+    "sizes of exports": ("docs/export.md", "sizes.json", benchmark_tables.export_table),
+    "flash and RAM": ("docs/export.md", "microcontroller.json", benchmark_tables.device_table),
 }
 
 # By the plot's file: the file of results, what draws it.

@@ -14,6 +14,7 @@ import safetensors.numpy
 
 from jaxbin import data
 from jaxbin.binarization.layers import BINARIZATION, forward_order, write_mask
+from jaxbin.common import files
 from jaxbin.common.errors import UserError
 from jaxbin.export import artifact, freeze
 from jaxbin.export.artifact import Artifact
@@ -300,5 +301,5 @@ def test_nothing_is_left_of_a_file_that_cannot_be_written(tmp_path: Path):
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "file").touch()
     with pytest.raises(UserError, match="cannot be written"):
-        artifact.write_whole(tmp_path / "taken", b"content")
+        files.write_bytes(tmp_path / "taken", b"content")
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]

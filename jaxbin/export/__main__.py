@@ -16,11 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxbin.common import command_line
+from jaxbin.common import command_line, files
 from jaxbin.common.errors import UserError
 from jaxbin.export import artifact as artifacts
 from jaxbin.export import c_source, inference, page
-from jaxbin.export.artifact import Artifact, write_whole
+from jaxbin.export.artifact import Artifact
 from jaxbin.runs.terminal import aligned
 
 SUFFIXES = (".jaxbin", ".onnx", ".stablehlo", ".c", ".html")
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str]) -> None:
         return
     content = to_bytes(artifact, flags.output.suffix)
     table = size_table(artifact, len(content))  # whatever fails, fails before there is a file
-    write_whole(flags.output, content)
+    files.write_bytes(flags.output, content)
     if flags.output.suffix != ".html":
         print(table)
     print(f"{flags.output}: {len(content):,} bytes")
@@ -69,8 +69,8 @@ def write_c(artifact: Artifact, output: Path) -> str:
       UserError: the network cannot be expressed in C, or a file cannot be written.
     """
     sources = c_source.to_c(artifact, output.stem)
-    write_whole(output, sources.source.encode())
-    write_whole(output.with_suffix(".h"), sources.header.encode())
+    files.write_bytes(output, sources.source.encode())
+    files.write_bytes(output.with_suffix(".h"), sources.header.encode())
     return (
         f"{output}, {output.with_suffix('.h')}: {sources.constant_bytes:,} bytes of constants, "
         f"{sources.scratch_bytes:,} bytes of scratch memory"

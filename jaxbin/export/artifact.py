@@ -7,7 +7,6 @@ reading it executes nothing and no size in it is believed before it is checked.
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import safetensors
 import safetensors.numpy
 
 from jaxbin.binarization.layers import forward_order, norms_after, variable_shapes
+from jaxbin.common import files
 from jaxbin.common.errors import UserError, one_line, shown
 from jaxbin.networks import registry
 
@@ -126,7 +126,7 @@ def write(artifact: Artifact, path: Path) -> None:
     Raises:
       UserError: it cannot be written.
     """
-    write_whole(path, to_bytes(artifact))
+    files.write_bytes(path, to_bytes(artifact))
 
 
 def to_bytes(artifact: Artifact) -> bytes:
@@ -138,24 +138,6 @@ def to_bytes(artifact: Artifact) -> bytes:
     header["sha256"] = _checksum(header, tensors)
     # One key, because the order of several would not be the same in every file.
     return safetensors.numpy.save(tensors, {_METADATA: _compact(header)})
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name, then rename it.
-
-    Raises:
-      UserError: it cannot be written.
-    """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"{path} cannot be written: {error.strerror}") from None
 
 
 def read(path: Path) -> Artifact:

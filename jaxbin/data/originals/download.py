@@ -1,12 +1,11 @@
 """Downloads the original files of a dataset, verified, or not at all."""
 
 import http.client
-import os
-import tempfile
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
+from jaxbin.common import files
 from jaxbin.data.originals.files import Original, check_bytes
 from jaxbin.data.specs import DataError
 
@@ -29,22 +28,9 @@ def download_original(original: Original, folder: Path, report: Callable[[str], 
                 # One byte more than expected shows that a file is too long.
                 content = response.read(original.size + 1)
             check_bytes(content, original, "the download")
-            _write_complete(folder / original.file, content)
+            files.write_bytes(folder / original.file, content)
             return
         # urllib.error.URLError and a timeout are OSErrors.
         except (OSError, http.client.HTTPException, DataError) as error:
             problems.append(f"{url}: {error}")
     raise DataError("; ".join(problems))
-
-
-def _write_complete(path: Path, content: bytes) -> None:
-    """Writes under a temporary name, then renames, so that no partial file has the name."""
-    descriptor, temporary = tempfile.mkstemp(
-        prefix=path.name + ".", suffix=".part", dir=path.parent
-    )
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)

@@ -1,0 +1,207 @@
+"""The tables of what the programs in `benchmarks/` measured."""
+
+import re
+from typing import Any
+
+from experiments import tables
+
+
+def speed_table(results: dict[str, Any]) -> str:
+    """The output of `benchmarks/training.py`."""
+    rows = [
+        f"| `{row['network']}` | {row['batch_size']} | {row['milliseconds_per_step']:.1f} "
+        f"| {row['images_per_second']:,.0f} | {row['share_of_peak']:.0%} "
+        f"| {row['compile_seconds']:.1f} | {row['peak_memory_mib']:,.0f} |"
+        for row in results["results"]
+    ]
+    versions = results["versions"]
+    return "\n".join(
+        [
+            f"`python benchmarks/training.py`, {results['cpu_count']} x86-64 cores (shared), "
+            f"Python {results['python']}, jax {versions['jax']}, float32, median of 5:",
+            "",
+            "| configuration | batch | ms per step | images/s | share of peak | compile, s | MiB |",
+            "| --- | --- | --- | --- | --- | --- | --- |",
+            *rows,
+        ]
+    )
+
+
+def population_table(results: dict[str, Any]) -> str:
+    """The output of `benchmarks/population.py`."""
+    rows = [
+        f"| {line['device']} | `{line['network']}` | {line['members']} "
+        f"| {line['steps']} x {line['repeats']} "
+        f"| {line['milliseconds_per_step_alone']:.1f} "
+        f"| {line['milliseconds_per_step_together']:.1f} | {line['sequential_over_vmap']:.2f} |"
+        for line in results["results"]
+    ]
+    return "\n".join(
+        [
+            "`python benchmarks/population.py --networks=NETWORK --members=N --steps=S "
+            "--repeats=R`, "
+            f"{tables.device(results)}, jax {results['versions']['jax']}, median of the repeats:",
+            "",
+            "| device | network | members | steps x repeats | ms per step alone "
+            "| ms per step together | sequential over vmap |",
+            "| --- | --- | --: | --: | --: | --: | --: |",
+            *rows,
+        ]
+    )
+
+
+def inference_table(results: dict[str, Any]) -> str:
+    """The output of `benchmarks/inference.py`: bytes, one image, many images."""
+    lines = results["results"]
+    floats = {line["network"]: line for line in lines if line["form"] == "float32"}
+    rows = []
+    for line in lines:
+        base = floats[line["network"]]
+        one, many = line["seconds_1"], line["seconds_256"]
+        rows.append(
+            f"| {line['network']} | {line['form']} | {line['resident_bytes'] / 1000:,.1f} "
+            f"| {line['temporary_bytes_1'] / 1000:,.0f} "
+            f"| {1e6 * one['fastest']:,.0f} ({1e6 * one['median']:,.0f}) "
+            f"| {one['fastest'] / base['seconds_1']['fastest']:.2f} "
+            f"| {256 / many['fastest']:,.0f} ({256 / many['median']:,.0f}) "
+            f"| {base['seconds_256']['fastest'] / many['fastest']:.2f} |"
+        )
+    return "\n".join(
+        [
+            f"{_measured(results)}, the fastest (median) of {lines[0]['repeats']} timings; kB are "
+            "1,000 bytes, ratios those of the fastest to float32's:",
+            "",
+            "| network | form | resident, kB | temporary, kB | us for one image | ratio "
+            "| images/s, batch 256 | ratio |",
+            "| --- | --- | --: | --: | --: | --: | --: | --: |",
+            *rows,
+        ]
+    )
+
+
+def forms_table(results: dict[str, Any]) -> str:
+    """The output of `benchmarks/inference.py --forms`: latencies as ratios to float32."""
+    lines = results["results"]
+    networks = list(dict.fromkeys(line["network"] for line in lines))
+    ratios: dict[str, list[str]] = {}
+    for network in networks:
+        those = [line for line in lines if line["network"] == network]
+        base = next(line for line in those if line["form"] == "float32")
+        for line in those:
+            ratios.setdefault(line["form"], []).extend(
+                f"{line[caches]['fastest'] / base[caches]['fastest']:.2f}"
+                for caches in ("seconds_warm", "seconds_cold")
+            )
+    columns = [f"{network}, {caches}" for network in networks for caches in ("warm", "cold")]
+    return "\n".join(
+        [
+            f"{_measured(results)}, the fastest of {lines[0]['repeats']} timings:",
+            "",
+            f"| form | {' | '.join(columns)} |",
+            f"| --- |{' --: |' * len(columns)}",
+            *(f"| {form} | {' | '.join(cells)} |" for form, cells in ratios.items()),
+        ]
+    )
+
+
+def agreement_table(results: dict[str, Any]) -> str:
+    """The output of `benchmarks/agreement.py`."""
+    rows = []
+    for run in results["results"]:
+        binary = f"{run['binary_layers']} of {run['layers']}"
+        cells = f"{run['dataset']}, {run['network']}, {run['method']} | {binary}"
+        recorded = f"{run['recorded_accuracy']:.4f}"
+        for form, line in run["forms"].items():
+            rows.append(
+                f"| {cells} | {form} | {line['images']:,} | {line['largest_difference']:.1e} "
+                f"| {line['changed_classes']} | {line['accuracy']:.4f} | {recorded} |"
+            )
+            cells, recorded = " | ", ""
+    return "\n".join(
+        [
+            f"{_measured(results)}:",
+            "",
+            "| run | binary layers | form | images | largest difference | classes changed "
+            "| accuracy | recorded by the run |",
+            "| --- | --- | --- | --: | --: | --: | --: | --: |",
+            *rows,
+        ]
+    )
+
+
+def ratio_table(results: dict[str, Any]) -> str:
+    """The output of `benchmarks/sizes.py`: files against float32 parameters."""
+    rows = [
+        f"| {line['network']} | {line['.jaxbin']:,} | {line['float32']:,} "
+        f"| {line['float32'] / line['.jaxbin']:.1f} "
+        f"| {line['channels'] / line['.jaxbin']:.1%} |"
+        for line in results["results"]
+    ]
+    return "\n".join(
+        [
+            "| network | file | float32 parameters | ratio | `channels` |",
+            "| --- | --: | --: | --: | --: |",
+            *rows,
+        ]
+    )
+
+
+def export_table(results: dict[str, Any]) -> str:
+    """The output of `benchmarks/sizes.py`: bytes of every form."""
+    suffixes = (".jaxbin", ".onnx", ".stablehlo")
+    return "\n".join(
+        [
+            f"| network | {' | '.join(f'`{suffix}`' for suffix in suffixes)} |",
+            "| --- | --: | --: | --: |",
+            *(
+                f"| {line['network']} | {' | '.join(f'{line[suffix]:,}' for suffix in suffixes)} |"
+                for line in results["results"]
+            ),
+        ]
+    )
+
+
+def device_table(results: dict[str, Any]) -> str:
+    """The output of `benchmarks/microcontroller.py`: what networks take of a microcontroller."""
+    return "\n".join(
+        [
+            "| network | flash | of it code | RAM | float32 |",
+            "| --- | --: | --: | --: | --: |",
+            *(
+                f"| {line['network']} | {line['flash']:,} | {line['code']:,} | {line['ram']:,} "
+                f"| {line['float32']:,} |"
+                for line in results["results"]
+                if "float32" in line
+            ),
+        ]
+    )
+
+
+def input_table(results: dict[str, Any]) -> str:
+    """The output of `benchmarks/input.py --decoders`: images per second and core."""
+    (result,) = results["results"]
+    rates = result["images_per_core_second"]
+    rows = [
+        f"| {name.replace('_', ' ')} | {rate:,.0f} | {rate / rates['bare decoding']:.0%} |"
+        for name, rate in rates.items()
+    ]
+    return "\n".join(
+        [
+            f"{_measured(results)}, OpenCV {result['opencv']}, {result['images']} JPEG files of "
+            f"{result['pixels']:,.0f} pixels on average, the fastest timing of each:",
+            "",
+            "| what is done | images/s per core | of bare decoding |",
+            "| --- | --: | --: |",
+            *rows,
+        ]
+    )
+
+
+def _measured(results: dict[str, Any]) -> str:
+    """How results were made, for the line above a table."""
+    command = re.sub(r" --output=\S+", "", " ".join(results["command"]))
+    command = re.sub(r"( logs/\S+)+", " RUN...", command)
+    return (
+        f"`{command}`, {tables.device(results)} (load average {results['load_average']:.1f} "
+        f"before it), Python {results['python']}, jax {results['versions']['jax']}"
+    )
