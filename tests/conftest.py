@@ -1,10 +1,15 @@
 """What all tests share."""
 
 import gc
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import jax
 import pytest
+from warm_python import warm_python
+
+ROOT = Path(__file__).parent.parent
 
 # Most of the tests' time is XLA's. Where it matters how exactly, or how fast, it computes,
 # it is compiled as it is for users.
@@ -60,6 +65,19 @@ def forgotten() -> Iterator[None]:
     yield
     jax.clear_caches()
     gc.collect()
+
+
+@pytest.fixture(scope="session")
+def quick_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The directory of a `python` that has imported everything already."""
+    variables = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    with warm_python(tmp_path_factory.mktemp("python"), ROOT, variables) as directory:
+        yield directory
 
 
 @pytest.fixture(scope="session", autouse=True)

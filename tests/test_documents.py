@@ -42,7 +42,9 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def place(finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def place(
+    finished_run: Path, quick_python: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Path:
     """A working directory with what the documents take for granted."""
     shutil.copytree(finished_run, tmp_path / "RUN")
     for name in (
@@ -57,8 +59,7 @@ def place(finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         Image.fromarray(IMAGES[0, ..., 0]).save(tmp_path / name)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    # `python` is the one of the tests.
-    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("PATH", f"{quick_python}{os.pathsep}{os.environ['PATH']}")
     return tmp_path
 
 

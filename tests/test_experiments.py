@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from jaxbin import config
 from jaxbin.common.errors import UserError
 
 ROOT = Path(__file__).parent.parent
+PYTHON = sys.executable
 # Three epochs of two steps on the embedded digits.
 TINY = [
     "--scale=0.007",
@@ -26,6 +28,13 @@ TINY = [
     "--config.checkpoint_every=1",
 ]
 OVERRIDES = {"dataset": "mnist_5k", "max_steps_per_epoch": 2, "checkpoint_every": 1}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def runs_start_at_once(quick_python: Path) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "executable", str(quick_python / "python"))
+        yield
 
 
 def names(runs: list[declarations.Run]) -> list[str]:
@@ -334,7 +343,7 @@ def test_a_signal_reaches_the_processes_of_the_runs(tmp_path: Path):
         "    print(list(pool.map(one, range(2))), flush=True)\n"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", program],
+        [PYTHON, "-c", program],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

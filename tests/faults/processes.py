@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from helpers import TIMES, stored
+from helpers import TIMES, run, stored
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.py"
 # The processes of a session compile what they have in common once.
@@ -49,7 +49,12 @@ def said(workdir: Path) -> str:
 
 
 def finish(workdir: Path, fields: dict[str, Any]) -> None:
-    assert start(workdir, fields).wait(300) == 0, said(workdir)
+    """Begin a run, or go on with it, to its end; in this process, which is quicker."""
+    run(workdir, **quickstart() | fields)
+
+
+def log(workdir: Path) -> str:
+    return (workdir / "log.txt").read_text()
 
 
 def wait_until(process: subprocess.Popen, workdir: Path, moment: Callable[[], bool]) -> None:
@@ -78,10 +83,11 @@ def lines(workdir: Path) -> list[dict[str, Any]]:
 
 def state(workdir: Path, fields: dict[str, Any], number: int | None = None) -> Any:
     """What a checkpoint holds, by default the last."""
-    return stored(workdir, number, **_quickstart() | fields)
+    return stored(workdir, number, **quickstart() | fields)
 
 
-def _quickstart() -> dict[str, Any]:
+def quickstart() -> dict[str, Any]:
+    """The fields of the configuration."""
     namespace: dict[str, Any] = {}
     exec(QUICKSTART.read_text(), namespace)
     return dict(namespace["get_config"]())
