@@ -18,7 +18,7 @@ from experiments.declarations import Choices
 from jaxbin import config
 from jaxbin.common.errors import UserError
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PYTHON = sys.executable
 # Three epochs of two steps on the embedded digits.
 TINY = [

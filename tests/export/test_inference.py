@@ -349,7 +349,7 @@ def test_folded_batch_norms_only_scale_and_shift():
 
 
 def test_the_package_carries_all_of_its_files():
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     settings = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]
     files = [path.relative_to(root) for path in (root / "jaxbin").rglob("*.*")]
     folders = {".".join(path.parent.parts) for path in files if path.suffix == ".py"}

@@ -25,7 +25,7 @@ from warm_python import warm_python
 from jaxbin import config, data, train
 from jaxbin.common import configurations
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 DOCUMENTS = (
     *(ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "experiments" / "FINDINGS.md"),
     *sorted(ROOT.glob("docs/*.md")),
@@ -131,13 +131,13 @@ NOT_RUN = {
     r"python benchmarks/against_torch\.py": "needs PyTorch, which is no dependency",
     r"python benchmarks/parq_vectors\.py .*": "needs torchao, which is no dependency",
     r"python -m jaxbin\.export --model=mnist_300 --output=mnist_300\.onnx": (
-        "tests/test_documents.py runs it"
+        "test_documents.py runs it"
     ),
     r"python -m jaxbin\.export --model=mnist_300 --output=\w+\.(c|html)": "tests/export/ runs it",
     r"cc -std=c99 .*": "tests/export/ runs it",
     r"python benchmarks/microcontroller\.py": "needs QEMU and ziglang",
-    r"git apply --recount": "tests/test_documents.py runs it",
-    r"python -m jaxbin\.main .* --config\.network=small .*": "tests/test_documents.py runs it",
+    r"git apply --recount": "test_documents.py runs it",
+    r"python -m jaxbin\.main .* --config\.network=small .*": "test_documents.py runs it",
 }
 
 

@@ -20,7 +20,7 @@ from jaxbin import config, data, train
 from jaxbin.binarization.layers import BINARIZATION, forward_order, write_mask
 from jaxbin.engine import preprocessing
 
-DOCS = Path(__file__).parent.parent / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 IMAGES = data.load(data.spec("mnist_5k"), stage="full", data_dir="").evaluation.images[:5]
 SPEC = data.spec("mnist_5k")
 

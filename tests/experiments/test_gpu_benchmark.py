@@ -94,7 +94,7 @@ def test_the_plan_begins_with_what_matters_most():
 
 @pytest.fixture
 def other_benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The programs that tests/test_document_commands.py runs return what they once measured."""
+    """The programs that test_document_commands.py runs return what they once measured."""
     import inference
     import population
     import training
