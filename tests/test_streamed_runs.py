@@ -181,10 +181,6 @@ def test_a_run_killed_within_an_epoch_goes_on_with_the_next_batch(
     assert "leaked" not in (tmp_path / "second.txt").read_text()  # shared memory
 
 
-@pytest.mark.xfail(
-    strict=False,
-    reason="workers that are just starting for an evaluation print the signal's traceback",
-)
 def test_a_signal_to_all_processes_does_not_keep_the_workers_from_the_last_step(
     folder: Path, tmp_path: Path
 ):

@@ -12,6 +12,7 @@ import signal
 import threading
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from typing import Any
 
 import numpy as np
@@ -112,17 +113,38 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+_HEEDED = (signal.SIGINT, signal.SIGTERM)
+
+
 def _end_with_parent(worker: int, workers: int) -> None:
     """Let this worker process end with the one that it works for, and by no signal of its own.
 
     Ctrl-C and clusters signal all processes of a group; the run still wants batches for its step.
     """
     del worker, workers
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in _HEEDED:
         signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+
+def _unheard(iterator: Iterator[dict[str, np.ndarray]]) -> Iterator[dict[str, np.ndarray]]:
+    """The same, and the processes that it starts hear of no signal.
+
+    A new process inherits what its parent's thread blocks. Until `_end_with_parent` runs there,
+    seconds later, Python's own handler would end it with a traceback.
+    """
+    resource_tracker.ensure_running()  # which unblocks what was blocked
+    while True:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _HEEDED)
+        try:
+            batch = next(iterator, None)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if batch is None:
+            return
+        yield batch
 
 
 @contextmanager
@@ -149,7 +171,7 @@ def open_batches(
         )
     iterator = iter(dataset)
     try:
-        yield iterator
+        yield _unheard(iterator) if count else iterator
     finally:
         close = getattr(iterator, "close", None)
         if close is not None:
