@@ -146,12 +146,12 @@ def _serve(connection: Any) -> None:
 
 
 def measure_all(
-    measurements: Sequence[Measurement], minutes: float, write: Callable[..., None]
+    chosen: Sequence[Measurement], minutes: float, write: Callable[..., None]
 ) -> list[dict[str, Any]]:
     """Measure as long as there is time.
 
     Args:
-      measurements: in this order.
+      chosen: in this order.
       minutes: how long, all together.
       write: `(results, environment)`, called after every measurement.
     """
@@ -161,7 +161,7 @@ def measure_all(
     try:
         environment = workers["jax"].compute(measurements.describe, (), deadline - time.monotonic())
         write(results, environment)
-        for measurement in measurements:
+        for measurement in chosen:
             started = time.monotonic()
             figures: dict[str, Any]
             try:

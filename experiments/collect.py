@@ -21,7 +21,7 @@ from jaxbin.common.errors import UserError
 from jaxbin.runs import finished, run_directory
 
 _CURVE_EPOCHS = 90
-_PLACES = ("data_dir", "split_file")
+_PLACES = ("data_dir", "split_file", "compilation_cache")
 
 
 def collect(directory: Path) -> dict[str, Any]:

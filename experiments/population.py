@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxbin import config, population
-from jaxbin.common import command_line
+from jaxbin.common import cache, command_line
 from jaxbin.common.errors import UserError
 from jaxbin.engine import stopping
 from jaxbin.runs import terminal
@@ -34,6 +34,7 @@ def main(argv: Sequence[str]) -> None:
         )
         for member in described
     ]
+    cache.keep_compiled(members[0][0].compilation_cache)
     terminal.log_to_terminal()
     try:
         outcomes = population.run_population(members, stopping.requests())

@@ -123,9 +123,10 @@ class Config:
         0, 0, "save the place in the epoch every so many steps; 0: only when the run is stopped"
     )
     histograms: bool = fields.field(False, "latent weights for TensorBoard")
-    dispatch: str = fields.one_of(
-        "auto", "one dispatch for an epoch or step by step", ("auto", "epoch", "step")
+    compilation_cache: str = fields.field(
+        "", "of compiled programs: a directory, off, or the user's"
     )
+    dispatch: str = fields.one_of("auto", "by whole epochs or steps", ("auto", "epoch", "step"))
     image_size: int = fields.between(
         224, 1, 4096, "dataset='imagenet2012': side of the images, in pixels"
     )

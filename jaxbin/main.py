@@ -28,7 +28,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from jaxbin import config, train
-from jaxbin.common import configurations
+from jaxbin.common import cache, configurations
 from jaxbin.common.errors import UserError, one_line, shown
 from jaxbin.engine import processes
 from jaxbin.runs import advice, run_directory, terminal
@@ -66,6 +66,7 @@ def main(argv: Sequence[str]) -> None:
             raise UserError(f"argument {argv[1]!r} is not accepted; flags begin with --")
         _join_others()
         parsed = config.parse(_CONFIG.value)
+        cache.keep_compiled(parsed.compilation_cache)
         workdir = Path(_WORKDIR.value) if _WORKDIR.value else run_directory.default_workdir(parsed)
         if processes.is_first():
             terminal.log_to_terminal()

@@ -46,15 +46,17 @@ def test_without_a_configuration(tmp_path: Path, arguments: tuple[str, ...]):
     assert "--help" in line
 
 
-def test_output_in_a_pipe(tmp_path: Path):
-    result = run(
-        tmp_path,
+def test_output_in_a_pipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    flags = (
         f"--config={QUICKSTART}",
         "--config.epochs=3",
         "--config.epochs_per_layer=1",
         "--config.max_steps_per_epoch=2",
         "--config.order=231",
     )
+    result = run(tmp_path, *flags)
     assert result.returncode == 0, result.stderr
     assert "\x1b" not in result.stdout
     assert "\r" not in result.stdout + result.stderr
@@ -75,6 +77,20 @@ def test_output_in_a_pipe(tmp_path: Path):
     assert (workdir / "summary.json").exists()
     log = (workdir / "log.txt").read_text()
     assert all(line in log for line in epochs)
+    check_the_next_start_compiles_nothing(tmp_path, flags)
+
+
+def check_the_next_start_compiles_nothing(directory: Path, flags: tuple[str, ...]) -> None:
+    """Of another run; what was compiled for the first is loaded, without a word."""
+
+    def compiled() -> set[Path]:
+        return set(directory.glob("cache/jaxbin/jax/*/*-cache"))
+
+    before = compiled()
+    assert before
+    again = run(directory, *flags, "--config.seed=1", "--workdir=again")
+    assert (again.returncode, again.stderr) == (0, "")
+    assert compiled() == before
 
 
 def test_a_configuration_by_its_name_from_anywhere(tmp_path: Path):

@@ -154,7 +154,7 @@ def _outline(network: nn.Module, image_shape: tuple[int, ...]) -> _Outline:
                 jax.ShapeDtypeStruct((1, *image_shape), jnp.float32),
             )
         )
-    shapes = {
+    shapes: dict[str, dict[str, Any]] = {
         collection: dict(flax.traverse_util.flatten_dict(tree, sep="/"))
         for collection, tree in variables.items()
     }

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 # Flags whose values are places, in the commands of this project.
-_PLACES = ("workdir", "data_dir", "split_file", "output")
+_PLACES = ("workdir", "data_dir", "split_file", "compilation_cache", "output")
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "clu", "numpy", "jaxbin")
 

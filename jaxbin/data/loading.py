@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from jaxbin.data import digits, splits, synthetic
+from jaxbin.data.decoded import Decoded, decoded_split
 from jaxbin.data.imagenet import dataset
 from jaxbin.data.originals.files import ORIGINALS
 from jaxbin.data.originals.preparation import find_version, ignore_message, prepare_spec
-from jaxbin.data.specs import DataError, Dataset, DatasetSpec
+from jaxbin.data.specs import DataError, Dataset, DatasetSpec, Split
 from jaxbin.data.splits import SplitPositions
 
 DEFAULT_DIRECTORY = "~/tensorflow_datasets"
@@ -94,21 +95,20 @@ def _load_stored(
     MNIST's records have no ids. jaxbin stores it in the original order; TFDS shuffles it once.
     """
     directory = prepare_spec(spec, data_dir, report)
-    from jaxbin.data import stored  # TFDS takes more than a second to import.
-
-    records = stored.read_records(directory, "train", spec)
-    order = np.arange(spec.original_train_examples)
-    if spec.name == "cifar10":
-        order = stored.stored_positions(records)
-    train = stored.decode(records, order[positions.train], spec)
+    stored = decoded_split(directory, "train", spec)
+    train = _chosen(stored, stored.order[positions.train])
     if stage == "validation":
-        evaluation = stored.decode(records, order[positions.validation], spec)
+        evaluation = _chosen(stored, stored.order[positions.validation])
     else:
-        test = stored.read_records(directory, "test", spec)
-        evaluation = stored.decode(test, np.arange(spec.test_examples), spec)
+        test = decoded_split(directory, "test", spec)
+        evaluation = Split(test.images, test.labels)
     loaded = dataclasses.replace(
         spec,
         train_examples=len(positions.train),
         validation_examples=len(positions.validation),
     )
     return Dataset(loaded, train, evaluation)
+
+
+def _chosen(stored: Decoded, places: np.ndarray) -> Split:
+    return Split(stored.images[places], stored.labels[places])

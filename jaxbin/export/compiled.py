@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxbin.common import cache
 from jaxbin.common.errors import UserError
 from jaxbin.export.artifact import Artifact
 from jaxbin.export.c.writer import Sources
@@ -84,9 +85,18 @@ def compiled_function(sources: Sources, classes: int) -> Callable[[np.ndarray], 
 
 
 def cache_directory() -> Path:
-    """Where compiled networks are kept; any of them may be deleted at any time."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(base) / "jaxbin" / "c"
+    """Where compiled networks are kept; any of them may be deleted at any time.
+
+    Raises:
+      UserError: the user's cache directory cannot be written to.
+    """
+    directory = cache.user_directory()
+    if directory is None:
+        raise UserError(
+            "backend='c' keeps what it compiles in the user's cache directory, which cannot be "
+            "written to; XDG_CACHE_HOME names another"
+        )
+    return directory / "c"
 
 
 def _library(sources: Sources, compiler: Sequence[str]) -> ctypes.CDLL:

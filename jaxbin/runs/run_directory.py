@@ -39,6 +39,7 @@ _MAY_DIFFER = (
     "checkpoint_every_steps",
     "histograms",
     "patience",
+    "compilation_cache",
 )
 # What an evaluation of a run's weights needs to be as it was in training.
 _DEFINES_WEIGHTS = ("network", "depth", "layer_names")

@@ -12,6 +12,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 import jaxbin.data as data
+from jaxbin.data import stored
 from jaxbin.data.originals import builders, preparation
 from jaxbin.data.splits import default_positions
 
@@ -157,6 +158,93 @@ def test_damaged_directories_are_named(tmp_path: Path) -> None:
     (directory / "dataset_info.json").unlink()
     message = _error(lambda: data.load(MNIST, stage="full", data_dir=str(tmp_path)))
     assert message == (f"{directory} is not a complete TFDS directory: it has no dataset_info.json")
+
+
+@pytest.fixture
+def mnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], data.Dataset]:
+    """Loads a small MNIST that lies in `tmp_path`, whose user has a cache there."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    builders.build(MNIST, _mnist_parts(), str(tmp_path))
+    return lambda: data.load(MNIST, stage="full", data_dir=str(tmp_path))
+
+
+def _assert_same(one: data.Dataset, other: data.Dataset) -> None:
+    _assert_equal(one.train, other.train.images, other.train.labels)
+    _assert_equal(one.evaluation, other.evaluation.images, other.evaluation.labels)
+
+
+def _reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the splits that are read from now on."""
+    read, names = stored.read_records, []
+
+    def note(directory: Path, split: str, spec: data.DatasetSpec) -> stored.Records:
+        names.append(split)
+        return read(directory, split, spec)
+
+    monkeypatch.setattr(stored, "read_records", note)
+    return names
+
+
+def test_what_was_decoded_is_kept(
+    mnist: Callable[[], data.Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, reads = mnist(), _reads(monkeypatch)
+    _assert_same(mnist(), first)
+    assert reads == []
+    (record_file,) = (tmp_path / "mnist").glob("*/mnist-test*")
+    os.utime(record_file, ns=(0, 0))  # another file, for all one knows
+    _assert_same(mnist(), first)
+    assert reads == ["train", "test"]
+
+
+def test_another_spec_is_not_served_from_the_cache(
+    mnist: Callable[[], data.Dataset], tmp_path: Path
+) -> None:
+    mnist()
+    spec = dataclasses.replace(MNIST, train_examples=13)
+    message = _error(lambda: data.load(spec, stage="full", data_dir=str(tmp_path)))
+    assert "(train) holds 15 images, expected 16" in message
+
+
+@pytest.mark.parametrize("damage", ["one bit", "half", "nothing", "foreign"])
+def test_a_damaged_cache_is_ignored_and_mended(
+    mnist: Callable[[], data.Dataset],
+    damage: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first = mnist()
+    (path,) = (tmp_path / "cache" / "jaxbin" / "decoded").glob("mnist-train-*.npz")
+    content = path.read_bytes()
+    if damage == "foreign":  # a whole file, whose checksum is another's
+        with np.load(path) as file:
+            arrays = dict(file)
+        arrays["images"][0, 0, 0, 0] ^= 1
+        np.savez(path, **arrays)
+    else:
+        middle = len(content) // 2
+        path.write_bytes(
+            {
+                "one bit": content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :],
+                "half": content[:middle],
+                "nothing": b"",
+            }[damage]
+        )
+    reads = _reads(monkeypatch)
+    _assert_same(mnist(), first)
+    assert reads == ["train"]
+    _assert_same(mnist(), first)
+    assert reads == ["train"]
+
+
+@pytest.mark.parametrize("where", ["cache", "cache/jaxbin/decoded"])
+def test_a_cache_that_cannot_be_written_is_no_error(
+    mnist: Callable[[], data.Dataset], where: str, tmp_path: Path
+) -> None:
+    (tmp_path / where).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / where).write_text("a file", encoding="utf-8")
+    parts = _mnist_parts()
+    _assert_equal(mnist().evaluation, parts["test"].images, parts["test"].labels)
 
 
 def test_concurrent_preparation_is_no_error(

@@ -1,0 +1,119 @@
+"""Decoded images of stored datasets, kept in the user's cache directory.
+
+Reading and decoding MNIST takes seconds, reading what was decoded a fraction of one. A file belongs
+to the dataset's files as they were; it is checked when it is read, and whatever is wrong with it,
+the dataset is decoded again.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from jaxbin.common import cache
+from jaxbin.data.specs import DatasetSpec
+
+_ARRAYS = ("images", "labels", "order")
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A stored split, decoded, in stored order.
+
+    `images`: uint8 (n, height, width, channels); `labels`: int32 (n,); `order`: int64 (n,), where
+    each original position is stored.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    order: np.ndarray
+
+
+def decoded_split(directory: Path, split: str, spec: DatasetSpec) -> Decoded:
+    """All of the stored split "train" or "test"; from the cache if it is there.
+
+    Raises:
+      DataError: the directory cannot be read, or holds something other than the spec says.
+    """
+    path = _path(directory, split, spec)
+    kept = _read(path, split, spec) if path else None
+    if kept is not None:
+        return kept
+    from jaxbin.data import stored  # TFDS takes more than a second to import.
+
+    records = stored.read_records(directory, split, spec)
+    order = np.arange(len(records.labels))
+    images, labels = stored.decode(records, order, spec).images, records.labels
+    if spec.name == "cifar10" and split == "train":
+        order = stored.stored_positions(records)
+    decoded = Decoded(images, labels, order)
+    if path:
+        _write(path, decoded)
+    return decoded
+
+
+def _path(directory: Path, split: str, spec: DatasetSpec) -> Path | None:
+    """Where the split's file lies; None if nothing can be kept.
+
+    Its name holds a hash of what lies in `directory`: names, sizes, times of change.
+    """
+    import PIL  # which runs without a stored dataset do without
+
+    home = cache.user_directory()
+    if home is None:
+        return None
+    try:
+        files = sorted(
+            (entry.name, entry.stat().st_size, entry.stat().st_mtime_ns)
+            for entry in os.scandir(directory)
+        )
+    except OSError:
+        return None
+    # Pillow's version, because decoders of JPEG files differ in the last bit.
+    content = json.dumps([str(directory.absolute()), files, PIL.__version__])
+    name = hashlib.sha256(content.encode()).hexdigest()[:32]
+    return home / "decoded" / f"{spec.name}-{split}-{name}.npz"
+
+
+def _read(path: Path, split: str, spec: DatasetSpec) -> Decoded | None:
+    """What a file holds, if it is what was written, and what the spec says."""
+    try:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+            decoded = Decoded(*(file[name] for name in _ARRAYS))
+            checksum = str(file["checksum"])
+    except Exception:  # damaged files raise whatever zlib, zipfile and NumPy raise
+        return None
+    n = spec.original_train_examples if split == "train" else spec.test_examples
+    of_spec = (
+        decoded.images.shape == (n, *spec.image_shape)
+        and decoded.labels.shape == decoded.order.shape == (n,)
+        and 0 <= decoded.labels.min() <= decoded.labels.max() < spec.classes
+    )
+    return decoded if of_spec and checksum == _checksum(decoded) else None
+
+
+def _write(path: Path, decoded: Decoded) -> None:
+    """Keep what was decoded; if that cannot be, it is no harm."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    arrays = {name: getattr(decoded, name) for name in _ARRAYS}
+    try:
+        path.parent.mkdir(exist_ok=True)
+        with temporary.open("wb") as file:
+            np.savez(file, **arrays, checksum=np.array(_checksum(decoded)))
+        temporary.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _checksum(decoded: Decoded) -> str:
+    """Of the arrays, their types included."""
+    digest = hashlib.sha256()
+    for array in (decoded.images, decoded.labels, decoded.order):
+        digest.update(f"{array.dtype.str}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
