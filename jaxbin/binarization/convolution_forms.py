@@ -12,12 +12,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-_DIMENSIONS = ("NHWC", "HWIO", "NHWC")
-
-# The CPU computes a kernel's gradient from blocks of the batch, whose transpositions stay in the
-# cache. More blocks than these gain nothing more and cost time to compile.
-_BLOCK_BYTES = 1_500_000
-_MOST_BLOCKS = 20
+from jaxbin.binarization.kernel_gradients import convolve as plainly
+from jaxbin.binarization.kernel_gradients import kernel_gradient, padding_of
 
 _portable = contextvars.ContextVar("portable", default=False)
 
@@ -47,44 +43,21 @@ def convolve(inputs: jax.Array, kernel: jax.Array, strides: int = 1) -> jax.Arra
     on_cpu = jax.default_backend() == "cpu" and not _portable.get()
     if on_cpu and strides == 1 and odd:
         return _convolve_on_cpu(inputs, kernel)
-    return _convolve(inputs, kernel, _padding(kernel), strides)
-
-
-def _padding(kernel: jax.Array) -> tuple[int, int]:
-    """Zeros above and below, and on the left and right."""
-    height, width = kernel.shape[:2]
-    return (height - 1) // 2, (width - 1) // 2
-
-
-def _convolve(
-    inputs: jax.Array,
-    kernel: jax.Array,
-    padding: tuple[int, int],
-    strides: int = 1,
-    more_rows: int = 0,
-) -> jax.Array:
-    vertical, horizontal = padding
-    return jax.lax.conv_general_dilated(
-        inputs,
-        kernel,
-        window_strides=(strides, strides),
-        padding=((vertical, vertical + more_rows), (horizontal, horizontal)),
-        dimension_numbers=_DIMENSIONS,
-    )
+    return plainly(inputs, kernel, padding_of(kernel.shape), strides)
 
 
 def _same_size(inputs: jax.Array, kernel: jax.Array) -> jax.Array:
-    """`_convolve`, with an output row too many that is dropped at once.
+    """`kernel_gradients.convolve`, with an output row too many that is dropped at once.
 
     XLA's CPU backend (jaxlib 0.10) gives a convolution whose output is no larger than its input to
     kernels that run on one thread. The row keeps it from doing so.
     """
-    return _convolve(inputs, kernel, _padding(kernel), more_rows=1)[:, : inputs.shape[1]]
+    return plainly(inputs, kernel, padding_of(kernel.shape), more_rows=1)[:, : inputs.shape[1]]
 
 
 @jax.custom_vjp
 def _convolve_on_cpu(inputs: jax.Array, kernel: jax.Array) -> jax.Array:
-    """`_convolve` for kernels of odd sizes and strides of 1."""
+    """`kernel_gradients.convolve` for kernels of odd sizes and strides of 1."""
     return _same_size(inputs, kernel)
 
 
@@ -96,26 +69,8 @@ def _backward(
     saved: tuple[jax.Array, jax.Array], gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     inputs, kernel = saved
-    size_bytes = inputs.size * inputs.dtype.itemsize
-    blocks = min(-(-size_bytes // _BLOCK_BYTES), len(inputs), _MOST_BLOCKS)
-    pieces = zip(jnp.array_split(inputs, blocks), jnp.array_split(gradient, blocks), strict=True)
     flipped = kernel[::-1, ::-1].swapaxes(2, 3)
-    padding = _padding(kernel)
-    kernel_gradient = sum(_kernel_gradient(*piece, padding) for piece in pieces)
-    return _same_size(gradient, flipped), jnp.asarray(kernel_gradient)
-
-
-def _kernel_gradient(inputs: jax.Array, gradient: jax.Array, padding: tuple[int, int]) -> jax.Array:
-    """The kernel's gradient from one block of the batch.
-
-    It is the convolution of the inputs, their channels as batch, with the gradient as a kernel.
-    The inputs are transposed in two steps: one that takes the batch from the first axis to the last
-    jumps by powers of two and misses the cache.
-    """
-    by_pixel = jax.lax.optimization_barrier(inputs.transpose(1, 2, 0, 3))
-    by_channel = by_pixel.transpose(3, 0, 1, 2)
-    by_channel = _convolve(by_channel, gradient.transpose(1, 2, 0, 3), padding)
-    return by_channel.transpose(1, 2, 0, 3)
+    return _same_size(gradient, flipped), kernel_gradient(inputs, gradient, kernel.shape)
 
 
 _convolve_on_cpu.defvjp(_forward, _backward)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxbin.binarization import convolution_forms
+from jaxbin.binarization import convolution_forms, kernel_gradients
 
 
 @pytest.fixture(autouse=True)
@@ -40,6 +40,42 @@ def test_convolve_and_its_gradients(batch, strides, size):
         np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize(("batch", "size"), [(1, (3, 3)), (40, (3, 3)), (5, (1, 1)), (5, (5, 3))])
+@pytest.mark.parametrize("form", kernel_gradients.FORMS)
+def test_every_form_of_the_kernel_gradient(form, batch, size, monkeypatch):
+    monkeypatch.setattr(kernel_gradients, "_BLOCK_BYTES", 10_000)  # so that there are several
+    rng = np.random.default_rng(0)
+    inputs = rng.standard_normal((batch, 6, 8, 3))
+    gradient = rng.standard_normal((batch, 6, 8, 4))
+    _, backward = jax.vjp(lambda k: plain(inputs, k, 1), np.zeros((*size, 3, 4)))
+    (expected,) = backward(gradient)
+    computed = kernel_gradients.FORMS[form](jnp.asarray(inputs), jnp.asarray(gradient), size)
+    assert computed.dtype == expected.dtype
+    np.testing.assert_allclose(computed, expected, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize(
+    ("version", "shape", "form"),
+    [
+        ((0, 10, 2), (32, 16, 16), "blocks"),
+        ((0, 8, 0), (16, 32, 32), "rows"),
+        ((0, 10, 2), (8, 64, 64), "rows"),
+        ((0, 10, 2), (32, 64, 64), "blocks"),
+        ((0, 10, 2), (7, 512, 512), "plain"),
+        ((0, 11, 0), (32, 64, 64), "blocks"),
+        ((0, 11, 0), (16, 32, 32), "plain"),
+        ((1, 0, 0), (8, 64, 64), "plain"),
+    ],
+)
+def test_which_form_is_taken(version, shape, form, monkeypatch):
+    monkeypatch.setattr(kernel_gradients.jaxlib.version, "__version_info__", version)
+    side, channels, features = shape
+    inputs = (128, side, side, channels)
+    assert kernel_gradients.chosen_form(inputs, (3, 3, channels, features)) == form
+    assert kernel_gradients.chosen_form(inputs, (5, 5, channels, features)) == "plain"
+    assert kernel_gradients.chosen_form((128, side, 9, channels), (3, 3, 1, 1)) == "plain"
+
+
 @pytest.mark.parametrize("values", [3, 100_000], ids=["many ties", "few ties"])
 def test_max_pool_and_its_gradient(values):
     rng = np.random.default_rng(0)
@@ -57,7 +93,9 @@ def test_max_pool_gives_a_tie_to_the_first():
     np.testing.assert_array_equal(gradient[0, :, :, 0], [[1, 0], [0, 0]])
 
 
-def test_convolve_has_second_derivatives():
+@pytest.mark.parametrize("form", ["plain", "blocks", "rows"])
+def test_convolve_has_second_derivatives(form, monkeypatch):
+    monkeypatch.setattr(kernel_gradients, "chosen_form", lambda *_: form)
     rng = np.random.default_rng(0)
     inputs, kernel = rng.standard_normal((2, 4, 4, 2)), rng.standard_normal((3, 3, 2, 2))
 

@@ -108,6 +108,7 @@ COMMANDS = {
         "--networks=mnist_300 --members=2 --steps=1 --repeats=1"
     ),
     r"python -m benchmarks\.gpu .*": "--tiny --only=step/mnist_300/float32 --output=gpu",
+    r"python benchmarks/convolutions\.py.*": "--networks vgg5 --batch_size=2 --repeats=1",
     r"python benchmarks/inference\.py.*": "--networks mlp300 --repeats=1",
     r"python benchmarks/agreement\.py RUN": "--single=1",
     r"python benchmarks/sizes\.py": "--networks mlp300",

@@ -1,0 +1,159 @@
+"""Every form of every convolution of a network, timed in turn: what the table is made from.
+
+    python benchmarks/convolutions.py --networks resnet20
+    python benchmarks/convolutions.py --networks vgg5 vgg9 --output=result.json
+
+One line for each form of each operation (forward, input gradient, kernel gradient), milliseconds of
+the fastest and the median of `--repeats` timings; `*` marks the form that a run takes. The table is
+in `jaxbin.binarization.kernel_gradients`; a new jaxlib asks for another run of this.
+"""
+
+import argparse
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import result_file
+from inference import time_in_turn
+from training import NETWORKS, published_configuration
+
+from jaxbin import config
+from jaxbin.binarization import convolution_forms, kernel_gradients
+from jaxbin.binarization.layers import Conv
+from jaxbin.networks import registry
+
+Shapes = tuple[tuple[int, ...], tuple[int, ...], int]
+"""Of the inputs and of the kernel, and strides."""
+
+
+def convolutions(name: str, batch_size: int) -> dict[Shapes, int]:
+    """How many of a network's convolutions have the same shapes; the first of them comes first."""
+    import flax.linen as nn
+
+    parsed = config.parse(published_configuration(name))
+    spec = parsed.dataset_spec
+    network = registry.build(parsed.network, spec.classes, parsed.depth)
+    found: dict[Shapes, int] = {}
+
+    def note(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        module = context.module
+        if isinstance(module, Conv) and context.method_name == "__call__":
+            inputs = args[0].shape
+            kernel = (*module.kernel_size, inputs[-1], module.features)
+            shapes = (inputs, kernel, module.strides)
+            found[shapes] = found.get(shapes, 0) + 1
+        return call(*args, **kwargs)
+
+    images = np.zeros((batch_size or parsed.batch_size, *spec.image_shape), np.float32)
+    with nn.intercept_methods(note):
+        jax.eval_shape(lambda: network.init(jax.random.key(0), images, train=False))
+    return found
+
+
+def measure(shapes: Shapes, first: bool, repeats: int) -> Iterator[dict[str, Any]]:
+    """A line for every form of every operation; of the first layer without the input gradient."""
+    inputs_shape, kernel_shape, strides = shapes
+    rng = np.random.default_rng(0)
+    inputs = jnp.asarray(rng.standard_normal(inputs_shape), jnp.float32)
+    kernel = jnp.asarray(rng.choice([-1.0, 1.0], kernel_shape), jnp.float32)
+    for operation, forms in _operations(shapes, first).items():
+        gradient = jnp.asarray(
+            rng.standard_normal(convolution_forms.convolve(inputs, kernel, strides).shape),
+            jnp.float32,
+        )
+        calls = {name: (jax.jit(form), (inputs, kernel, gradient)) for name, form in forms.items()}
+        seconds = time_in_turn(calls, repeats, 1)
+        for name in forms:
+            yield {
+                "inputs": inputs_shape,
+                "kernel": kernel_shape,
+                "strides": strides,
+                "operation": operation,
+                "form": name,
+                "taken": name == _taken(operation, shapes),
+                "seconds": seconds[name],
+            }
+
+
+def _operations(shapes: Shapes, first: bool) -> dict[str, dict[str, Callable[..., jax.Array]]]:
+    """By operation and form functions `(inputs, kernel, gradient) -> result`."""
+    _, kernel_shape, strides = shapes
+    padding = kernel_gradients.padding_of(kernel_shape)
+
+    def plain(inputs: jax.Array, kernel: jax.Array) -> jax.Array:
+        return kernel_gradients.convolve(inputs, kernel, padding, strides)
+
+    def of_inputs(form: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+        return lambda x, k, g: jax.vjp(lambda x: form(x, k), x)[1](g)[0]
+
+    def taken(inputs: jax.Array, kernel: jax.Array) -> jax.Array:
+        return convolution_forms.convolve(inputs, kernel, strides)
+
+    operations = {
+        "forward": {"plain": lambda x, k, g: plain(x, k), "row": lambda x, k, g: taken(x, k)},
+        "input gradient": {"plain": of_inputs(plain), "row": of_inputs(taken)},
+        "kernel gradient": {
+            name: lambda x, k, g, form=form: form(x, g, kernel_shape[:2])
+            for name, form in kernel_gradients.FORMS.items()
+        },
+    }
+    if first:
+        del operations["input gradient"]
+    if not _has_forms(shapes):
+        operations["kernel gradient"] = {
+            "plain": lambda x, k, g: jax.vjp(lambda k: plain(x, k), k)[1](g)[0]
+        }
+        return {name: {"plain": forms["plain"]} for name, forms in operations.items()}
+    return operations
+
+
+def _has_forms(shapes: Shapes) -> bool:
+    """Whether there is anything but the plain form."""
+    _, kernel, strides = shapes
+    return strides == 1 and all(size % 2 for size in kernel[:2])
+
+
+def _taken(operation: str, shapes: Shapes) -> str:
+    """The form that a run on this machine takes."""
+    inputs, kernel, _ = shapes
+    if jax.default_backend() != "cpu" or not _has_forms(shapes):
+        return "plain"
+    return kernel_gradients.chosen_form(inputs, kernel) if "kernel" in operation else "row"
+
+
+def main() -> None:
+    """Print a line for every form; write JSON if asked to."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    choices = [name for name in NETWORKS if not name.startswith("mnist")]
+    parser.add_argument("--networks", nargs="+", default=["resnet20"], choices=choices)
+    parser.add_argument("--batch_size", type=int, default=0, help="0: the published one")
+    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--output", type=Path, help="JSON file for the results")
+    arguments = parser.parse_args()
+    results = []
+    print(f"{kernel_gradients.generation()}, {jax.default_backend()}")
+    for network in arguments.networks:
+        counted = convolutions(network, arguments.batch_size)
+        for number, (shapes, count) in enumerate(counted.items()):
+            (_, side, _, channels), kernel, strides = shapes
+            what = f"{count} x {side}², {channels}→{kernel[3]}, {kernel[0]}x{kernel[1]}/{strides}"
+            for line in measure(shapes, number == 0, arguments.repeats):
+                results.append({"network": network, "count": count, **line})
+                milliseconds = {name: 1e3 * time for name, time in line["seconds"].items()}
+                print(
+                    f"{network:9s} {what:26s} {line['operation']:16s} {line['form']:16s}"
+                    f"{'*' if line['taken'] else ' '} {milliseconds['fastest']:8.2f} "
+                    f"({milliseconds['median']:.2f}) ms",
+                    flush=True,
+                )
+    if arguments.output:
+        result_file.write(arguments.output, results)
+
+
+if __name__ == "__main__":
+    main()
