@@ -53,6 +53,13 @@ LONG = (
 )
 
 
+def pytest_collection_finish() -> None:
+    """What is there by now stays: looking through it again and again takes a tenth of the time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 100)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long files first, in the order of `LONG`; all others as they are."""
     places = {name: place for place, name in enumerate(LONG)}

@@ -70,7 +70,7 @@ def kernel_gradient(inputs: jax.Array, gradient: jax.Array, kernel: tuple[int, .
     Returns:
       An array of the kernel's shape.
     """
-    return FORMS[chosen_form(inputs.shape, kernel)](inputs, gradient, kernel[:2])
+    return FORMS[chosen_form(inputs.shape, kernel)](inputs, gradient, (kernel[0], kernel[1]))
 
 
 def convolve(

@@ -8,6 +8,7 @@ import os
 import platform
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from jaxbin.common.errors import UserError, shown
 
@@ -40,7 +41,8 @@ def keep_compiled(setting: str) -> None:
     """
     import jax  # which data, on this module too, does without
 
-    if setting == "off" or jax.config.read("jax_compilation_cache_dir"):
+    told: Any = jax.config  # whose names pyright does not see
+    if setting == "off" or told.jax_compilation_cache_dir:
         return
     if setting:
         directory = Path(os.path.expanduser(setting))

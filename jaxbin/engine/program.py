@@ -1,9 +1,11 @@
 """What runs compute with, compiled once: the network, its steps, its data on the devices."""
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -98,12 +100,9 @@ class Program:
 
     def initial_state(self, config: Config) -> TrainState:
         """The state of a run before its first epoch, from its seed, on the host."""
-        images = jnp.zeros((1, *self._spec.image_shape))
-        init = jax.jit(lambda key: self.network.init(key, images, train=False))
-        names = config.layer_names
-        state = step.create_state(
-            self._optimizer, names, dict(init(random_keys(config.seed)[0])), config.latent_reset
-        )
+        key, names = random_keys(config.seed)[0], config.layer_names
+        variables = _initialized(self.network, self._spec.image_shape, key)
+        state = step.create_state(self._optimizer, names, variables, config.latent_reset)
         return dataclasses.replace(state, measured=epoch.nothing_measured(state, names))
 
     def place(self, states: Sequence[TrainState]) -> TrainState:
@@ -194,6 +193,14 @@ class Program:
         images = normalize(images, self._spec.mean, self._spec.std)
         seen, _ = self._eval_step(state, images, labels, counted)
         return epoch.add(metrics, seen, self.layout)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _initialized(
+    network: nn.Module, image_shape: tuple[int, ...], key: jax.Array
+) -> dict[str, PyTree]:
+    """The variables of a network; compiled once for all members and seeds."""
+    return dict(network.init(key, jnp.zeros((1, *image_shape)), train=False))
 
 
 def _several(one: devices.OneDevice, steps: int) -> devices.OneDevice:

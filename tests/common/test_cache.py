@@ -13,7 +13,7 @@ from jaxbin.common.errors import UserError
 @pytest.fixture(autouse=True)
 def no_cache_yet() -> Iterator[None]:
     names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = {name: jax.config.read(name) for name in names}
+    before = {name: getattr(jax.config, name) for name in names}
     jax.config.update("jax_compilation_cache_dir", None)
     yield
     for name, value in before.items():
@@ -21,7 +21,7 @@ def no_cache_yet() -> Iterator[None]:
 
 
 def compiled() -> str | None:
-    return jax.config.read("jax_compilation_cache_dir")
+    return jax.config.jax_compilation_cache_dir
 
 
 def test_default_is_the_users_cache_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
