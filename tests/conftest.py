@@ -53,6 +53,15 @@ LONG = (
 )
 
 
+# `-m quick`: each room's own tests, as far as they take no time.
+QUICK = {
+    *("test_binarize", "test_layers", "test_methods", "test_orders", "test_parq", "test_schedule"),
+    *("test_config", "test_data", "test_data_preparation", "test_data_stored", "test_cache"),
+    *("test_augment", "test_checkpoint", "test_run_directory", "test_advice"),
+    *("test_artifact", "test_torch_import", "test_images", "test_api"),
+}
+
+
 def pytest_collection_finish() -> None:
     """What is there by now stays: looking through it again and again takes a tenth of the time."""
     gc.collect()
@@ -62,6 +71,9 @@ def pytest_collection_finish() -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long files first, in the order of `LONG`; all others as they are."""
+    for item in items:
+        if item.path.stem in QUICK:
+            item.add_marker("quick")
     places = {name: place for place, name in enumerate(LONG)}
     items.sort(key=lambda item: places.get(item.path.stem, len(LONG)))
 

@@ -105,6 +105,7 @@ def test_files_of_a_run(iterative):
     }
     content = json.loads((workdir / "config.json").read_text())
     assert content["order_layers"] == [2, 3, 1]
+    assert "epoch 4/4  layers ###" in (workdir / "log.txt").read_text()
     environment = json.loads((workdir / "environment.json").read_text())
     assert environment["versions"]["jax"] == jax.__version__
     assert len(environment["devices"]) == jax.device_count()

@@ -13,8 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import safetensors
+import safetensors.numpy
 
-from jaxbin.common import cache
+from jaxbin.common import cache, files
+from jaxbin.common.errors import UserError
 from jaxbin.data.specs import DatasetSpec
 
 _ARRAYS = ("images", "labels", "order")
@@ -76,16 +79,16 @@ def _path(directory: Path, split: str, spec: DatasetSpec) -> Path | None:
     # Pillow's version, because decoders of JPEG files differ in the last bit.
     content = json.dumps([str(directory.absolute()), files, PIL.__version__])
     name = hashlib.sha256(content.encode()).hexdigest()[:32]
-    return home / "decoded" / f"{spec.name}-{split}-{name}.npz"
+    return home / "decoded" / f"{spec.name}-{split}-{name}.safetensors"
 
 
 def _read(path: Path, split: str, spec: DatasetSpec) -> Decoded | None:
     """What a file holds, if it is what was written, and what the spec says."""
     try:
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            decoded = Decoded(*(file[name] for name in _ARRAYS))
-            checksum = str(file["checksum"])
-    except Exception:  # damaged files raise whatever zlib, zipfile and NumPy raise
+        with safetensors.safe_open(path, framework="np") as file:
+            decoded = Decoded(*(file.get_tensor(name) for name in _ARRAYS))
+            checksum = file.metadata()["sha256"]
+    except Exception:  # safetensors and NumPy raise whatever they trip over
         return None
     n = spec.original_train_examples if split == "train" else spec.test_examples
     of_spec = (
@@ -98,16 +101,11 @@ def _read(path: Path, split: str, spec: DatasetSpec) -> Decoded | None:
 
 def _write(path: Path, decoded: Decoded) -> None:
     """Keep what was decoded; if that cannot be, it is no harm."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}")
-    arrays = {name: getattr(decoded, name) for name in _ARRAYS}
-    try:
+    arrays = {name: np.ascontiguousarray(getattr(decoded, name)) for name in _ARRAYS}
+    with contextlib.suppress(OSError, UserError):
         path.parent.mkdir(exist_ok=True)
-        with temporary.open("wb") as file:
-            np.savez(file, **arrays, checksum=np.array(_checksum(decoded)))
-        temporary.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        content = safetensors.numpy.save(arrays, {"sha256": _checksum(decoded)})
+        files.write_bytes(path, content)
 
 
 def _checksum(decoded: Decoded) -> str:

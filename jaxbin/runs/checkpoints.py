@@ -1,8 +1,10 @@
 """Checkpoints: the training state on disk, by Orbax, the best and the latest kept."""
 
 import concurrent.futures
+import contextlib
 import math
 import re
+import shutil
 import sys
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
@@ -17,7 +19,7 @@ from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from jaxbin.common.errors import UserError
-from jaxbin.runs.checksums import damage, sound, write_checksums
+from jaxbin.runs.checksums import CHECKSUMS, damage, sound, write_checksums
 
 PyTree = Any
 
@@ -26,6 +28,9 @@ _ALONE = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0}
 
 # If the latest is damaged the run goes on from the one before it.
 _KEPT = 2
+
+# After the number of a checkpoint while another takes its place.
+_ASIDE = ".replaced"
 
 # A state is a few times as large as the weights that are wanted of it.
 _MOST_TIMES = 16
@@ -114,6 +119,8 @@ def open_checkpoints(directory: Path, read_only: bool = False) -> Generator[Chec
     )
     if not read_only:
         directory.mkdir(exist_ok=True)
+        for aside in directory.glob(f"*{_ASIDE}"):
+            _take_back(aside)
     checkpoints = Checkpoints(
         directory, ocp.CheckpointManager(directory.absolute(), options=options)
     )
@@ -121,6 +128,18 @@ def open_checkpoints(directory: Path, read_only: bool = False) -> Generator[Chec
         yield checkpoints
     finally:
         checkpoints.close()
+
+
+def _take_back(aside: Path) -> None:
+    """A checkpoint that was to be replaced, and was not: it is there again."""
+    path = aside.with_name(aside.name.removesuffix(_ASIDE))
+    if not aside.exists():
+        return
+    if (path / CHECKSUMS).exists():
+        shutil.rmtree(aside)
+        return
+    shutil.rmtree(path, ignore_errors=True)
+    aside.rename(path)
 
 
 def save(
@@ -134,15 +153,20 @@ def save(
     metrics = None if score is None else {"score": score}
     arguments = ocp.args.Composite(state=ocp.args.StandardSave(_flat(state)))
     path = Path(manager.directory) / str(steps)
+    aside = path.with_name(path.name + _ASIDE)
     try:
         with _silent():
-            if steps in manager.all_steps():  # saved before its epoch was evaluated, without score
-                manager.delete(steps)
+            if path.exists():  # saved before its epoch was evaluated, without score
+                path.rename(aside)
+                manager.reload()
             stored = manager.save(steps, args=arguments, metrics=metrics)
         if not stored:
             raise ValueError("a later one is there")
         write_checksums(path)
+        shutil.rmtree(aside, ignore_errors=True)
     except Exception as error:  # Orbax's storage raises what it likes
+        with contextlib.suppress(OSError):
+            _take_back(aside)
         raise UserError(
             f"{path} cannot be written: {_first_line(error)}; the checkpoints before it are kept, "
             "the same command goes on from there"

@@ -8,18 +8,18 @@ from pathlib import Path
 from jaxbin.common import files
 from jaxbin.common.errors import UserError
 
-_CHECKSUMS = "checksums.json"
+CHECKSUMS = "checksums.json"
 
 
 def write_checksums(directory: Path) -> None:
     """List what a checkpoint, just written, consists of."""
     sums = {name: _checksum(directory / name) for name in _files(directory)}
-    files.write_json(directory / _CHECKSUMS, sums)
+    files.write_json(directory / CHECKSUMS, sums)
 
 
 def _files(directory: Path) -> list[str]:
     paths = sorted(path for path in directory.rglob("*") if path.is_file())
-    return [str(path.relative_to(directory)) for path in paths if path.name != _CHECKSUMS]
+    return [str(path.relative_to(directory)) for path in paths if path.name != CHECKSUMS]
 
 
 def _checksum(path: Path) -> str:
@@ -33,13 +33,13 @@ def damage(checkpoint: Path) -> str | None:
     One without checksums was written by an older version, or by a run that was killed right after;
     it is complete, as Orbax sees to that, and is taken as it is.
     """
-    path = checkpoint / _CHECKSUMS
+    path = checkpoint / CHECKSUMS
     if not path.exists():
         return None
     try:
         sums = dict(files.read_json(path))
     except (UserError, TypeError, ValueError):
-        return f"{_CHECKSUMS} is not what was written"
+        return f"{CHECKSUMS} is not what was written"
     for name, wanted in sums.items():
         if not (checkpoint / name).is_file():
             return f"{name} is missing"

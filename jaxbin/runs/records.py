@@ -108,6 +108,7 @@ def log_to_file(workdir: Path, terminal: bool) -> Generator[logging.Logger]:
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     logger = logging.getLogger("jaxbin").getChild(f"run {workdir}".replace(".", "_"))
     logger.propagate = terminal
+    logger.setLevel(logging.INFO)  # also where nobody logs to a terminal
     logger.addHandler(handler)
     try:
         yield logger

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors
+import safetensors.numpy
 import tensorflow_datasets as tfds
 
 import jaxbin.data as data
@@ -214,13 +216,14 @@ def test_a_damaged_cache_is_ignored_and_mended(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     first = mnist()
-    (path,) = (tmp_path / "cache" / "jaxbin" / "decoded").glob("mnist-train-*.npz")
+    (path,) = (tmp_path / "cache" / "jaxbin" / "decoded").glob("mnist-train-*.safetensors")
     content = path.read_bytes()
     if damage == "foreign":  # a whole file, whose checksum is another's
-        with np.load(path) as file:
-            arrays = dict(file)
+        with safetensors.safe_open(path, framework="np") as file:
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata = file.metadata()
         arrays["images"][0, 0, 0, 0] ^= 1
-        np.savez(path, **arrays)
+        safetensors.numpy.save_file(arrays, path, metadata)
     else:
         middle = len(content) // 2
         path.write_bytes(

@@ -373,8 +373,13 @@ def test_slurm_array(place: Path, environment: dict):
     (last,) = re.findall(r"--array=1-(\d+)", (place / script).read_text(encoding="utf-8"))
     lines = (place / "commands.txt").read_text(encoding="utf-8").splitlines()
     assert len(lines) == int(last)
-    bash(f"bash {script}", place, environment | {"SLURM_ARRAY_TASK_ID": last})
-    assert len(list(place.glob("logs/experiments/resnet20/full/*/summary.json"))) == 1
+    # `python` is a stand-in: what it would be given is a line of training.
+    (place / "bin" / "python").write_text('#!/bin/sh\necho "python $*"\n', encoding="utf-8")
+    (place / "bin" / "python").chmod(0o755)
+    path = os.pathsep.join([str(place / "bin"), environment["PATH"]])
+    task = environment | {"SLURM_ARRAY_TASK_ID": last, "PATH": path}
+    said = bash(f"bash {script}", place, task).stdout
+    assert said.split() == [word for line in lines[-1:] for word in shlex.split(line)]
 
 
 def test_slurm_job(place: Path, environment: dict):

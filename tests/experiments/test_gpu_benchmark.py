@@ -19,7 +19,7 @@ from experiments.gpu_tables import gpu_tables
 @pytest.fixture
 def written(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """Names of the results, for every time that they were written."""
-    monkeypatch.setattr(gpu, "describe", dict)
+    monkeypatch.setattr(gpu.measurements, "describe", dict)
     return []
 
 

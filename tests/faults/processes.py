@@ -1,7 +1,9 @@
 """Runs in processes of their own, to do to them what happens to processes."""
 
 import json
+import multiprocessing
 import os
+import runpy
 import subprocess
 import sys
 import tempfile
@@ -16,24 +18,70 @@ from helpers import TIMES, run, stored
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.py"
 # The processes of a session compile what they have in common once.
-_CACHE = tempfile.TemporaryDirectory(prefix="jaxbin-cache-")
+_KEPT = tempfile.TemporaryDirectory(prefix="jaxbin-cache-")
+_CACHE = os.environ.setdefault("JAXBIN_TESTS_CACHE", _KEPT.name)  # in what is forked, too
 
 
-def start(workdir: Path, fields: dict[str, Any], before: tuple[str, ...] = ()) -> subprocess.Popen:
-    """A run whose output goes to `WORKDIR.txt`; `before` is what starts it."""
+# Processes that have imported everything: it takes two seconds each time.
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(["jaxbin.train", "jaxbin.runs.advice", "ml_collections"])
+
+
+class Started:
+    """A process with the methods of `subprocess.Popen`."""
+
+    def __init__(self, process: Any):
+        self._process = process
+        process.start()
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self._process.pid, number)
+
+    def wait(self, seconds: float) -> int:
+        self._process.join(seconds)
+        if self._process.exitcode is None:
+            raise TimeoutError(f"the process did not end within {seconds} s")
+        return self._process.exitcode
+
+
+def start(workdir: Path, fields: dict[str, Any]) -> Started:
+    """A run whose output goes to `WORKDIR.txt`."""
+    return Started(_FORKS.Process(target=_main, args=(_arguments(workdir, fields), workdir)))
+
+
+def _arguments(workdir: Path, fields: dict[str, Any]) -> list[str]:
     flags = [f"--config.{name}={value}" for name, value in fields.items()]
+    return [f"--config={QUICKSTART}", f"--workdir={workdir}", *flags]
+
+
+def _main(arguments: list[str], workdir: Path) -> None:
+    """What `python -m jaxbin.main` does, in a process that was forked."""
+    file = os.open(output(workdir), os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_compilation_cache_dir", _CACHE)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    sys.argv = ["jaxbin.main", *arguments]
+    runpy.run_module("jaxbin.main", run_name="__main__", alter_sys=True)
+
+
+def start_anew(
+    workdir: Path, fields: dict[str, Any], before: tuple[str, ...] = ()
+) -> subprocess.Popen:
+    """As `start`, in a Python that imports for itself; `before` is what starts it."""
     with output(workdir).open("a") as file:
         return subprocess.Popen(
-            [
-                *(*before, sys.executable, "-m", "jaxbin.main", f"--config={QUICKSTART}"),
-                *(f"--workdir={workdir}", *flags),
-            ],
+            [*before, sys.executable, "-m", "jaxbin.main", *_arguments(workdir, fields)],
             stdout=file,
             stderr=file,
             env=os.environ
             | {
                 "JAX_PLATFORMS": "cpu",
-                "JAX_COMPILATION_CACHE_DIR": _CACHE.name,
+                "JAX_COMPILATION_CACHE_DIR": _CACHE,
                 "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             },
         )
@@ -57,7 +105,9 @@ def log(workdir: Path) -> str:
     return (workdir / "log.txt").read_text()
 
 
-def wait_until(process: subprocess.Popen, workdir: Path, moment: Callable[[], bool]) -> None:
+def wait_until(
+    process: Started | subprocess.Popen, workdir: Path, moment: Callable[[], bool]
+) -> None:
     deadline = time.monotonic() + 200
     while not moment():
         assert process.poll() is None, said(workdir)

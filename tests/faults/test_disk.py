@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from helpers import kept, stop
-from processes import assert_same_run, finish, quickstart, said, start
+from processes import assert_same_run, finish, quickstart, said, start, start_anew
 
 from jaxbin import config, train
 from jaxbin.common.errors import UserError
@@ -49,7 +49,7 @@ def test_a_checkpoint_that_does_not_fit_on_the_disk(begun: Path, whole: Path, tm
     workdir = tmp_path / "run"
     shutil.copytree(begun, workdir)
     there = kept(workdir)[-1]
-    process = start(workdir, FIELDS, before=LIMITED)
+    process = start_anew(workdir, FIELDS, before=LIMITED)
     assert process.wait(120) == 2, said(workdir)
     line = the_error(workdir)
     assert line.startswith("error: ")
