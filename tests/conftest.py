@@ -40,16 +40,18 @@ def optimizations(request: pytest.FixtureRequest) -> Iterator[None]:
 # Files that take minutes begin first, or one worker would end with one of them alone.
 LONG = (
     "test_document_commands",
+    "test_parity",
+    "test_killed",
     "test_training",
     "test_streamed_runs",
-    "test_population",
-    "test_killed",
-    "test_devices",
     "test_signals",
+    "test_population",
+    "test_annealed_runs",
     "test_experiments",
-    "test_bad_input",
-    "test_documents",
+    "test_sensitivity",
     "test_damaged",
+    "test_devices",
+    "test_documents",
 )
 
 

@@ -1,9 +1,11 @@
 """Runs in processes of their own, to do to them what happens to processes."""
 
+import contextlib
 import json
 import multiprocessing
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
@@ -34,13 +36,25 @@ class Started:
         self._process = process
         process.start()
 
-    def poll(self) -> int | None:
+    @property
+    def returncode(self) -> int | None:
         return self._process.exitcode
 
-    def send_signal(self, number: int) -> None:
-        os.kill(self._process.pid, number)
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
-    def wait(self, seconds: float) -> int:
+    def poll(self) -> int | None:
+        return self.returncode
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def send_signal(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):  # it has ended
+            os.kill(self._process.pid, number)
+
+    def wait(self, seconds: float | None = None) -> int:
         self._process.join(seconds)
         if self._process.exitcode is None:
             raise TimeoutError(f"the process did not end within {seconds} s")
@@ -49,7 +63,9 @@ class Started:
 
 def start(workdir: Path, fields: dict[str, Any]) -> Started:
     """A run whose output goes to `WORKDIR.txt`."""
-    return Started(_FORKS.Process(target=_main, args=(_arguments(workdir, fields), workdir)))
+    return Started(
+        _FORKS.Process(target=_main, args=(_arguments(workdir, fields), workdir), daemon=True)
+    )
 
 
 def _arguments(workdir: Path, fields: dict[str, Any]) -> list[str]:

@@ -1,12 +1,11 @@
 """Two processes on one run directory: the second is refused."""
 
 import signal
-import subprocess
 import time
 from pathlib import Path
 
 import pytest
-from processes import finish, output, recorded, said, start, wait_until
+from processes import Started, finish, output, recorded, said, start, wait_until
 
 from jaxbin import config, population
 from jaxbin.common.errors import UserError
@@ -25,7 +24,7 @@ def running(tmp_path: Path):
     process.wait()
 
 
-def test_the_second_process_is_refused(running: tuple[subprocess.Popen, Path]):
+def test_the_second_process_is_refused(running: tuple[Started, Path]):
     process, workdir = running
     before = recorded(workdir)
     output(workdir).rename(workdir.parent / "first.txt")

@@ -3,12 +3,11 @@
 import json
 import resource
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from processes import start, wait_until
+from processes import Started, start, wait_until
 
 EPOCHS = 2000
 FIELDS = {
@@ -24,7 +23,7 @@ FIELDS = {
 PAGE = resource.getpagesize()
 
 
-def memory(process: subprocess.Popen) -> int:
+def memory(process: Started) -> int:
     """Bytes of a process that lie in memory."""
     return int(Path(f"/proc/{process.pid}/statm").read_text().split()[1]) * PAGE
 
