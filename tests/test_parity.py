@@ -214,5 +214,5 @@ def test_final_parameters_and_statistics(run: Run):
     assert final.keys() == expected.keys()
     for name, figures in expected.items():
         computed = summary(final[name])[: len(figures)]
-        # The order of sums in a convolution is the processor's; ResNet-20's statistics show it.
+        # The order of sums in a convolution is the processor's: 2.4e-9 apart was seen.
         np.testing.assert_allclose(computed, figures, rtol=1e-9, atol=1e-8, err_msg=name)
