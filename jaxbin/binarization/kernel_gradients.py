@@ -124,16 +124,6 @@ def _in_blocks(inputs: jax.Array, gradient: jax.Array, size: tuple[int, int]) ->
     )
 
 
-def _in_sixteenths(inputs: jax.Array, gradient: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """`_transposed`, block by block of the batch, however few bytes these have."""
-    return _sum_of_blocks(_transposed, inputs, gradient, size, _SIXTEENTHS)
-
-
-def _plain_sixteenths(inputs: jax.Array, gradient: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """`_plain`, block by block of the batch."""
-    return _sum_of_blocks(_plain, inputs, gradient, size, _SIXTEENTHS)
-
-
 def _product(inputs: jax.Array, gradient: jax.Array, size: tuple[int, int]) -> jax.Array:
     """One matrix product, (width * channels, height * features), over batch and pixels.
 
@@ -174,10 +164,7 @@ def _sum_of_blocks(
 
 FORMS: dict[str, Callable[[jax.Array, jax.Array, tuple[int, int]], jax.Array]] = {
     "plain": _plain,
-    "transposed": _transposed,
-    "plain sixteenths": _plain_sixteenths,
     "blocks": _in_blocks,
-    "sixteenths": _in_sixteenths,
     "rows": _by_rows,
 }
-"""Every form that was tried: `(inputs, gradient, size of the kernel) -> kernel's gradient`."""
+"""Every form: `(inputs, gradient, size of the kernel) -> kernel's gradient`."""
