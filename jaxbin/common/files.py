@@ -45,17 +45,23 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file so that it is there whole or not at all."""
-    write_bytes(path, text.encode())
+    """Write a text file that one process writes so that it is there whole or not at all.
+
+    What a killed process left half-written is overwritten the next time.
+    """
+    _replace(path, text.encode(), path.with_name(f"{path.name}.tmp"))
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name, then rename it.
+    """The same of any file, which several processes may write at once.
 
     Raises:
       UserError: it cannot be written.
     """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    _replace(path, content, path.with_name(f"{path.name}.{os.getpid()}.tmp"))
+
+
+def _replace(path: Path, content: bytes, temporary: Path) -> None:
     with written(path):
         try:
             with temporary.open("wb") as file:

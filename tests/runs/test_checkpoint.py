@@ -37,6 +37,25 @@ def test_a_place_that_becomes_an_epoch_gets_its_score(tmp_path: Path):
         assert saved.steps() == [3, 5, 6]
 
 
+@pytest.mark.parametrize("written", [False, True])
+def test_a_replacement_that_was_killed_leaves_one_of_both(tmp_path: Path, written: bool):
+    """The old one, moved aside, unless the new one has its checksums."""
+    directory = tmp_path / "checkpoints"
+    with checkpoints.open_checkpoints(directory) as saved:
+        saved.save(3, {"number": np.array(3)})
+        saved.settle()
+    (directory / "3").rename(directory / "3.replaced")
+    with checkpoints.open_checkpoints(directory, read_only=True) as saved:
+        assert saved.steps() == []
+    if written:
+        (directory / "3").mkdir()
+        (directory / "3" / "checksums.json").touch()
+    with checkpoints.open_checkpoints(directory) as saved:
+        if not written:
+            assert saved.restore(3, {"number": np.array(0)})["number"] == 3
+        assert [path.name for path in directory.iterdir()] == ["3"]
+
+
 def test_what_comes_too_late_is_refused(tmp_path: Path):
     """Orbax does not store a number below the latest, and says nothing."""
     with checkpoints.open_checkpoints(tmp_path / "checkpoints") as saved:
