@@ -1,7 +1,6 @@
 """Packed weights against the same network in float32: bytes, latency, throughput.
 
     python benchmarks/inference.py --output=experiments/results/inference_cpu.json
-    python benchmarks/inference.py --forms --output=experiments/results/inference_forms_cpu.json
     python benchmarks/inference.py --networks mlp300 resnet20 --repeats=3
 
 Networks are untrained; no figure depends on the values of weights or images. All forms of a network
@@ -15,10 +14,6 @@ disturb them:
     XLA_FLAGS=--xla_cpu_multi_thread_eigen=false taskset -c 1 python benchmarks/inference.py
 
 With `--products`: one input through single layers, in C and in float32.
-
-With `--forms`: one image through the dense layers of the MNIST networks in every form that was
-tried (benchmarks/dense_forms.py), with the weights in the caches, and with the caches filled with
-other things before every call.
 """
 
 import argparse
@@ -34,7 +29,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import result_file
-from dense_forms import FORMS, NETWORKS, make_network
 
 from jaxbin import data
 from jaxbin.binarization.layers import BINARIZATION, forward_order, write_mask
@@ -53,8 +47,6 @@ CHOICES = {
     "vgg9": ("vgg9", 0, "cifar10"),
     "resnet20": ("resnet", 20, "cifar10"),
 }
-
-LARGER_THAN_CACHES = 128 << 20
 
 
 def untrained(choice: str, binary: bool) -> artifact.Artifact:
@@ -105,7 +97,7 @@ def measure(choice: str, repeats: int) -> list[dict[str, Any]]:
             images = rng.integers(0, 256, (batch, *frozen["packed"].image_shape)).astype(np.uint8)
             calls[form, batch] = (compute, (images,))
         results.append(line)
-    for batch, calls_in_timing in ((1, 20), (256, 1)):
+    for batch, calls_in_timing in ((1, 100), (256, 1)):
         chosen = {form: call for (form, size), call in calls.items() if size == batch}
         seconds = time_in_turn(chosen, repeats, calls_in_timing)
         for line in results:
@@ -147,7 +139,7 @@ def measure_products(repeats: int) -> list[dict[str, Any]]:
             "float32": (product, (jnp.asarray(pixels), held)),
             "C": (compiled_function(sources, outputs), (pixels,)),
         }
-        seconds = time_in_turn(calls, repeats, 20)
+        seconds = time_in_turn(calls, repeats, 100)
         layer = f"{inputs}x{outputs}"
         results += [{"network": layer, "form": f, "seconds_1": s} for f, s in seconds.items()]
     return results
@@ -162,52 +154,21 @@ def time_in_turn(
     calls: Mapping[str, tuple[Callable[..., Any], Sequence[Any]]],
     repeats: int,
     calls_in_timing: int,
-    before: Callable[[], Any] = lambda: None,
 ) -> dict[str, dict[str, float]]:
     """Seconds of a call of each: the fastest and the median timing, after two rounds to warm up."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(repeats + 2):
         for name, (function, arguments) in calls.items():
-            before()
             started = time.perf_counter()
-            results = [function(*arguments) for _ in range(calls_in_timing)]
-            jax.block_until_ready(results)
+            for _ in range(calls_in_timing):
+                result = function(*arguments)
+                if isinstance(result, jax.Array):  # waiting for one of NumPy's takes time, too
+                    result.block_until_ready()
             seconds[name].append((time.perf_counter() - started) / calls_in_timing)
     return {
         name: {"fastest": min(values[2:]), "median": statistics.median(values[2:])}
         for name, values in seconds.items()
     }
-
-
-def measure_forms(network: str, repeats: int) -> list[dict[str, Any]]:
-    """A line for every form of a dense network, for one image."""
-    rng = np.random.default_rng(0)
-    sizes = NETWORKS[network]
-    weights = [rng.random(size) < 0.5 for size in sizes]
-    pixels = jnp.asarray(rng.integers(0, 256, (1, sizes[0][0])).astype(np.uint8))
-    calls, results, expected = {}, [], None
-    for name, form in FORMS.items():
-        compute, prepared = make_network(form, weights)
-        arrays = [jnp.asarray(array) for array in prepared]
-        compiled = jax.jit(compute).lower(arrays, pixels).compile()
-        logits = np.asarray(compiled(arrays, pixels))
-        expected = logits if expected is None else expected
-        calls[name] = (compiled, (arrays, pixels))
-        results.append(
-            {
-                "network": network,
-                "form": name,
-                "resident_bytes": sum(array.nbytes for array in arrays),
-                "temporary_bytes": _temporary_bytes(compiled),
-                "difference": float(np.abs(logits - expected).max() / np.abs(expected).max()),
-            }
-        )
-    other = np.zeros(LARGER_THAN_CACHES, np.uint8)
-    warm = time_in_turn(calls, repeats, 20)
-    cold = time_in_turn(calls, repeats, 1, lambda: np.add(other, 1, out=other))
-    for line in results:
-        line |= {"seconds_warm": warm[line["form"]], "seconds_cold": cold[line["form"]]}
-    return results
 
 
 def main() -> None:
@@ -216,14 +177,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--networks", nargs="+", default=tuple(CHOICES), choices=CHOICES)
-    parser.add_argument("--forms", action="store_true", help="forms of dense layers, batch 1")
     parser.add_argument("--products", action="store_true", help="single layers in C, batch 1")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--output", type=Path, help="JSON file for the results")
     arguments = parser.parse_args()
     names, measured = arguments.networks, measure
-    if arguments.forms:
-        names, measured = [name for name in names if name in NETWORKS], measure_forms
     results = []
     if arguments.products:
         names, measured = ["products"], lambda _, repeats: measure_products(repeats)

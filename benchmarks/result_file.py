@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,20 @@ def write(path: Path, results: Sequence[Any], environment: dict[str, Any] | None
     content = {
         **environment,
         "command": provenance.public_command(environment["command"]),
-        "processor": platform.processor() or platform.machine(),
+        "processor": _processor(),
         "load_average": round(_LOAD_AVERAGE, 2),
         "results": results,
     }
     files.write_json(path, content)
+
+
+def _processor() -> str:
+    """Its name and its widest vectors, where Linux tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    described = dict(reversed([re.split(r"\s*:\s*", line, maxsplit=1) for line in lines if line]))
+    flags = described.get("flags", "").split()
+    widest = next((name for name in ("avx512f", "avx2") if name in flags), "")
+    return " ".join(filter(None, (described.get("model name", platform.machine()), widest)))

@@ -59,8 +59,8 @@ def inference_table(results: dict[str, Any]) -> str:
         base = floats[line["network"]]
         one, many = line["seconds_1"], line["seconds_256"]
         rows.append(
-            f"| {line['network']} | {line['form']} | {line['resident_bytes'] / 1000:,.1f} "
-            f"| {line['temporary_bytes_1'] / 1000:,.0f} "
+            f"| {line['network']} | {line['form']} | {_kilobytes(line['resident_bytes'], 1)} "
+            f"| {_kilobytes(line['temporary_bytes_1'], 0)} "
             f"| {1e6 * one['fastest']:,.0f} ({1e6 * one['median']:,.0f}) "
             f"| {one['fastest'] / base['seconds_1']['fastest']:.2f} "
             f"| {256 / many['fastest']:,.0f} ({256 / many['median']:,.0f}) "
@@ -79,27 +79,28 @@ def inference_table(results: dict[str, Any]) -> str:
     )
 
 
-def forms_table(results: dict[str, Any]) -> str:
-    """The output of `benchmarks/inference.py --forms`: latencies as ratios to float32."""
+def _kilobytes(count: int, decimals: int) -> str:
+    """In 1,000 bytes; nothing where it was not measured."""
+    return f"{count / 1000:,.{decimals}f}" if count else ""
+
+
+def products_table(results: dict[str, Any]) -> str:
+    """The output of `benchmarks/inference.py --products`: one input through single layers."""
     lines = results["results"]
-    networks = list(dict.fromkeys(line["network"] for line in lines))
-    ratios: dict[str, list[str]] = {}
-    for network in networks:
-        those = [line for line in lines if line["network"] == network]
-        base = next(line for line in those if line["form"] == "float32")
-        for line in those:
-            ratios.setdefault(line["form"], []).extend(
-                f"{line[caches]['fastest'] / base[caches]['fastest']:.2f}"
-                for caches in ("seconds_warm", "seconds_cold")
-            )
-    columns = [f"{network}, {caches}" for network in networks for caches in ("warm", "cold")]
+    forms = {(line["network"], line["form"]): line["seconds_1"] for line in lines}
+    rows = []
+    for layer in dict.fromkeys(line["network"] for line in lines):
+        whole, bits = forms[layer, "float32"], forms[layer, "C"]
+        cells = (f"{1e6 * t['fastest']:,.0f} ({1e6 * t['median']:,.0f})" for t in (whole, bits))
+        ratio = whole["fastest"] / bits["fastest"]
+        rows.append(f"| {layer.replace('x', ' x ')} | {' | '.join(cells)} | {ratio:.1f} |")
     return "\n".join(
         [
-            f"{_measured(results)}, the fastest of {lines[0]['repeats']} timings:",
+            f"{_measured(results)}, the fastest (median) of {lines[0]['repeats']} timings:",
             "",
-            f"| form | {' | '.join(columns)} |",
-            f"| --- |{' --: |' * len(columns)}",
-            *(f"| {form} | {' | '.join(cells)} |" for form, cells in ratios.items()),
+            "| layer | float32 by XLA, us | C, us | times faster |",
+            "| --- | --: | --: | --: |",
+            *rows,
         ]
     )
 
@@ -202,6 +203,13 @@ def _measured(results: dict[str, Any]) -> str:
     command = re.sub(r" --output=\S+", "", " ".join(results["command"]))
     command = re.sub(r"( logs/\S+)+", " RUN...", command)
     return (
-        f"`{command}`, {tables.device(results)} (load average {results['load_average']:.1f} "
-        f"before it), Python {results['python']}, jax {results['versions']['jax']}"
+        f"`{command}`, {tables.device(results)}{_processor(results)} (load average "
+        f"{results['load_average']:.1f} before it), Python {results['python']}, "
+        f"jax {results['versions']['jax']}"
     )
+
+
+def _processor(results: dict[str, Any]) -> str:
+    """Which processor it was, in results that tell more than its architecture."""
+    name = results.get("processor", "")
+    return f" ({name})" if " " in name else ""

@@ -142,10 +142,10 @@ _TABLES: dict[str, tuple[str, str, Callable[[Any], str]]] = {
     "recipes in 30 epochs": ("docs/recipes.md", "resnet20_30_epochs.json", recipe_table),
     "gpu": ("docs/performance.md", "gpu.json", gpu_tables),
     "inference": ("docs/inference.md", "inference_cpu.json", benchmark_tables.inference_table),
-    "forms of one image": (
+    "products": (
         "docs/inference.md",
-        "inference_forms_cpu.json",
-        benchmark_tables.forms_table,
+        "inference_products_cpu.json",
+        benchmark_tables.products_table,
     ),
     "agreement": ("docs/inference.md", "agreement.json", benchmark_tables.agreement_table),
     "input": ("docs/scaling.md", "input_cpu.json", benchmark_tables.input_table),

@@ -111,11 +111,7 @@ def train(
         ]
         watch = stack.enter_context(Watch.of(opened, program, requests))
         stack.enter_context(requests.deferred())
-        try:
-            _loop(opened, program, watch)
-        except RuntimeError:
-            watch.stop_instead_of_failing()
-            raise
+        _loop(opened, program, watch)
         with requests.saving():
             return [run.end(len(program.traces)) for run in opened]
 
@@ -129,9 +125,9 @@ def _loop(runs: Sequence[Run], program: Program, watch: Watch) -> None:
         started, first_step = time.perf_counter(), step
         plans = [plan_epoch(run.config, epoch, program.steps) for run in runs]
         inputs = program.open_epoch(seeds, epoch, plans)
-        if step == 0:
-            state = program.begin_epoch(state, plans)
-        for batch in program.batches(epoch, step):
+        for batch in watch.until_there(program.batches(epoch, step)):
+            if batch.first == 0:
+                state = program.begin_epoch(state, plans)
             state = program.train(state, inputs, batch)
             step = batch.first + batch.steps
             watch.after_training(state, epoch, step, batch.steps)
@@ -200,7 +196,8 @@ def _evaluate(
     results: list[dict[str, float]] = [{} for _ in range(program.layout.members)]
     for split, prefix in prefixes.items():
         metrics = program.nothing_evaluated()
-        for batch in program.batches_to_evaluate(split):
+        batches = program.batches_to_evaluate(split)
+        for batch in watch.until_there(batches) if watch else filter(None, batches):
             metrics = program.evaluate(metrics, state, batch)
             if watch is not None:
                 watch.after_evaluating(metrics, state, epoch)

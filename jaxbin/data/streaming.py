@@ -4,14 +4,16 @@ What a batch holds is a function of the run's seed and of the batch's place in t
 number of workers, nor that of machines, nor where a run was resumed enters.
 """
 
+import contextlib
 import dataclasses
 import functools
+import gc
 import multiprocessing
 import os
 import signal
 import threading
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from multiprocessing import resource_tracker
 from typing import Any
 
@@ -115,6 +117,9 @@ def available_cores() -> int:
 
 _HEEDED = (signal.SIGINT, signal.SIGTERM)
 
+_CLOSING_SECONDS = 2.0
+"""How long a batch on its way may take when no one wants it any more."""
+
 
 def _end_with_parent(worker: int, workers: int) -> None:
     """Let this worker process end with the one that it works for, and by no signal of its own.
@@ -129,28 +134,74 @@ def _end_with_parent(worker: int, workers: int) -> None:
         threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
-def _unheard(iterator: Iterator[dict[str, np.ndarray]]) -> Iterator[dict[str, np.ndarray]]:
-    """The same, and the processes that it starts hear of no signal.
+class Fetched(Iterator[dict[str, np.ndarray]]):
+    """The batches of an iterator, which a thread fetches: whoever wants one need not wait for it.
 
-    A new process inherits what its parent's thread blocks. Until `_end_with_parent` runs there,
-    seconds later, Python's own handler would end it with a traceback.
+    Starting worker processes takes seconds on a busy machine, in which a run may be asked to stop.
     """
-    resource_tracker.ensure_running()  # which unblocks what was blocked
-    while True:
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, _HEEDED)
-        try:
-            batch = next(iterator, None)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def __init__(self, iterator: Iterator[dict[str, np.ndarray]]):
+        """See the class; `iterator` is that thread's from now on."""
+        self._iterator = iterator
+        self._others = set(multiprocessing.active_children())
+        resource_tracker.ensure_running()  # which unblocks what was blocked
+        self._thread = ThreadPoolExecutor(1, initializer=_hear_nothing)
+        self._wanted: Future[dict[str, np.ndarray] | None] | None = None
+
+    def ready(self, seconds: float) -> bool:
+        """Whether the next batch is there, or the end, after waiting no longer than `seconds`."""
+        if self._wanted is None:
+            self._wanted = self._thread.submit(next, self._iterator, None)
+        return bool(wait([self._wanted], seconds).done)
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        self.ready(0)
+        assert self._wanted is not None
+        batch, self._wanted = self._wanted.result(), None
         if batch is None:
-            return
-        yield batch
+            raise StopIteration
+        return batch
+
+    def close(self) -> None:
+        """End the processes that make batches, also those that are only starting."""
+        if self._wanted is not None and not self.ready(_CLOSING_SECONDS):
+            for process in set(multiprocessing.active_children()) - self._others:
+                process.kill()
+        self._thread.shutdown()
+        self._wanted = None
+        close = getattr(self._iterator, "close", None)
+        if close is not None:
+            close()
+        self._iterator = iter(())
+        _give_back_memory()
 
 
-@contextmanager
-def open_batches(
-    batches: TrainingBatches | EvaluationBatches, workers: int
-) -> Generator[Iterator[dict[str, np.ndarray]]]:
+def _give_back_memory() -> None:
+    """Give back the shared memory of batches that nobody took.
+
+    What is left of it when Python ends is reported as leaked. Grain's iterators are cycles that
+    hold the last batches; a thread of Grain's deletes these, one after another.
+    """
+    gc.collect()
+    with contextlib.suppress(ImportError, AttributeError):  # it has no name that is public
+        from grain._src.python.ipc import shared_memory_array
+
+        deleting: Any = shared_memory_array.SharedMemoryArray._del_thread_pool
+        if deleting is not None:
+            deleting.apply(int)
+
+
+def _hear_nothing() -> None:
+    """Block signals in this thread, and in the processes that it starts.
+
+    Until `_end_with_parent` runs in them, seconds later, Python's own handler would end them with a
+    traceback.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, _HEEDED)
+
+
+@contextlib.contextmanager
+def open_batches(batches: TrainingBatches | EvaluationBatches, workers: int) -> Generator[Fetched]:
     """An iterator over `batches`, which worker processes make ahead of time.
 
     Args:
@@ -169,10 +220,5 @@ def open_batches(
         dataset = dataset.mp_prefetch(
             grain.MultiprocessingOptions(num_workers=count), worker_init_fn=_end_with_parent
         )
-    iterator = iter(dataset)
-    try:
-        yield _unheard(iterator) if count else iterator
-    finally:
-        close = getattr(iterator, "close", None)
-        if close is not None:
-            close()
+    with contextlib.closing(Fetched(iter(dataset))) as fetched:
+        yield fetched

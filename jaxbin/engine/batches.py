@@ -1,14 +1,13 @@
 """Where a run's batches come from: examples that live on the devices, or a stream from the host.
 
 `Resident` and `Streamed` have the same methods: `training` and `evaluation` yield, on the host,
-what each dispatch takes; `choose` and `choose_counted` turn it, inside a mapped function, into this
-device's images and labels.
+what each dispatch takes, or None while it is being made; `choose` and `choose_counted` turn it,
+inside a mapped function, into this device's images and labels.
 """
 
 import contextlib
 import dataclasses
-import gc
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 import flax.linen as nn
@@ -21,13 +20,16 @@ from jaxbin import data
 from jaxbin.binarization.layers import Conv, forward_order
 from jaxbin.config import Config
 from jaxbin.data import Stream
-from jaxbin.data.streaming import EvaluationBatches, TrainingBatches, open_batches
+from jaxbin.data.streaming import EvaluationBatches, Fetched, TrainingBatches, open_batches
 from jaxbin.engine.devices import Alone, Layout
 from jaxbin.engine.epoch import EpochInputs, epoch_keys, with_order
 from jaxbin.engine.preprocessing import crop_and_flip
 
 # Steps in a dispatch of a long loop: many, so that the host's part does not count.
 _SHORTEST, _LONGEST = 16, 128
+
+# Between two times that None is said of a batch.
+_WAITING_SECONDS = 0.1
 
 
 @flax.struct.dataclass
@@ -82,7 +84,7 @@ class Resident:
         """An epoch's inputs with the sequence of its examples; inside a mapped function."""
         return with_order(inputs, self.sizes["train"])
 
-    def training(self, epoch: int, first: int, steps: int) -> Iterator[Batch]:
+    def training(self, epoch: int, first: int, steps: int) -> Generator[Batch | None]:
         """The dispatches of an epoch of `steps` steps, from step `first` on."""
         del epoch  # the order says it
         return self._dispatches("train", first, steps)
@@ -98,7 +100,7 @@ class Resident:
             images = crop_and_flip(images, epoch_keys(inputs)[1], chosen)
         return images, labels
 
-    def evaluation(self, split: str) -> Iterator[Batch]:
+    def evaluation(self, split: str) -> Generator[Batch | None]:
         """The dispatches of an evaluation."""
         size = self.sizes[split]
         batch_size = evaluation_batch_size(self.config.eval_batch_size, size, self.layout)
@@ -117,7 +119,7 @@ class Resident:
     def close(self) -> None:
         """Nothing is held."""
 
-    def _dispatches(self, split: str, first: int, steps: int) -> Iterator[Batch]:
+    def _dispatches(self, split: str, first: int, steps: int) -> Generator[Batch | None]:
         length = {"all": steps, "some": in_few_dispatches(steps), "one": 1}[self.dispatch]
         while first < steps:
             # Another machine may have stopped within what is one dispatch here.
@@ -142,14 +144,14 @@ class Streamed:
     layout: Alone
     splits: dict[str, Stream]
     _stack: contextlib.ExitStack = dataclasses.field(default_factory=contextlib.ExitStack)
-    _iterator: Iterator[dict[str, np.ndarray]] | None = None
+    _iterator: Fetched | None = None
     _next: int = -1
 
     def inputs(self, inputs: EpochInputs) -> EpochInputs:
         """An epoch's inputs as they are: examples are chosen on the host."""
         return inputs
 
-    def training(self, epoch: int, first: int, steps: int) -> Iterator[Batch]:
+    def training(self, epoch: int, first: int, steps: int) -> Generator[Batch | None]:
         """The batches of an epoch of `steps` steps, from number `first` on."""
         if self._iterator is None or self._next != epoch * steps + first:
             self.close()
@@ -158,6 +160,8 @@ class Streamed:
             workers = self.config.input_workers
             self._iterator = self._stack.enter_context(open_batches(rest, workers))
         for step in range(first, steps):
+            while not self._iterator.ready(_WAITING_SECONDS):
+                yield None
             self._next += 1
             yield Batch(self._placed(next(self._iterator)), step, 1)
 
@@ -168,14 +172,17 @@ class Streamed:
         del inputs, index
         return examples.images, examples.labels
 
-    def evaluation(self, split: str) -> Iterator[Batch]:
+    def evaluation(self, split: str) -> Generator[Batch | None]:
         """The batches of an evaluation."""
         stream = self.splits[split]
         batch_size = evaluation_batch_size(self.config.eval_batch_size, len(stream), self.layout)
         rows = self.layout.process_rows(batch_size)
         batches = EvaluationBatches(stream, batch_size, tuple(rows.ravel().tolist()))
         with open_batches(batches, self.config.input_workers) as iterator:
-            for number, batch in enumerate(iterator):
+            for number in range(len(batches)):
+                while not iterator.ready(_WAITING_SECONDS):
+                    yield None
+                batch = next(iterator)
                 counted = number * batch_size + rows.ravel() < len(stream)
                 yield Batch(self._placed(batch, counted), number, 1)
 
@@ -190,9 +197,6 @@ class Streamed:
         """End the worker processes."""
         self._stack.close()
         self._iterator = None
-        # Grain's iterators are cycles that hold the last batches, in shared memory; what is left
-        # of it when Python ends is reported as leaked.
-        gc.collect()
 
     def _training_batches(self, steps: int) -> TrainingBatches:
         """The batches of the run from the next one on, as this process reads them."""

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -127,8 +127,8 @@ class Program:
         collections = [write_mask(self._config.layer_names, plan.mask) for plan in plans]
         return self._begin(state, self.layout.place(collections), (), np.int32(0))
 
-    def batches(self, number: int, first: int) -> Iterator[Batch]:
-        """The dispatches of epoch `number`, from step `first` on."""
+    def batches(self, number: int, first: int) -> Generator[Batch | None]:
+        """The dispatches of epoch `number`, from step `first` on; None while one is being made."""
         return self._batches.training(number, first, self.steps)
 
     def train(self, state: TrainState, inputs: EpochInputs, batch: Batch) -> TrainState:
@@ -142,8 +142,8 @@ class Program:
             state = self._end(state, (), (), np.int32(0))
         return state
 
-    def batches_to_evaluate(self, split: str) -> Iterator[Batch]:
-        """The dispatches of an evaluation on `split`."""
+    def batches_to_evaluate(self, split: str) -> Generator[Batch | None]:
+        """The dispatches of an evaluation on `split`; None while one is being made."""
         return self._batches.evaluation(split)
 
     def nothing_evaluated(self) -> PyTree:

@@ -62,41 +62,6 @@ def multiply_by_table(inputs: jax.Array, packed: jax.Array) -> jax.Array:
     return table[places].sum(axis=1)[None]
 
 
-def multiply_pixels(pixels: jax.Array, packed: jax.Array, mean: float, std: float) -> jax.Array:
-    """The product of one image's normalized pixels and binary weights, by counting bits.
-
-    A pixel's 8 bits lie in 8 planes of the image. What plane k and an output's +1 weights have in
-    common is counted 32 at a time and weighs 2^k: their sum is exact, and normalization, the same
-    for all pixels, comes after it.
-
-    Args:
-      pixels: uint8 (1, inputs).
-      packed: uint8 (outputs, ceil(inputs / 8)).
-      mean, std: of pixels scaled to [0, 1].
-
-    Returns:
-      float32 (1, outputs).
-    """
-    inputs = pixels.shape[1]
-    words = _words(packed).T
-    bits = (pixels >> np.arange(8, dtype=np.uint8)[:, None]) & 1
-    planes = _words(jnp.packbits(bits, axis=1, bitorder="little"))
-    common = sum(
-        jax.lax.population_count(words & planes[k][:, None]).astype(jnp.int32) << k
-        for k in range(8)
-    )
-    positive = jnp.asarray(common).sum(axis=0)
-    products = 2 * positive - pixels.astype(jnp.int32).sum()
-    sums = 2 * jax.lax.population_count(words).astype(jnp.int32).sum(axis=0) - inputs
-    return (products / (255 * std) - sums * (mean / std)).astype(jnp.float32)[None]
-
-
-def _words(rows: jax.Array) -> jax.Array:
-    """uint8 (n, m) as uint32 (n, ceil(m / 4)), zeros after the last byte."""
-    padded = jnp.pad(rows, ((0, 0), (0, -rows.shape[1] % 4)))
-    return jax.lax.bitcast_convert_type(padded.reshape(len(rows), -1, 4), jnp.uint32)
-
-
 def make_forward(artifact: Artifact, bitwise: bool = True) -> Callable[..., jax.Array]:
     """The function `(kernels, channels, images) -> logits` that the network computes.
 
@@ -105,27 +70,21 @@ def make_forward(artifact: Artifact, bitwise: bool = True) -> Callable[..., jax.
 
     Args:
       artifact: the network; of its kernels only the shapes and dtypes matter.
-      bitwise: whether the binary dense layers of a single image use `multiply_pixels` and
-        `multiply_by_table`, the fastest forms on CPUs (docs/inference.md).
+      bitwise: whether the binary dense layers of a single image use `multiply_by_table`, which on
+        CPUs is faster than unpacking (docs/inference.md).
     """
     network = build_network(artifact)
     make_variables = variables_from(artifact)
     precision = "tensorfloat32" if artifact.precision == "tf32" else "float32"
-
-    # Colours are normalized each in their own way, and convolutions are not products of pixels.
-    of_pixels = kernel_shapes(artifact)[artifact.layers[0]][:-1] == (np.prod(artifact.image_shape),)
-    of_pixels = of_pixels and artifact.image_shape[2] == 1
 
     def forward(
         kernels: Mapping[str, jax.Array], channels: jax.Array, images: jax.Array
     ) -> jax.Array:
         binary = {name: array for name, array in kernels.items() if array.dtype == jnp.uint8}
         single = bitwise and images.shape[0] == 1 and artifact.precision == "float32"
-        inputs = images
-        if not (single and of_pixels and artifact.layers[0] in binary):
-            inputs = normalize(images, artifact.mean, artifact.std)
+        inputs = normalize(images, artifact.mean, artifact.std)
         scales = unnormalized_scales(artifact, channels) if single else {}
-        interceptor = _bitwise(artifact, binary if single else {}, scales)
+        interceptor = _bitwise(binary if single else {}, scales)
         with jax.default_matmul_precision(precision), nn.intercept_methods(interceptor):
             logits: Any = network.apply(make_variables(kernels, channels), inputs, train=False)
         return logits.astype(jnp.float32)
@@ -147,7 +106,7 @@ def unnormalized_scales(artifact: Artifact, channels: jax.Array) -> dict[str, ja
 
 
 def _bitwise(
-    artifact: Artifact, kernels: Mapping[str, jax.Array], scales: Mapping[str, jax.Array]
+    kernels: Mapping[str, jax.Array], scales: Mapping[str, jax.Array]
 ) -> Callable[..., Any]:
     """An interceptor that has the dense layers in `kernels` multiply without unpacking.
 
@@ -161,10 +120,7 @@ def _bitwise(
         packed = kernels.get("/".join(module.path))
         if packed is None or not isinstance(module, Dense) or context.method_name != "__call__":
             return call(*args, **kwargs)
-        if args[0].dtype == jnp.uint8:
-            outputs = multiply_pixels(args[0], packed, artifact.mean[0], artifact.std[0])
-        else:
-            outputs = multiply_by_table(args[0], packed)
+        outputs = multiply_by_table(args[0], packed)
         if (name := "/".join(module.path)) in scales:
             outputs = outputs * scales[name]
         return outputs + module.get_variable("params", "bias") if module.use_bias else outputs

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import tqdm
 
+from jaxbin.engine.batches import Batch
 from jaxbin.engine.program import Program
 from jaxbin.engine.step import TrainState
 from jaxbin.engine.stopping import Requests, Stopped
@@ -59,12 +60,28 @@ class Watch:
         self._bar.update(steps)
         if due and step < self._program.steps:
             self._save(state, epoch, step)
-        self._stop_if_asked(state, epoch, step)
+        self._last = state, epoch, step
+        self._stop_if_asked()
 
     def after_evaluating(self, metrics: Any, state: TrainState, epoch: int) -> None:
         """A dispatch of an evaluation, after all steps of an epoch, has given `metrics`."""
         self._pace(metrics, 1)
-        self._stop_if_asked(state, epoch, self._program.steps)
+        self._last = state, epoch, self._program.steps
+        self._stop_if_asked()
+
+    def until_there(self, batches: Generator[Batch | None]) -> Generator[Batch]:
+        """Those batches; while one is being made, requests to stop are obeyed.
+
+        Raises:
+          Stopped: as requested; what was computed is saved.
+        """
+        with contextlib.closing(batches):
+            for batch in batches:
+                if batch is not None:
+                    yield batch
+                # Several processes ask one another, all of them as often, so not here.
+                elif jax.process_count() == 1:
+                    self._stop_if_asked()
 
     def _pace(self, computed: Any, steps: int) -> None:
         """Wait for the devices if they have many steps, or steps that take long, before them."""
@@ -88,25 +105,17 @@ class Watch:
             yield
         self._looked = time.perf_counter()
 
-    def stop_instead_of_failing(self) -> None:
-        """A batch could not be had: a signal to all processes has ended those that make batches.
-
-        Raises:
-          Stopped: that is why; what was computed is saved.
-        """
-        # Several processes ask one another, which they cannot if one of them has failed.
-        if self._last is not None and jax.process_count() == 1:
-            self._stop_if_asked(*self._last)
-
-    def _stop_if_asked(self, state: TrainState, epoch: int, step: int) -> None:
-        self._last = state, epoch, step
+    def _stop_if_asked(self) -> None:
         number = self._requests.pending(self._looks)
         self._looks += 1
-        if number is not None:
-            self._save(state, epoch, step)
+        if number is None:
+            return
+        if self._last is not None:
+            _, epoch, step = self._last
+            self._save(*self._last)
             for run in self._runs:
                 run.logger.info("stopped in epoch %d after step %d", epoch, step)
-            raise Stopped(number)
+        raise Stopped(number)
 
     def _save(self, state: TrainState, epoch: int, step: int) -> None:
         with self.saving():

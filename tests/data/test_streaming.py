@@ -1,8 +1,14 @@
 """Images from the disk: crops, sequences, shares; workers and resumption change nothing."""
 
+import contextlib
 import dataclasses
 import io
+import multiprocessing
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -211,6 +217,42 @@ def test_workers_change_nothing(dataset: data.Dataset):
             )
     assert len(results[0]) == 5
     assert_same(*results)
+
+
+def test_whoever_wants_a_batch_need_not_wait():
+    made = threading.Event()
+
+    def slow() -> Iterator[dict[str, np.ndarray]]:
+        made.wait(60)
+        yield {"labels": np.arange(3)}
+
+    with contextlib.closing(streaming.Fetched(slow())) as fetched:
+        assert not fetched.ready(0.01)
+        made.set()
+        assert fetched.ready(60)
+        np.testing.assert_array_equal(next(fetched)["labels"], [0, 1, 2])
+        assert list(fetched) == []
+
+
+class NeverMade:
+    """Batches whose worker sleeps."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        time.sleep(1000)
+        return {"labels": np.arange(3)}
+
+
+def test_workers_that_make_nothing_do_not_delay_the_end():
+    before = multiprocessing.active_children()
+    never: Any = NeverMade()
+    with streaming.open_batches(never, 2) as batches:
+        assert not batches.ready(0.5)  # they are starting
+        started = time.monotonic()
+    assert time.monotonic() - started < 10
+    assert multiprocessing.active_children() == before
 
 
 def test_a_damaged_image_is_named_by_a_worker(tmp_path: Path):

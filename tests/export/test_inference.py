@@ -49,26 +49,6 @@ def test_products_by_table_by_hand():
     np.testing.assert_array_equal(product, [[2 - 3 + 5]])
 
 
-@pytest.mark.parametrize("inputs", [1, 7, 8, 33, 784])
-def test_products_of_pixels(inputs: int):
-    rng = np.random.default_rng(inputs)
-    pixels = rng.integers(0, 256, (1, inputs)).astype(np.uint8)
-    positive = rng.random((inputs, 5)) < 0.5
-    packed_weights = jnp.asarray(artifact.pack(positive))
-    product = packed.multiply_pixels(jnp.asarray(pixels), packed_weights, 0.1307, 0.3081)
-    normalized = (pixels / 255 - 0.1307) / 0.3081
-    np.testing.assert_allclose(
-        product, normalized @ np.where(positive, 1, -1), rtol=1e-5, atol=1e-4
-    )
-
-
-def test_products_of_pixels_by_hand():
-    # mean 0 and std 1 / 255 leave the pixels as they are; weights +1 -1 +1
-    pixels, weights = jnp.array([[200, 7, 255]], jnp.uint8), jnp.array([[0b101]], jnp.uint8)
-    product = packed.multiply_pixels(pixels, weights, 0.0, 1 / 255)
-    np.testing.assert_allclose(product, [[200 - 7 + 255]])
-
-
 ZOO = inference.zoo_names()
 
 
