@@ -101,7 +101,7 @@ def build(
 
     def time_steps() -> float:
         started = time.perf_counter()
-        for batch in program.batches(0, 0):
+        for batch in filter(None, program.batches(0, 0)):
             live[0] = program.train(live[0], inputs, batch)
         jax.block_until_ready(live[0])
         return time.perf_counter() - started
@@ -109,7 +109,7 @@ def build(
     def evaluate() -> tuple[float, Any]:
         started = time.perf_counter()
         metrics = program.nothing_evaluated()
-        for batch in program.batches_to_evaluate(config.evaluated_split):
+        for batch in filter(None, program.batches_to_evaluate(config.evaluated_split)):
             metrics = program.evaluate(metrics, live[0], batch)
         return time.perf_counter() - started, program.fetch(metrics)
 

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
         latent_weights,
         write_mask,
     )
+    from jaxbin.binarization.methods import Rule
     from jaxbin.binarization.schedule import mask_at
+    from jaxbin.binarization.trees import Leaves, Selection, select
     from jaxbin.common.errors import UserError
     from jaxbin.engine.step import create_state, make_eval_step, make_optimizer, make_train_step
     from jaxbin.export.artifact import pack
@@ -27,6 +29,9 @@ __all__ = [
     "BINARIZATION",
     "Conv",
     "Dense",
+    "Leaves",
+    "Rule",
+    "Selection",
     "UserError",
     "create_state",
     "forward_order",
@@ -37,6 +42,7 @@ __all__ = [
     "make_train_step",
     "mask_at",
     "pack",
+    "select",
     "write_mask",
 ]
 
@@ -52,7 +58,9 @@ _MODULES = {
         "latent_weights",
         "write_mask",
     ),
+    "binarization.methods": ("Rule",),
     "binarization.schedule": ("mask_at",),
+    "binarization.trees": ("Leaves", "Selection", "select"),
     "engine.step": ("create_state", "make_eval_step", "make_optimizer", "make_train_step"),
 }
 

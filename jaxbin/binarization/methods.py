@@ -56,7 +56,7 @@ def computed_weights(
     rule: Rule,
     *,
     fan_in: int,
-    output_axis: int = -1,
+    output_axis: int | tuple[int, ...] = -1,
 ) -> jax.Array:
     """The weights a layer computes with: `latent` where the mask is not set, else what `rule` says.
 
@@ -69,7 +69,7 @@ def computed_weights(
         v * sign(u).
       rule: the rule.
       fan_in: inputs of each output.
-      output_axis: the axis of the outputs, for the scale "channel".
+      output_axis: the axis of the outputs, or several, for the scale "channel".
 
     Returns:
       An array of the shape and dtype of `latent`.
@@ -94,7 +94,7 @@ def computed_weights(
 
 
 def scale_of(
-    latent: jax.Array, rule: Rule, *, fan_in: int, output_axis: int = -1
+    latent: jax.Array, rule: Rule, *, fan_in: int, output_axis: int | tuple[int, ...] = -1
 ) -> jax.Array | float:
     """The scale v of `rule`, a scalar or, for "channel", of a shape that broadcasts to `latent`'s.
 
@@ -108,7 +108,9 @@ def scale_of(
         return math.sqrt(2 / fan_in)
     if rule.scale == "mean":
         return jnp.abs(latent).mean()
-    others = tuple(axis for axis in range(latent.ndim) if axis != output_axis % latent.ndim)
+    axes = output_axis if isinstance(output_axis, tuple) else (output_axis,)
+    outputs = {axis % latent.ndim for axis in axes}
+    others = tuple(axis for axis in range(latent.ndim) if axis not in outputs)
     return jnp.abs(latent).mean(others, keepdims=True)
 
 

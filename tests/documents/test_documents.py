@@ -171,6 +171,20 @@ def first_cells(text: str) -> set[str]:
     return {name for cell in cells for name in re.findall(r"`(.+?)`", cell)}
 
 
+def test_own_network():
+    (_, loop), *examples = blocks("own_network.md")
+    said = re.search(
+        r"one run each: ([\d.]+), ([\d.]+) and ([\d.]+) %", (DOCS / "own_network.md").read_text()
+    )
+    assert said is not None
+    for (_, example), percent in zip(examples, said.groups(), strict=True):
+        assert len(example.splitlines()) < 30
+        left = run_python(loop + example)
+        assert len(left["selection"].names) == 2
+        # Rounding on another machine, then other signs.
+        assert left["accuracy"] == pytest.approx(float(percent) / 100, abs=0.02)
+
+
 def test_run_directory(place: Path):
     text = (DOCS / "run_directory.md").read_text(encoding="utf-8")
     first, *others = re.split(r"^## ", text, flags=re.MULTILINE)

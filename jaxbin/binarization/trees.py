@@ -1,0 +1,206 @@
+"""Binarization of any tree of parameters: a pure function of parameters, masks and progress.
+
+`select` says which leaves are layers; the `Selection` turns parameters into what a network computes
+with. The tree may be the `params` of a linen module, the state of an nnx one, an Equinox module, or
+any other; docs/own_network.md has an example of each.
+"""
+
+import dataclasses
+import fnmatch
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxbin.binarization.methods import Rule, computed_weights
+from jaxbin.common.errors import UserError, shown
+
+PyTree = Any
+
+_CHANNEL = Rule(scale="channel")
+
+_OUTPUTS = {"kernel": -1, "weight": 0}
+"""The axis of the outputs by what Flax and what Equinox call a layer's weights."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaves:
+    """What becomes of the leaves of a tree whose paths match.
+
+    Attributes:
+      pattern: of the path, whose parts are joined by "/": `*` is any characters, "/" among them.
+      rule: what they compute with once their mask is set; None for leaves that stay as they are.
+      outputs: the axes of the outputs; all others are inputs, whose product is the fan-in. None for
+        the last axis of a Flax "kernel" and the first of an Equinox "weight".
+      stacked: whether the first axis counts layers, as where a network is a scan over them.
+    """
+
+    pattern: str
+    rule: Rule | None = _CHANNEL
+    outputs: tuple[int, ...] | None = None
+    stacked: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class _Leaf:
+    """A chosen leaf, and the numbers of its layers: one, or one for each element of a stack."""
+
+    path: str
+    shape: tuple[int, ...]
+    rule: Rule
+    outputs: tuple[int, ...]
+    stacked: bool
+    numbers: tuple[int, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        if not self.stacked:
+            return (self.path,)
+        return tuple(f"{self.path}[{number}]" for number in range(self.shape[0]))
+
+    def weights(self, latent: jax.Array, mask: jax.Array, progress: jax.Array) -> jax.Array:
+        """What it computes with, given masks and progress of all layers."""
+        shape = self.shape[1:] if self.stacked else self.shape
+        fan_in = math.prod(size for axis, size in enumerate(shape) if axis not in self.outputs)
+
+        def one(latent: jax.Array, mask: jax.Array, progress: jax.Array) -> jax.Array:
+            return computed_weights(
+                *(latent, mask, progress, self.rule), fan_in=fan_in, output_axis=self.outputs
+            )
+
+        places = jnp.array([number - 1 for number in self.numbers])
+        if self.stacked:
+            return jax.vmap(one)(latent, mask[places], progress[places])
+        return one(latent, mask[places[0]], progress[places[0]])
+
+
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """The layers of a tree, and how their weights become binary; see `select`.
+
+    Attributes:
+      names: of layers 1..L: their leaves' paths, with "[k]" for element k of a stack.
+      others: paths of the leaves that no pattern matches; they stay as they are.
+    """
+
+    names: tuple[str, ...]
+    others: tuple[str, ...]
+    _leaves: tuple[_Leaf, ...] = dataclasses.field(repr=False)
+
+    def weights(self, params: PyTree, mask: Any, progress: Any = 1.0) -> PyTree:
+        """What the network computes with; pure, differentiable, the masks being data.
+
+        The gradient with respect to `params` is the identity, whatever the masks are.
+
+        Args:
+          params: a tree with the paths and shapes of the one that was selected from.
+          mask: booleans (L,); element k - 1 says whether layer k has had its turn, as
+            `jaxbin.mask_at` gives them.
+          progress: from 0 to 1, (L,) or one for all: how far each has come since.
+
+        Returns:
+          A tree of the same structure, shapes and types.
+
+        Raises:
+          UserError: a leaf is missing, or has another shape.
+        """
+        mask = jnp.asarray(mask)
+        if mask.shape != (len(self.names),):
+            raise UserError(
+                f"a mask of shape {mask.shape} is not accepted; accepted: ({len(self.names)},), "
+                "one boolean for each layer"
+            )
+        progress = jnp.broadcast_to(jnp.asarray(progress, jnp.float32), mask.shape)
+        chosen = {leaf.path: leaf for leaf in self._leaves}
+        found, structure = jax.tree_util.tree_flatten_with_path(params)
+        results = []
+        for keys, latent in found:
+            leaf = chosen.pop(path_of(keys), None)
+            if leaf is not None and leaf.shape != latent.shape:
+                raise UserError(
+                    f"{leaf.path} has shape {latent.shape}; accepted: {leaf.shape}, as when the "
+                    "layers were selected"
+                )
+            results.append(latent if leaf is None else leaf.weights(latent, mask, progress))
+        if chosen:
+            raise UserError(f"{next(iter(chosen))} was selected, but is not in this tree")
+        return jax.tree_util.tree_unflatten(structure, results)
+
+
+def select(
+    params: PyTree, rules: Sequence[Leaves], order: Sequence[str] | None = None
+) -> Selection:
+    """The layers of a tree of parameters.
+
+    Args:
+      params: arrays, or shapes as `jax.eval_shape` gives them.
+      rules: for each leaf the first counts whose pattern matches its path.
+      order: names of the layers 1..L, each once; None for the order of the tree.
+
+    Raises:
+      UserError: a rule matches nothing; what a leaf's axes mean is not known; two leaves are one
+        array; `order` does not name each layer once.
+
+    >>> params = {"first": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}}
+    >>> selection = select(params, [Leaves("*/kernel")])
+    >>> selection.names, selection.others
+    (('first/kernel',), ('first/bias',))
+    """
+    leaves: list[_Leaf] = []
+    others: list[str] = []
+    used: set[Leaves] = set()
+    arrays: dict[int, str] = {}
+    for keys, array in jax.tree_util.tree_flatten_with_path(params)[0]:
+        path = path_of(keys)
+        rule = next((rule for rule in rules if fnmatch.fnmatchcase(path, rule.pattern)), None)
+        if rule is None:
+            others.append(path)
+            continue
+        used.add(rule)
+        if rule.rule is None:
+            continue
+        shape = tuple(array.shape)
+        if (other := arrays.setdefault(id(array), path)) != path:
+            raise UserError(f"{other} and {path} are one array, which cannot be two layers")
+        outputs = _outputs(path, shape, rule)
+        leaves.append(_Leaf(path, shape, rule.rule, outputs, rule.stacked))
+    for rule in rules:
+        if rule not in used:
+            raise UserError(f"{shown(rule.pattern)} matches no leaf that another rule has not")
+    names = tuple(name for leaf in leaves for name in leaf.names)
+    ordered = names if order is None else tuple(order)
+    if sorted(ordered) != sorted(names):
+        wrong = next(iter(sorted(set(ordered) ^ set(names))), "a layer twice")
+        raise UserError(f"the order is not one of the selected layers, each once: {shown(wrong)}")
+    number = {name: place for place, name in enumerate(ordered, start=1)}
+    numbered = (
+        dataclasses.replace(leaf, numbers=tuple(number[name] for name in leaf.names))
+        for leaf in leaves
+    )
+    return Selection(ordered, tuple(others), tuple(numbered))
+
+
+def path_of(keys: Sequence[Any]) -> str:
+    """The path of a leaf, its parts joined by "/", without what nnx puts around an array."""
+    return jax.tree_util.keystr(tuple(keys), simple=True, separator="/").removesuffix("/value")
+
+
+def _outputs(path: str, shape: tuple[int, ...], rule: Leaves) -> tuple[int, ...]:
+    """The axes of a layer's outputs, counted from the front, without that of a stack."""
+    inner = shape[1:] if rule.stacked else shape
+    axes = rule.outputs
+    if axes is None:
+        axis = _OUTPUTS.get(path.rpartition("/")[2])
+        # Three axes are a convolution in one dimension, a stack of dense layers, or heads.
+        if axis is None or len(inner) < 2 or (len(inner) == 3 and not rule.stacked):
+            raise UserError(
+                f"{path} of shape {shape}: which axes are outputs is not known; say "
+                f"Leaves({rule.pattern!r}, outputs=...), and stacked=True if the first counts "
+                "layers"
+            )
+        axes = (axis,)
+    if not all(-len(inner) <= axis < len(inner) for axis in axes):
+        raise UserError(f"outputs={axes} are not axes of {path}, whose layers have shape {inner}")
+    return tuple(sorted({axis % len(inner) for axis in axes}))
