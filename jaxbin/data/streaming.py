@@ -183,7 +183,7 @@ def _give_back_memory() -> None:
     hold the last batches; a thread of Grain's deletes these, one after another.
     """
     gc.collect()
-    with contextlib.suppress(ImportError, AttributeError, KeyError):  # it has no name that is public
+    with contextlib.suppress(ImportError, AttributeError, KeyError):  # it has no public name
         from grain._src.python.ipc import shared_memory_array
 
         deleting: Any = vars(shared_memory_array.SharedMemoryArray)["_del_thread_pool"]
