@@ -103,14 +103,14 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
     what.add_argument("--dry_run", action="store_true", help="print what would run, and its cost")
     what.add_argument("--print_commands", action="store_true", help="print a command per run")
     arguments, others = parser.parse_known_args(argv)
-    return arguments, _overrides(others)
+    return arguments, overrides(others)
 
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(text.split(","))
 
 
-def _overrides(arguments: Sequence[str]) -> dict[str, Any]:
+def overrides(arguments: Sequence[str]) -> dict[str, Any]:
     """Fields of `--config.FIELD=VALUE`; a value that is no Python literal is text."""
     fields = {}
     for argument in arguments:

@@ -1,0 +1,295 @@
+"""The comparison that PROTOCOL.md lays down: its search, then its runs, most important first.
+
+    python -m experiments.protocol resnet20 --dry_run
+    python -m experiments.protocol resnet20 --output=logs/protocol --jobs=2
+    python -m experiments.protocol vgg5 --only='binary*'
+
+Runs that have ended are skipped, interrupted ones go on. Seeds come one after another, so that at
+any time what is there is a complete comparison of fewer seeds. Fields of the configuration are
+overridden as in jaxbin.main, as --config.data_dir=DIR.
+"""
+
+import argparse
+import dataclasses
+import fnmatch
+import functools
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from experiments import costs, declarations, execution, selection
+from experiments.declarations import Choices, Run
+from experiments.run import overrides
+from jaxbin.common import command_line
+from jaxbin.common.errors import UserError
+from jaxbin.runs import finished
+
+MEASURE = "hessian"
+"""Of the guided order; it is taken of the first seed's float run."""
+
+_GUIDED = "guided"
+_UNKNOWN = ("learning rates: the search is to find them, the published one stands in",)
+_BARE: Mapping[str, Any] = {"scale": "none"}
+_CHANNEL: Mapping[str, Any] = {"scale": "channel"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """What is compared.
+
+    Attributes:
+      variant: as `experiments.declarations.Run` has it; "iterative-guided" takes a measured order.
+      fields: of its runs, those for which the search and the full runs differ left out.
+      seeds: how many.
+      rates: that the search compares; none: those of the arm `rate_of`.
+      rate_of: the arm whose search counts.
+      anneal: the share of the epochs in which weights come to be binary.
+    """
+
+    variant: str
+    fields: Mapping[str, Any]
+    seeds: int
+    rates: tuple[float, ...] = ()
+    rate_of: str = ""
+    anneal: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Arms of one network.
+
+    Attributes:
+      fields: of all runs.
+      full, search: of the runs of either stage, durations.
+      published_rate: shown beside another that a search finds, in arms with bare signs.
+      arms: by name, most important first.
+    """
+
+    fields: Mapping[str, Any]
+    full: Mapping[str, Any]
+    search: Mapping[str, Any]
+    published_rate: float
+    arms: Mapping[str, Arm]
+
+
+_SCHEDULE = {"rate_schedule": "cosine", "milestones": (), "checkpoint_every": 10}
+_RESNET_RATES, _RESNET_BARE = (0.03, 0.1, 0.3), (0.1, 0.3, 1.0)
+_VGG_RATES = (0.0003, 0.001, 0.003)
+
+COMPARISONS: dict[str, Comparison] = {
+    "resnet20": Comparison(
+        fields=_SCHEDULE,
+        full={"epochs": 30, "epochs_per_layer": 1},
+        search={"epochs": 10, "epochs_per_layer": 1},
+        published_rate=0.1,
+        arms={
+            "float": Arm("float", {}, 3, _RESNET_RATES),
+            "binary": Arm("binary", _BARE, 3, _RESNET_BARE),
+            "forward": Arm("iterative-forward", _BARE, 3, _RESNET_BARE),
+            "recipe": Arm("binary", {**_CHANNEL, "map": "parq"}, 3, _RESNET_RATES, anneal=0.8),
+            "binary-channel": Arm("binary", _CHANNEL, 3, _RESNET_RATES),
+            "forward-channel": Arm("iterative-forward", _CHANNEL, 3, _RESNET_RATES),
+            "ascend": Arm("iterative-ascend", _BARE, 3, rate_of="forward"),
+            "reverse": Arm("iterative-reverse", _BARE, 2, rate_of="forward"),
+            "binary-last": Arm("binary", {"layer_scales": "dense=he"}, 2, _RESNET_BARE),
+            "binary-reset": Arm("binary-reset", _BARE, 1, rate_of="binary"),
+            "forward-reset": Arm("iterative-forward-reset", _BARE, 1, rate_of="forward"),
+            "guided": Arm("iterative-guided", _BARE, 2, rate_of="forward"),
+        },
+    ),
+    "vgg5": Comparison(
+        fields=_SCHEDULE,
+        full={"epochs": 20, "epochs_per_layer": 3},
+        search={"epochs": 10, "epochs_per_layer": 2},
+        published_rate=0.001,
+        arms={
+            "float": Arm("float", {}, 2, _VGG_RATES),
+            "binary": Arm("binary", _BARE, 2, _VGG_RATES),
+            "forward": Arm("iterative-forward", _BARE, 2, _VGG_RATES),
+            "recipe": Arm("binary", {**_CHANNEL, "map": "parq"}, 2, _VGG_RATES, anneal=0.8),
+            "ascend": Arm("iterative-ascend", _BARE, 2, rate_of="forward"),
+        },
+    ),
+}
+"""By the name of the network's file under `configs/`."""
+
+
+def search(network: str, choices: Choices) -> list[Run]:
+    """The runs that find learning rates: each arm's rates, one seed, the validation split."""
+    arms = COMPARISONS[network].arms
+    return [
+        _run(network, "search", name, choices, rate, choices.seeds[0])
+        for name, arm in arms.items()
+        for rate in arm.rates
+    ]
+
+
+def full(network: str, choices: Choices, rates: Mapping[str, float], order: str = "") -> list[Run]:
+    """The runs that are compared, seed by seed.
+
+    Args:
+      network: one of `COMPARISONS`.
+      choices: its seeds, and fields of all runs.
+      rates: by the names of the arms; those without one are left out.
+      order: the file of the measured order; without one, arms that take it are left out.
+    """
+    return list(_full(network, choices, rates, order))
+
+
+def _full(network: str, choices: Choices, rates: Mapping[str, float], order: str) -> Iterator[Run]:
+    comparison = COMPARISONS[network]
+    for place, seed in enumerate(choices.seeds):
+        for name, arm in comparison.arms.items():
+            guided = arm.variant.endswith(_GUIDED)
+            found = rates.get(arm.rate_of or name)
+            if place >= arm.seeds or (guided and not order) or found is None:
+                continue
+            bare = arm.fields == _BARE and "reset" not in name
+            shown = dict.fromkeys((found, comparison.published_rate) if bare else (found,))
+            for rate in shown:
+                fields = {"order": order} if guided else {}
+                yield _run(network, "full", name, choices, rate, seed, **fields)
+
+
+def _run(
+    network: str, stage: str, name: str, choices: Choices, rate: float, seed: int, **fields: Any
+) -> Run:
+    comparison = COMPARISONS[network]
+    arm = comparison.arms[name]
+    durations = comparison.search if stage == "search" else comparison.full
+    annealed = {"anneal_epochs": round(arm.anneal * durations["epochs"])} if arm.anneal else {}
+    variant = arm.variant.replace(_GUIDED, "forward") if fields else arm.variant
+    run = declarations.make_run(
+        *(network, stage, variant, choices),
+        **{**comparison.fields, **durations, **arm.fields, **annealed, **fields},
+        learning_rate=rate,
+        seed=seed,
+    )
+    return dataclasses.replace(run, variant=name)
+
+
+def searched(
+    network: str, directory: Path, choices: Choices, arms: Collection[str]
+) -> dict[str, float]:
+    """The rate of each of `arms` with the highest accuracy in the last epoch of its search.
+
+    Raises:
+      UserError: a run of the search has not ended.
+    """
+    best: dict[str, tuple[float, float]] = {}
+    for run in search(network, choices):
+        if run.variant not in arms:
+            continue
+        where = directory / "search" / run.name
+        if not execution.has_ended(where):
+            raise UserError(f"{where} has not ended; the same command without --dry_run runs it")
+        summary = finished.read_summary(where, ("validation_accuracy",))
+        measured = summary["last"]["validation_accuracy"], run.config.learning_rate
+        best[run.variant] = max(measured, best.get(run.variant, measured))
+    return {name: rate for name, (_, rate) in best.items()}
+
+
+def main(argv: Sequence[str]) -> None:
+    """Carry out what is left of a comparison."""
+    jax.config.update("jax_platforms", "cpu")  # the processes started from here take the GPU
+    arguments, choices = _parse(argv)
+    if arguments.dry_run:
+        _print_costs(arguments, choices)
+        return
+    with execution.stoppable():
+        failures = _carry_out(arguments, choices)
+    if failures:
+        listed = "; ".join(f"{path.name}: {problem}" for path, problem in failures.items())
+        raise UserError(f"{len(failures)} runs failed: {listed}")
+
+
+def _carry_out(arguments: argparse.Namespace, choices: Choices) -> dict[Path, str]:
+    """Run what has not ended; what failed, and why."""
+    network, directory = arguments.network, arguments.output / arguments.network
+
+    def execute(stage: str, runs: Sequence[Run], arms: Collection[str]) -> dict[Path, str]:
+        return execution.execute(
+            network,
+            [(run, directory / stage / run.name) for run in runs if run.variant in arms],
+            population="sequential",
+            members=1,
+            jobs=arguments.jobs,
+            report=functools.partial(print, flush=True),
+        )
+
+    wanted = _wanted(arguments)
+    searches = _searches(network, wanted)
+    if failures := execute("search", search(network, choices), searches):
+        return failures
+    rates = searched(network, directory, choices, searches)
+    if failures := execute("full", full(network, choices, rates), wanted):
+        return failures
+    if not any(_GUIDED in COMPARISONS[network].arms[name].variant for name in wanted):
+        return {}
+    order = _measured_order(network, directory, choices, rates)
+    return execute("full", full(network, choices, rates, str(order.absolute())), wanted)
+
+
+def _print_costs(arguments: argparse.Namespace, choices: Choices) -> None:
+    network, wanted = arguments.network, _wanted(arguments)
+    stand_in = dict.fromkeys(COMPARISONS[network].arms, COMPARISONS[network].published_rate)
+    for stage, runs, arms, unknown in (
+        ("search", search(network, choices), _searches(network, wanted), []),
+        ("full", full(network, choices, stand_in), wanted, _UNKNOWN),
+    ):
+        directory = arguments.output / network / stage
+        placed = [(run, directory / run.name) for run in runs if run.variant in arms]
+        print(costs.table(network, stage, placed, unknown))
+
+
+def _wanted(arguments: argparse.Namespace) -> list[str]:
+    """The names of the arms that are to be run."""
+    arms = COMPARISONS[arguments.network].arms
+    only = arguments.only or ("*",)
+    return [name for name in arms if any(fnmatch.fnmatchcase(name, each) for each in only)]
+
+
+def _searches(network: str, names: Sequence[str]) -> set[str]:
+    """The arms whose search says at which rates others run; guided runs need a float one."""
+    arms = COMPARISONS[network].arms
+    guided = {"float"} if any(_GUIDED in arms[name].variant for name in names) else set[str]()
+    return {arms[name].rate_of or name for name in names} | guided
+
+
+def _measured_order(
+    network: str, directory: Path, choices: Choices, rates: Mapping[str, float]
+) -> Path:
+    """The file of the order by `MEASURE`, least sensitive first; measured if it is not there."""
+    path = directory / "orders" / f"ascend-{MEASURE}.json"
+    if not path.exists():
+        run = next(run for run in full(network, choices, rates) if run.variant == "float")
+        where = directory / "full" / run.name
+        if not execution.has_ended(where):
+            raise UserError(f"the guided order is measured of {where}, which has not ended")
+        execution.measure(where, directory / "measures", [MEASURE])
+        scores = selection.scores(directory, MEASURE)
+        assert scores is not None
+        selection.write_orders(directory, MEASURE, scores)
+    return path
+
+
+def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Choices]:
+    parser = command_line.make_parser("python -m experiments.protocol", __doc__ or "")
+    parser.add_argument("network", choices=COMPARISONS)
+    parser.add_argument("--output", type=Path, default=Path("logs/protocol"))
+    parser.add_argument("--only", type=lambda text: tuple(text.split(",")), default=(), help="arms")
+    positive = command_line.number(int, least=1)
+    parser.add_argument("--jobs", type=positive, default=1, help="processes at a time (CPU)")
+    parser.add_argument("--dry_run", action="store_true", help="print what would run, and its cost")
+    arguments, others = parser.parse_known_args(argv)
+    arms = COMPARISONS[arguments.network].arms
+    for pattern in arguments.only:
+        if not fnmatch.filter(arms, pattern):
+            raise UserError(f"--only={pattern} matches no arm; there are: {', '.join(arms)}")
+    return arguments, Choices(overrides=overrides(others))
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -1,0 +1,139 @@
+"""The comparison of PROTOCOL.md: which runs it has, in which order, and what the search decides."""
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from experiments import execution, protocol
+from experiments.declarations import Choices
+from jaxbin.common.errors import UserError
+
+PROTOCOL = Path(protocol.__file__).with_name("PROTOCOL.md").read_text(encoding="utf-8")
+RATES = dict.fromkeys(protocol.COMPARISONS["resnet20"].arms, 0.1) | {"forward": 1.0}
+
+
+@pytest.mark.parametrize("network", protocol.COMPARISONS)
+def test_the_document_has_the_arms_of_the_program(network: str):
+    arms = protocol.COMPARISONS[network].arms
+    tables = re.split(r"^VGG-5, after it:", PROTOCOL, flags=re.MULTILINE)
+    rows = re.findall(
+        r"^\| ([\w-]+) \| .* \| ([\d., ]+|\w+'s) \| (\d) \|$",
+        tables[list(protocol.COMPARISONS).index(network)],
+        re.MULTILINE,
+    )
+    expected = [
+        (
+            name,
+            ", ".join(f"{rate:g}" for rate in arm.rates) or f"{arm.rate_of}'s",
+            str(arm.seeds),
+        )
+        for name, arm in arms.items()
+    ]
+    assert rows == expected
+
+
+def test_the_budget_is_the_same_for_every_arm():
+    runs = protocol.full("resnet20", Choices(), RATES, order="forward")
+    assert {run.config.epochs for run in runs} == {30}
+    assert {run.config.rate_schedule for run in runs} == {"cosine"}
+    assert {run.config.stage for run in runs} == {"full"}
+    assert {run.config.anneal_epochs for run in runs} == {0, 24}
+    for run in protocol.search("resnet20", Choices()):
+        assert (run.config.epochs, run.config.stage, run.config.seed) == (10, "validation", 316)
+        assert run.config.anneal_epochs == (8 if run.variant == "recipe" else 0)
+
+
+def test_seeds_come_one_after_another_and_published_rates_beside_others():
+    runs = protocol.full("resnet20", Choices(), RATES)
+    seeds = [run.config.seed for run in runs]
+    assert seeds == sorted(seeds)
+    assert len({run.name for run in runs}) == len(runs)
+    rates = Counter((run.variant, run.config.learning_rate) for run in runs)
+    arms = protocol.COMPARISONS["resnet20"].arms
+    for name, arm in arms.items():
+        if name == "guided":  # there is no order yet
+            assert rates[name, 0.1] == 0
+        elif name in ("forward", "ascend", "reverse"):
+            assert rates[name, 1.0] == rates[name, 0.1] == arm.seeds
+        elif name == "forward-reset":
+            assert (rates[name, 1.0], rates[name, 0.1]) == (1, 0)
+        else:
+            assert rates[name, 0.1] == arm.seeds
+
+
+def test_a_measured_order_is_taken(tmp_path: Path):
+    path = tmp_path / "order.json"
+    path.write_text(json.dumps([*range(20, 0, -1)]))
+    runs = protocol.full("resnet20", Choices(), RATES, str(path))
+    (first, *_) = guided = [run for run in runs if run.variant == "guided"]
+    assert first.config.order_layers == tuple(range(20, 0, -1))
+    assert len(guided) == 2 * 2
+
+
+def finish(directory: Path, best: float, last: float) -> None:
+    directory.mkdir(parents=True)
+    line = {"epoch": 9, "validation_accuracy": last}
+    summary = {"metric": "validation_accuracy", "epochs": 10, "stopped_early": False}
+    summary |= {"best": line | {"epoch": 3, "validation_accuracy": best}, "last": line}
+    (directory / "summary.json").write_text(json.dumps(summary))
+
+
+def test_the_last_epoch_decides_the_search(tmp_path: Path):
+    runs = protocol.search("vgg5", Choices())
+    for run in runs:
+        rate = run.config.learning_rate
+        finish(tmp_path / "search" / run.name, best=rate, last=0.5 if rate != 0.003 else 0.4)
+    arms = ("float", "binary", "forward", "recipe")
+    assert protocol.searched("vgg5", tmp_path, Choices(), arms) == dict.fromkeys(arms, 0.001)
+
+
+def test_the_search_has_to_have_ended(tmp_path: Path):
+    with pytest.raises(UserError, match=r"float-lr0\.0003-seed316-10epochs has not ended"):
+        protocol.searched("vgg5", tmp_path, Choices(), ["float"])
+
+
+def test_what_is_carried_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    carried_out: list[tuple[str, int]] = []
+
+    def execute(network: str, runs: list, **_: object) -> dict[Path, str]:
+        carried_out.append((network, len(runs)))
+        for run, directory in runs:
+            if run.stage == "search":
+                finish(directory, 0.5, 0.5)
+        return {} if len(runs) != 6 else {tmp_path / "broken": "it broke"}
+
+    monkeypatch.setattr(execution, "execute", execute)
+    protocol.main(["vgg5", f"--output={tmp_path}"])
+    # 0.003 wins all, being the highest of equals: 3 bare arms twice, float and recipe once.
+    assert carried_out == [("vgg5", 12), ("vgg5", 2 * (3 * 2 + 2))]
+    carried_out.clear()
+    protocol.main(["vgg5", f"--output={tmp_path / 'other'}", "--only=ascend"])
+    assert carried_out == [("vgg5", 3), ("vgg5", 2 * 2)]  # forward's search
+    with pytest.raises(UserError, match="1 runs failed: broken: it broke"):
+        protocol.main(["vgg5", f"--output={tmp_path / 'third'}", "--only=float,binary"])
+
+
+def test_a_guided_order_needs_the_float_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def execute(network: str, runs: list, **_: object) -> dict[Path, str]:
+        for run, directory in runs:
+            if run.stage == "search":
+                finish(directory, 0.5, 0.5)
+        return {}
+
+    monkeypatch.setattr(execution, "execute", execute)
+    with pytest.raises(UserError, match=r"the guided order is measured of .*/float-lr0\.3-seed316"):
+        protocol.main(["resnet20", f"--output={tmp_path}", "--only=guided"])
+
+
+def test_bad_input(capsys: pytest.CaptureFixture):
+    with pytest.raises(UserError, match="--only=bin matches no arm; there are: float, binary"):
+        protocol.main(["vgg5", "--only=bin"])
+    with pytest.raises(UserError, match="invalid choice: 'vgg'"):
+        protocol.main(["vgg"])
+    protocol.main(["vgg5", "--dry_run", "--only=recipe"])
+    printed = capsys.readouterr().out
+    assert printed.count("recipe-lr") == 3 + 2
+    assert "float" not in printed
