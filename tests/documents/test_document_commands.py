@@ -68,7 +68,7 @@ DIGIT_FILES = ("digit.png", "image.png", "photo.png", "folder/a.png", "more/b.pn
 # Commands, and what is added to them.
 COMMANDS = {
     r"python -m jaxbin\.(export|predict|prepare)": "--help",
-    r"python -m experiments\.(run|measure|report|collect|zoo|population)": "--help",
+    r"python -m experiments\.(run|protocol|measure|report|collect|zoo|population)": "--help",
     r"python -m jaxbin\.main": f"--config=configs/quickstart.py {STEPS}",
     r"python -m jaxbin\.main --config=(configs/)?mnist_300(\.py)?.*": DIGITS,
     r"python -m jaxbin\.main --config=mine\.py .*": STEPS,
@@ -89,6 +89,7 @@ COMMANDS = {
     r"python -m jaxbin\.(export|predict) .*": "",
     r"python -m jaxbin\.prepare imagenet2012 --source=DIR": "--partial --workers=0 --data_dir=data",
     r"python -m experiments\.run \w+ .*--dry_run": "",
+    r"python -m experiments\.protocol resnet20 --dry_run": "",
     r"python -m experiments\.run mnist_300 --stage=all": (
         f"{EXPERIMENT} --learning_rates=0.001 --only='float,layer-*,iterative-ascend-*'"
     ),
