@@ -15,7 +15,7 @@ import threading
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from multiprocessing import resource_tracker
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from absl import flags
@@ -117,8 +117,11 @@ def available_cores() -> int:
 
 _HEEDED = (signal.SIGINT, signal.SIGTERM)
 
-_CLOSING_SECONDS = 2.0
-"""How long a batch on its way may take when no one wants it any more."""
+_CLOSING_SECONDS = 10.0
+"""How long a batch on its way may take when no one wants it any more.
+
+A worker that is killed leaves what it holds in shared memory.
+"""
 
 
 def _end_with_parent(worker: int, workers: int) -> None:
@@ -132,6 +135,11 @@ def _end_with_parent(worker: int, workers: int) -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+
+@runtime_checkable
+class _Closeable(Protocol):
+    def close(self) -> None: ...
 
 
 class Fetched(Iterator[dict[str, np.ndarray]]):
@@ -168,11 +176,9 @@ class Fetched(Iterator[dict[str, np.ndarray]]):
             for process in set(multiprocessing.active_children()) - self._others:
                 process.kill()
         self._thread.shutdown()
-        self._wanted = None
-        close = getattr(self._iterator, "close", None)
-        if close is not None:
-            close()
-        self._iterator = iter(())
+        if isinstance(self._iterator, _Closeable):
+            self._iterator.close()
+        self._iterator, self._wanted = iter(()), None  # what holds a batch keeps its memory
         _give_back_memory()
 
 

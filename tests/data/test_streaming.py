@@ -245,7 +245,8 @@ class NeverMade:
         return {"labels": np.arange(3)}
 
 
-def test_workers_that_make_nothing_do_not_delay_the_end():
+def test_workers_that_make_nothing_do_not_delay_the_end(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(streaming, "_CLOSING_SECONDS", 0.5)
     before = multiprocessing.active_children()
     never: Any = NeverMade()
     with streaming.open_batches(never, 2) as batches:
