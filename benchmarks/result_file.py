@@ -38,7 +38,8 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor() or platform.machine()
-    described = dict(reversed([re.split(r"\s*:\s*", line, maxsplit=1) for line in lines if line]))
+    fields = [re.split(r"\s*:\s*", line, maxsplit=1) for line in lines if ":" in line]
+    described = dict(reversed(fields))
     flags = described.get("flags", "").split()
     widest = next((name for name in ("avx512f", "avx2") if name in flags), "")
     return " ".join(filter(None, (described.get("model name", platform.machine()), widest)))

@@ -21,7 +21,7 @@ import jax
 
 from experiments import costs, declarations, execution, selection
 from experiments.declarations import Choices, Run
-from experiments.run import overrides
+from experiments.run import listed, names_of, overrides
 from jaxbin.common import command_line
 from jaxbin.common.errors import UserError
 from jaxbin.runs import finished
@@ -63,14 +63,12 @@ class Comparison:
     Attributes:
       fields: of all runs.
       full, search: of the runs of either stage, durations.
-      published_rate: shown beside another that a search finds, in arms with bare signs.
       arms: by name, most important first.
     """
 
     fields: Mapping[str, Any]
     full: Mapping[str, Any]
     search: Mapping[str, Any]
-    published_rate: float
     arms: Mapping[str, Arm]
 
 
@@ -83,7 +81,6 @@ COMPARISONS: dict[str, Comparison] = {
         fields=_SCHEDULE,
         full={"epochs": 30, "epochs_per_layer": 1},
         search={"epochs": 10, "epochs_per_layer": 1},
-        published_rate=0.1,
         arms={
             "float": Arm("float", {}, 3, _RESNET_RATES),
             "binary": Arm("binary", _BARE, 3, _RESNET_BARE),
@@ -103,7 +100,6 @@ COMPARISONS: dict[str, Comparison] = {
         fields=_SCHEDULE,
         full={"epochs": 20, "epochs_per_layer": 3},
         search={"epochs": 10, "epochs_per_layer": 2},
-        published_rate=0.001,
         arms={
             "float": Arm("float", {}, 2, _VGG_RATES),
             "binary": Arm("binary", _BARE, 2, _VGG_RATES),
@@ -140,6 +136,7 @@ def full(network: str, choices: Choices, rates: Mapping[str, float], order: str 
 
 def _full(network: str, choices: Choices, rates: Mapping[str, float], order: str) -> Iterator[Run]:
     comparison = COMPARISONS[network]
+    published: float = declarations.published(network)["learning_rate"]
     for place, seed in enumerate(choices.seeds):
         for name, arm in comparison.arms.items():
             guided = arm.variant.endswith(_GUIDED)
@@ -147,7 +144,7 @@ def _full(network: str, choices: Choices, rates: Mapping[str, float], order: str
             if place >= arm.seeds or (guided and not order) or found is None:
                 continue
             bare = arm.fields == _BARE and "reset" not in name
-            shown = dict.fromkeys((found, comparison.published_rate) if bare else (found,))
+            shown = dict.fromkeys((found, published) if bare else (found,))
             for rate in shown:
                 fields = {"order": order} if guided else {}
                 yield _run(network, "full", name, choices, rate, seed, **fields)
@@ -201,8 +198,7 @@ def main(argv: Sequence[str]) -> None:
     with execution.stoppable():
         failures = _carry_out(arguments, choices)
     if failures:
-        listed = "; ".join(f"{path.name}: {problem}" for path, problem in failures.items())
-        raise UserError(f"{len(failures)} runs failed: {listed}")
+        raise UserError(f"{len(failures)} runs failed: {listed(failures)}")
 
 
 def _carry_out(arguments: argparse.Namespace, choices: Choices) -> dict[Path, str]:
@@ -234,7 +230,8 @@ def _carry_out(arguments: argparse.Namespace, choices: Choices) -> dict[Path, st
 
 def _print_costs(arguments: argparse.Namespace, choices: Choices) -> None:
     network, wanted = arguments.network, _wanted(arguments)
-    stand_in = dict.fromkeys(COMPARISONS[network].arms, COMPARISONS[network].published_rate)
+    published: float = declarations.published(network)["learning_rate"]
+    stand_in = dict.fromkeys(COMPARISONS[network].arms, published)
     for stage, runs, arms, unknown in (
         ("search", search(network, choices), _searches(network, wanted), []),
         ("full", full(network, choices, stand_in), wanted, _UNKNOWN),
@@ -279,7 +276,7 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Choices]:
     parser = command_line.make_parser("python -m experiments.protocol", __doc__ or "")
     parser.add_argument("network", choices=COMPARISONS)
     parser.add_argument("--output", type=Path, default=Path("logs/protocol"))
-    parser.add_argument("--only", type=lambda text: tuple(text.split(",")), default=(), help="arms")
+    parser.add_argument("--only", type=names_of, default=(), help="arms")
     positive = command_line.number(int, least=1)
     parser.add_argument("--jobs", type=positive, default=1, help="processes at a time (CPU)")
     parser.add_argument("--dry_run", action="store_true", help="print what would run, and its cost")

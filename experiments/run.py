@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> None:
             else:
                 failures |= _carry_out(stage, arguments, choices, directory, placed)
     if failures:
-        raise UserError(f"{len(failures)} runs failed: {_listed(failures)}")
+        raise UserError(f"{len(failures)} runs failed: {listed(failures)}")
 
 
 def _placed(runs: Sequence[Run], stage: str, directory: Path) -> list[tuple[Run, Path]]:
@@ -65,7 +65,8 @@ def _placed(runs: Sequence[Run], stage: str, directory: Path) -> list[tuple[Run,
     return [(run, directory / stage / run.name) for run in runs]
 
 
-def _listed(failures: Mapping[Path, str]) -> str:
+def listed(failures: Mapping[Path, str]) -> str:
+    """Which runs failed and why, in a line."""
     return "; ".join(f"{path.name}: {problem}" for path, problem in failures.items())
 
 
@@ -75,7 +76,10 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
     stages = (*declarations.STAGES, "all")
     parser.add_argument("--stage", choices=stages, default="all")
     parser.add_argument(
-        "--only", type=_names, default=(), help="variants, comma-separated, * allowed: iterative-*"
+        "--only",
+        type=names_of,
+        default=(),
+        help="variants, comma-separated, * allowed: iterative-*",
     )
     parser.add_argument(
         "--measure",
@@ -106,7 +110,8 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
     return arguments, overrides(others)
 
 
-def _names(text: str) -> tuple[str, ...]:
+def names_of(text: str) -> tuple[str, ...]:
+    """The names of a flag that takes several, with commas between them."""
     return tuple(text.split(","))
 
 
@@ -137,7 +142,7 @@ def _measure_orders(arguments: argparse.Namespace, choices: Choices, directory: 
     placed = _placed(runs, "sensitivity", directory)
     failures = _carry_out("sensitivity", arguments, every_layer, directory, placed)
     if failures:
-        raise UserError(f"{missing[0]} is not measured: {_listed(failures)}")
+        raise UserError(f"{missing[0]} is not measured: {listed(failures)}")
 
 
 def _carry_out(

@@ -64,6 +64,15 @@ def test_seeds_come_one_after_another_and_published_rates_beside_others():
             assert rates[name, 0.1] == arm.seeds
 
 
+def test_the_published_rate_is_that_of_the_configuration():
+    arms = protocol.COMPARISONS["vgg5"].arms
+    runs = protocol.full("vgg5", Choices(), dict.fromkeys(arms, 0.001))
+    shown = {(run.variant, run.config.learning_rate) for run in runs}
+    assert shown == {(name, 0.001) for name in arms} | {
+        (name, 0.1) for name in ("binary", "forward", "ascend")
+    }
+
+
 def test_a_measured_order_is_taken(tmp_path: Path):
     path = tmp_path / "order.json"
     path.write_text(json.dumps([*range(20, 0, -1)]))
