@@ -10,6 +10,7 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
+import flax.linen as nn
 import ml_collections
 
 from jaxbin import contradictions, data
@@ -18,7 +19,7 @@ from jaxbin.binarization.layers import forward_order
 from jaxbin.binarization.methods import Rule, Rules
 from jaxbin.common import fields
 from jaxbin.common.errors import UserError, one_line
-from jaxbin.networks import registry
+from jaxbin.networks import own, registry
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +30,15 @@ class Config:
     are in epochs.
     """
 
-    network: str = fields.one_of("mlp300", "the network", tuple(registry.NETWORKS))
+    network: str = fields.field(
+        "mlp300",
+        "the network; or module:Name, one of your own (docs/own_network.md)",
+        f"{', '.join(registry.NETWORKS)}, module:Name",
+        lambda value: value in registry.NETWORKS or own.is_reference(value),
+    )
+    network_options: str = fields.field(
+        "", 'arguments of a network of your own, in JSON, as {"width": 64}'
+    )
     depth: int = fields.at_least(0, 0, "layers of network='resnet': 20, 32, 44, 56 or 110; else 0")
     dataset: str = fields.one_of("mnist_5k", "the dataset", data.DATASETS)
     data_dir: str = fields.field(
@@ -117,7 +126,10 @@ class Config:
     )
     evaluate_train: bool = fields.field(False, "evaluate on the training split too")
     evaluate_only: bool = fields.field(False, "evaluate the run's last checkpoint and stop")
-    initialize_from: str = fields.field("", "run directory whose last weights training starts from")
+    list_layers: bool = fields.field(False, "print the network's numbered layers and stop")
+    initialize_from: str = fields.field(
+        "", "run directory or file (docs/own_network.md) whose weights training starts from"
+    )
     checkpoint_every: int = fields.at_least(1, 1, "epochs between checkpoints")
     checkpoint_every_steps: int = fields.at_least(
         0, 0, "save the place in the epoch every so many steps; 0: only when the run is stopped"
@@ -150,7 +162,7 @@ class Config:
           UserError: the network cannot take images of that size.
         """
         spec = self.dataset_spec
-        network = registry.build(self.network, spec.classes, self.depth)
+        network = self._network(Rules())
         try:
             return forward_order(network, spec.image_shape)
         except (ValueError, TypeError, ZeroDivisionError, OverflowError) as error:
@@ -160,11 +172,33 @@ class Config:
                 f"{self.dataset!r}: {one_line(error)}"
             ) from None
 
+    def build_network(self, axis_name: str | None = None, dtype: Any = None) -> nn.Module:
+        """The run's network, for images and classes of its dataset.
+
+        Args:
+          axis_name: the mapped axis over whose devices batch norm averages; None for one device.
+          dtype: what to compute in; None for the type of inputs and parameters.
+
+        Raises:
+          UserError: there is no such network, or it does not fit the dataset.
+        """
+        return self._network(self.rules, axis_name, dtype)
+
+    def _network(self, rules: Rules, axis_name: str | None = None, dtype: Any = None) -> nn.Module:
+        spec = self.dataset_spec
+        if own.is_reference(self.network):
+            shape, options = spec.image_shape, self.network_options
+            return own.build_named(
+                self.network, options, shape, spec.classes, rules, axis_name, dtype
+            )
+        return registry.build(self.network, spec.classes, self.depth, axis_name, dtype, rules)
+
     @functools.cached_property
     def order_layers(self) -> tuple[int, ...]:
         """The numbers of the layers in the order of their turns; a file is read once."""
         layers, floats = len(self.layer_names), self.float_layer_numbers
-        return orders.resolve(self.order, layers, self.network_label, floats)
+        published = "" if own.is_reference(self.network) else self.network_label
+        return orders.resolve(self.order, layers, published, floats)
 
     @property
     def run_epochs(self) -> int:
@@ -218,8 +252,8 @@ class Config:
 
     @property
     def network_label(self) -> str:
-        """The network's name, as "resnet20"."""
-        return registry.label(self.network, self.depth)
+        """The network's name, as "resnet20", or "SmallViT" of one's own."""
+        return registry.label(self.network.rpartition(":")[2], self.depth)
 
     @property
     def dataset_spec(self) -> data.DatasetSpec:

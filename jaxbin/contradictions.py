@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from jaxbin import data
 from jaxbin.common.errors import UserError
+from jaxbin.networks import own as networks
 
 if TYPE_CHECKING:
     from jaxbin.config import Config
@@ -16,6 +17,7 @@ def check(config: "Config", spec: data.DatasetSpec) -> None:
       config: with its layers and order resolved.
       spec: of its dataset.
     """
+    _check_network(config)
     _check_sensitivity(config)
     if config.batch_size > spec.train_examples:
         raise UserError(
@@ -31,6 +33,22 @@ def check(config: "Config", spec: data.DatasetSpec) -> None:
     if config.method != "float":  # which has no turns, so that its other fields do not matter
         _check_annealing(config)
         _check_turns(config)
+
+
+def _check_network(config: "Config") -> None:
+    own = networks.is_reference(config.network)
+    if own and config.depth:
+        raise UserError(
+            f"depth={config.depth} is for network='resnet'; a network of your own takes "
+            "network_options"
+        )
+    if not own and config.network_options:
+        raise UserError(
+            f"network_options={config.network_options!r} is for a network of your own, as "
+            f"network='module:Name'; network={config.network!r} takes ''"
+        )
+    if own:
+        config.build_network()  # with its rules, which not every network takes
 
 
 def _check_sensitivity(config: "Config") -> None:

@@ -66,6 +66,9 @@ def main(argv: Sequence[str]) -> None:
             raise UserError(f"argument {argv[1]!r} is not accepted; flags begin with --")
         _join_others()
         parsed = config.parse(_CONFIG.value)
+        if parsed.list_layers:
+            print(terminal.layer_table(parsed))
+            return
         cache.keep_compiled(parsed.compilation_cache)
         workdir = Path(_WORKDIR.value) if _WORKDIR.value else run_directory.default_workdir(parsed)
         if processes.is_first():

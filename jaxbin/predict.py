@@ -33,7 +33,7 @@ def main(arguments: Sequence[str]) -> None:
     flags = _parse(arguments)
     if flags.background is not None:
         images.parse_color(flags.background)
-    network = inference.load(flags.model, flags.backend)
+    network = inference.load(flags.model, flags.backend, network=flags.network)
     classes = network.artifact.class_names
     labels: dict[str, int] = {}
     if flags.labeled:
@@ -69,6 +69,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = command_line.make_parser("python -m jaxbin.predict", __doc__ or "")
     parser.add_argument("model", help="an exported file, or one of the zoo")
     parser.add_argument("images", nargs="+", help="image files, folders, or - for standard input")
+    parser.add_argument(
+        "--network", metavar="MODULE:NAME", help="the file's network, if it is one of your own"
+    )
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="JSON lines, all probabilities")
     form.add_argument("--csv", action="store_true", help="image, class, name, probability")

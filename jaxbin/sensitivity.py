@@ -25,12 +25,12 @@ from jaxbin.binarization.layers import (
     write_mask,
 )
 from jaxbin.binarization.methods import Rules, computed_weights
+from jaxbin.binarization.wrapped import layers_of
 from jaxbin.common.errors import UserError
 from jaxbin.engine.preprocessing import normalize
 from jaxbin.engine.program import matmul_precision
 from jaxbin.engine.step import cross_entropy
 from jaxbin.export import freeze
-from jaxbin.networks import registry
 from jaxbin.runs import finished
 
 PyTree = Any
@@ -72,26 +72,32 @@ class Trained:
     @property
     def binary_weights(self) -> tuple[jax.Array, ...]:
         """What layers 1..L would compute with if they were binary."""
+        layers = layers_of(self.network, self.layer_names)
         return tuple(
             computed_weights(
                 latent,
                 jnp.array(True),
                 jnp.ones(()),
-                self.rules.of(name),
-                fan_in=int(np.prod(latent.shape[:-1])),
+                self.rules.of(layer.name),
+                fan_in=layer.to_matrix(latent).shape[0],
+                output_axis=layer.outputs,
             )
-            for name, latent in zip(self.layer_names, self.latents, strict=True)
+            for layer, latent in zip(layers, self.latents, strict=True)
         )
 
 
-def load_trained(workdir: Path) -> Trained:
+def load_trained(workdir: Path, network: str = "") -> Trained:
     """The last checkpoint of a finished run of method "float", and its data.
+
+    Args:
+      workdir: the run directory.
+      network: the run's, if it is one of your own, see `jaxbin.export.freeze.read_configuration`.
 
     Raises:
       UserError: there is no such run, or it used the test set, by which no order may be chosen, or
         its dataset is streamed.
     """
-    run = freeze.read_configuration(workdir)
+    run = freeze.read_configuration(workdir, network)
     if run.streamed:
         raise UserError(
             f"{workdir} is a run of dataset={run.dataset!r}, which is streamed: its sensitivity "
@@ -105,8 +111,8 @@ def load_trained(workdir: Path) -> Trained:
     number = finished.checkpoint_of(freeze.read_summary(workdir, run)["last"])
     spec = run.dataset_spec
     dtype = jnp.bfloat16 if run.precision == "bfloat16" else None
-    network = registry.build(run.network, spec.classes, run.depth, dtype=dtype, rules=run.rules)
-    variables = freeze.stored_variables(workdir, network, spec, number)
+    built = run.build_network(dtype=dtype)
+    variables = freeze.stored_variables(workdir, built, spec, number)
     dataset = data.load(
         spec,
         stage="validation",
@@ -114,9 +120,9 @@ def load_trained(workdir: Path) -> Trained:
         split_file=run.split_file or None,
         seed=run.seed,
     )
-    names = forward_order(network, spec.image_shape)
+    names = forward_order(built, spec.image_shape)
     precision = matmul_precision(run)
-    return Trained(network, variables, names, dataset, run.rules, precision)
+    return Trained(built, variables, names, dataset, run.rules, precision)
 
 
 def measure(
@@ -218,8 +224,14 @@ def _zero_shot_functions(trained: Trained) -> tuple[Any, Any]:
     def updated(batch_stats: PyTree, mask: PyTree, images: jax.Array) -> PyTree:
         variables = {"params": params, "batch_stats": batch_stats, BINARIZATION: mask}
         images = normalize(images, spec.mean, spec.std)
-        _, changed = trained.network.apply(variables, images, train=True, mutable=["batch_stats"])
-        return changed["batch_stats"]
+        _, changed = trained.network.apply(
+            variables,
+            images,
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"params": jax.random.key(0)},
+        )
+        return changed.get("batch_stats", {})
 
     @jax.jit
     def wrong(batch_stats: PyTree, mask: PyTree, images: Any, labels: Any) -> jax.Array:
@@ -230,7 +242,7 @@ def _zero_shot_functions(trained: Trained) -> tuple[Any, Any]:
         return (logits.argmax(-1) != labels).sum()
 
     def calibrate(mask: PyTree) -> PyTree:
-        batch_stats = trained.variables["batch_stats"]
+        batch_stats = trained.variables.get("batch_stats", {})
         for start in starts:
             batch_stats = updated(batch_stats, mask, training[start : start + size])
         return batch_stats

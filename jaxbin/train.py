@@ -24,8 +24,8 @@ from jaxbin.engine.plan import plan_epoch
 from jaxbin.engine.program import Program, check_devices, matmul_precision
 from jaxbin.engine.step import NEVER, TrainState
 from jaxbin.engine.stopping import Requests
-from jaxbin.runs import lines, records, run_directory, terminal
-from jaxbin.runs.opening import open_shared_run, sound_checkpoints, with_weights_of
+from jaxbin.runs import lines, records, run_directory, terminal, weights
+from jaxbin.runs.opening import open_shared_run, sound_checkpoints
 from jaxbin.runs.run import Run
 from jaxbin.runs.terminal import logger
 from jaxbin.runs.watch import Watch
@@ -208,11 +208,11 @@ def _evaluate(
 
 def _evaluate_run(config: Config, workdir: Path, dataset: data.Dataset) -> dict[str, Any]:
     """Metrics of a run's last checkpoint; nothing is written."""
-    weights = ("params", "batch_stats", "binarization")
+    parts = ("params", "batch_stats", "binarization")
     with jax.default_matmul_precision(matmul_precision(config)):
         program = Program(config, dataset, Alone())
         state = processes.from_first(
-            lambda: with_weights_of(workdir, program.initial_state(config), logger, weights)
+            lambda: weights.of_run(workdir, program.initial_state(config), logger, parts)
         )
         (metrics,) = _evaluate(program, config, program.place([state]), None, 0)
     logger.info(json.dumps(metrics))

@@ -209,8 +209,8 @@ MODEL_FILES: list[Case] = [
     model_file(ZOO[:-1] + bytes([ZOO[-1] ^ 1]), "checksum"),
     model_file(with_header(depth=10**9), "checksum"),
     model_file(with_header(image_shape=[10**9] * 3), "checksum"),
-    model_file(with_header(version=2), "version 2", "1 to 1"),
-    model_file(with_header(version="one"), "version 'one'", "1 to 1"),
+    model_file(with_header(version=3), "version 3", "1 to 2"),
+    model_file(with_header(version="one"), "version 'one'", "1 to 2"),
     model_file(safetensors.numpy.save({"a": np.zeros(3)}), "no artifact"),
     ("jaxbin.predict", ["model.onnx", "a.png"], {}, ["'model.onnx'", "the zoo has: mnist_300"]),
 ]

@@ -19,8 +19,7 @@ import pytest
 from jaxbin.binarization import orders, schedule
 from jaxbin.binarization.layers import forward_order, write_mask
 from jaxbin.engine import step
-from jaxbin.export import torch_weights
-from jaxbin.networks import registry
+from jaxbin.networks import registry, torch_weights
 
 GOLDEN = Path(os.environ.get("JAXBIN_GOLDEN", Path(__file__).parent / "golden"))
 

@@ -358,8 +358,8 @@ EXAMPLES, BATCH, STEPS = 250, 20, 12
 def fed():
     """`epoch, seed -> ` for every example, how often and in which step an epoch fed it."""
 
-    def note(state, images, labels, learning_rate):
-        del learning_rate
+    def note(state, images, labels, learning_rate, key):
+        del learning_rate, key
         seen, number = state.params["seen"]["kernel"], state.params["step"]["kernel"] + 1
         seen = seen.at[labels, 0].add(1).at[labels, 1].add(number)
         seen = seen.at[labels, 2].add(images[:, 0, 0, 0] * 255)  # of which image

@@ -174,20 +174,28 @@ def _outline_of(network: nn.Module, image_shape: tuple[int, ...]) -> _Outline:
 
 
 def forward_order(
-    network: nn.Module, image_shape: tuple[int, ...], kinds: type | tuple[type, ...] = (Dense, Conv)
+    network: nn.Module, image_shape: tuple[int, ...], kinds: type | tuple[type, ...] | None = None
 ) -> tuple[str, ...]:
     """Names of a network's layers in forward order: layer number k is element k - 1.
 
     The network is traced abstractly; nothing is computed. A name is the path of the layer's module
-    joined by "/", which is also where its parameters lie.
+    joined by "/", which is also where its parameters and its mask lie.
 
     Args:
       network: a Flax module called as `network(images, train=False)`.
       image_shape: shape of one input without the batch axis.
-      kinds: what counts; the binarizable layers by default. `nn.BatchNorm` lists those instead.
+      kinds: what counts: None for the modules that have a mask; `nn.BatchNorm`, or other types, for
+        modules of these types.
     """
-    calls = _outline_of(network, image_shape).calls
-    return tuple(dict.fromkeys(name for name, kind in calls if issubclass(kind, kinds)))
+    outline = _outline_of(network, image_shape)
+    masks = outline.variables.get(BINARIZATION, {})
+    return tuple(
+        dict.fromkeys(
+            name
+            for name, kind in outline.calls
+            if (f"{name}/mask" in masks if kinds is None else issubclass(kind, kinds))
+        )
+    )
 
 
 def norms_after(network: nn.Module, image_shape: tuple[int, ...]) -> dict[str, str]:
@@ -197,11 +205,16 @@ def norms_after(network: nn.Module, image_shape: tuple[int, ...]) -> dict[str, s
       network, image_shape: as for `forward_order`. A batch norm is called right after its layer.
     """
     layers = forward_order(network, image_shape)
-    calls = forward_order(network, image_shape, (Dense, Conv, nn.BatchNorm))
+    norms = forward_order(network, image_shape, nn.BatchNorm)
+    calls = [
+        name
+        for name in forward_order(network, image_shape, nn.Module)
+        if name in layers or name in norms
+    ]
     return {
         before: name
         for before, name in itertools.pairwise(calls)
-        if before in layers and name not in layers
+        if before in layers and name in norms
     }
 
 

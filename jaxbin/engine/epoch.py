@@ -22,7 +22,13 @@ class TrainStep(Protocol):
     """See `jaxbin.engine.step.make_train_step`."""
 
     def __call__(
-        self, state: TrainState, images: jax.Array, labels: jax.Array, learning_rate: jax.Array, /
+        self,
+        state: TrainState,
+        images: jax.Array,
+        labels: jax.Array,
+        learning_rate: jax.Array,
+        key: jax.Array,
+        /,
     ) -> tuple[TrainState, Any, jax.Array]: ...
 
 
@@ -47,9 +53,21 @@ class EpochInputs:
 
 def epoch_keys(inputs: EpochInputs) -> tuple[jax.Array, jax.Array]:
     """Keys for the sequence of examples and for their augmentation."""
-    key = jax.random.fold_in(jax.random.wrap_key_data(inputs.key), inputs.epoch)
-    order_key, augment_key = jax.random.split(key)
+    order_key, augment_key = jax.random.split(_epoch_key(inputs))
     return order_key, augment_key
+
+
+def step_key(inputs: EpochInputs, index: jax.Array, layout: Layout) -> jax.Array:
+    """The key of a step's dropout, which differs from device to device."""
+    # Numbers 0 and 1 are those of `epoch_keys`.
+    key = jax.random.fold_in(jax.random.fold_in(_epoch_key(inputs), 2), index)
+    if layout.axis_name is None:
+        return key
+    return jax.random.fold_in(key, jax.lax.axis_index(layout.axis_name))
+
+
+def _epoch_key(inputs: EpochInputs) -> jax.Array:
+    return jax.random.fold_in(jax.random.wrap_key_data(inputs.key), inputs.epoch)
 
 
 def with_order(inputs: EpochInputs, examples: int) -> EpochInputs:
@@ -103,7 +121,8 @@ def train(
     assert isinstance(before, Measured)
     binarization = write_progress(state.binarization, layer_names, inputs.progress[index])
     state = dataclasses.replace(state, binarization=binarization)
-    state, metrics, _ = train_step(state, *examples, inputs.learning_rates[index])
+    key = step_key(inputs, index, layout)
+    state, metrics, _ = train_step(state, *examples, inputs.learning_rates[index], key)
     first = jnp.where(jnp.isfinite(metrics.loss.total), NEVER, index)
     measured = dataclasses.replace(
         before,

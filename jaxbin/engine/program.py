@@ -22,7 +22,6 @@ from jaxbin.engine.epoch import EpochInputs
 from jaxbin.engine.plan import Plan
 from jaxbin.engine.preprocessing import normalize
 from jaxbin.engine.step import Metrics, TrainState
-from jaxbin.networks import registry
 
 PyTree = Any
 
@@ -59,14 +58,7 @@ class Program:
             )
         self.traces: list[None] = []
         dtype = jnp.bfloat16 if config.precision == "bfloat16" else None
-        self.network = registry.build(
-            config.network,
-            dataset.spec.classes,
-            config.depth,
-            layout.axis_name,
-            dtype,
-            config.rules,
-        )
+        self.network = config.build_network(layout.axis_name, dtype)
         self._optimizer = step.make_optimizer(
             config.optimizer, config.momentum, config.weight_decay, config.nesterov
         )

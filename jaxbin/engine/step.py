@@ -124,7 +124,7 @@ def create_state(
       optimizer: from `make_optimizer`.
       layer_names: names of layers 1..L.
       variables: "params" and "batch_stats", as from `network.init` or
-        `jaxbin.export.torch_weights`.
+        `jaxbin.networks.torch_weights`.
       latent_reset: whether the run will use `reset_latents`.
     """
     params = variables["params"]
@@ -146,11 +146,12 @@ def make_train_step(
     accumulation_steps: int = 1,
     label_smoothing: float = 0.0,
 ) -> Callable[..., tuple[TrainState, Any, jax.Array]]:
-    """The training step `(state, images, labels, learning_rate) -> (state, metrics, logits)`.
+    """The training step `(state, images, labels, learning_rate, key) -> (state, metrics, logits)`.
 
     `images` are normalized, (batch, height, width, channels); `labels` (batch,) int32;
-    `learning_rate` a scalar array. The mask lies in the state, so neither it nor the rate is ever
-    a reason to compile again. `metrics` and `logits` are those of this device's share.
+    `learning_rate` a scalar array; `key` what dropout and other random streams are drawn from, None
+    for networks without any. The mask lies in the state, so neither it nor the rate is ever a
+    reason to compile again. `metrics` and `logits` are those of this device's share.
 
     Args:
       network: the network; its own `axis_name` must be `axis_name`.
@@ -163,9 +164,13 @@ def make_train_step(
     gradients_of = make_gradients(network, accumulation_steps, label_smoothing)
 
     def train_step(
-        state: TrainState, images: jax.Array, labels: jax.Array, learning_rate: jax.Array
+        state: TrainState,
+        images: jax.Array,
+        labels: jax.Array,
+        learning_rate: jax.Array,
+        key: jax.Array | None = None,
     ) -> tuple[TrainState, Any, jax.Array]:
-        gradients, batch_stats, losses, logits = gradients_of(state, images, labels)
+        gradients, batch_stats, losses, logits = gradients_of(state, images, labels, key)
         if axis_name is not None:
             gradients = jax.lax.pmean(gradients, axis_name)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
@@ -187,7 +192,7 @@ def make_train_step(
 def make_gradients(
     network: nn.Module, accumulation_steps: int = 1, label_smoothing: float = 0.0
 ) -> Callable[..., tuple[PyTree, PyTree, jax.Array, jax.Array]]:
-    """Gradients of the mean loss: `(state, images, labels) -> (gradients, batch_stats, losses,
+    """Gradients of the mean loss: `(state, images, labels, key) -> (gradients, batch_stats, losses,
     logits)`, of this device's share of a batch.
 
     With `accumulation_steps` above 1 the share is taken in that many consecutive parts, one after
@@ -199,7 +204,11 @@ def make_gradients(
     """
 
     def gradients_of_part(
-        state: TrainState, batch_stats: PyTree, images: jax.Array, labels: jax.Array
+        state: TrainState,
+        batch_stats: PyTree,
+        images: jax.Array,
+        labels: jax.Array,
+        key: jax.Array | None,
     ) -> tuple[PyTree, PyTree, jax.Array, jax.Array]:
         def loss_of(params: PyTree) -> tuple[jax.Array, tuple[PyTree, jax.Array, jax.Array]]:
             logits, changed = network.apply(
@@ -211,6 +220,7 @@ def make_gradients(
                 images,
                 train=True,
                 mutable=["batch_stats"],
+                rngs=None if key is None else {"params": key},  # Flax's stream for all others
             )
             losses = cross_entropy(logits, labels, label_smoothing)
             return losses.mean(), (changed.get("batch_stats", {}), losses, logits)
@@ -219,10 +229,10 @@ def make_gradients(
         return gradients, *others
 
     def gradients_of(
-        state: TrainState, images: jax.Array, labels: jax.Array
+        state: TrainState, images: jax.Array, labels: jax.Array, key: jax.Array | None = None
     ) -> tuple[PyTree, PyTree, jax.Array, jax.Array]:
         if accumulation_steps == 1:
-            return gradients_of_part(state, state.batch_stats, images, labels)
+            return gradients_of_part(state, state.batch_stats, images, labels, key)
 
         def add_part(carry: PyTree, part: PyTree) -> tuple[PyTree, PyTree]:
             total, batch_stats = carry
@@ -232,6 +242,7 @@ def make_gradients(
         parts = jax.tree.map(
             lambda array: array.reshape(accumulation_steps, -1, *array.shape[1:]), (images, labels)
         )
+        parts = *parts, None if key is None else jax.random.split(key, accumulation_steps)
         start = jax.tree.map(jnp.zeros_like, state.params), state.batch_stats
         # XLA's CPU backend runs convolutions inside a loop without its fast kernels.
         unroll = jax.default_backend() == "cpu"

@@ -35,6 +35,9 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--output", required=True, metavar="FILE", type=Path)
     parser.add_argument("--checkpoint", default="best", metavar="best|last", help="of the run")
     parser.add_argument(
+        "--network", metavar="MODULE:NAME", help="the run's or file's, if it is one of your own"
+    )
+    parser.add_argument(
         "--float16", action="store_true", help="store float layers as float16, which rounds them"
     )
     flags = parser.parse_args(arguments)
@@ -48,9 +51,14 @@ def main(arguments: Sequence[str]) -> None:
         from jaxbin.export.freeze import freeze  # a model that is already exported needs none of it
 
         float_dtype = np.float16 if flags.float16 else np.float32
-        artifact = freeze(Path(flags.workdir), flags.checkpoint, float_dtype)
+        artifact = freeze(Path(flags.workdir), flags.checkpoint, float_dtype, flags.network or "")
     else:
-        artifact = artifacts.read(inference.locate(flags.model))
+        artifact = artifacts.read(inference.locate(flags.model), flags.network)
+    if artifact.rows == artifacts.OWN and flags.output.suffix in (".c", ".html"):
+        raise UserError(
+            f"output={str(flags.output)!r}: {artifact.network_label} is a network of your own, of "
+            "which there is no C; accepted: .jaxbin, .onnx, .stablehlo"
+        )
     if flags.output.suffix == ".c":
         print(write_c(artifact, flags.output))
         return
@@ -103,25 +111,33 @@ def size_table(artifact: Artifact, file_bytes: int) -> str:
     rows: list[tuple[str, ...]] = [
         ("layer", "module", "kernel", "bits", "weights", "channels", "float32", "ratio")
     ]
-    floats = artifacts.float32_bytes(artifact)
+    floats, outputs = artifacts.float32_bytes(artifact), artifacts.matrix_shapes(artifact)
     totals = [0, 0, 0]
     for number, (name, shape) in enumerate(artifacts.kernel_shapes(artifact).items(), start=1):
         kernel = artifact.kernels[name]
         bits = 1 if kernel.dtype == np.uint8 else 8 * kernel.dtype.itemsize
-        sizes = (kernel.nbytes, 4 * len(artifact.rows) * shape[-1], floats[name])
+        sizes = (kernel.nbytes, 4 * len(artifact.rows) * outputs[name][1], floats[name])
         totals = [total + size for total, size in zip(totals, sizes, strict=True)]
         cells = (str(number), name, "x".join(map(str, shape)), str(bits))
         rows.append((*cells, *_cells(*sizes)))
     rows.append(("", "all layers", "", "", *_cells(*totals)))
     weights, channels, reference = totals
-    rest = file_bytes - weights - channels
+    others = sum(
+        array.nbytes for name, array in artifact.kernels.items() if name not in artifact.layers
+    )
+    if others:
+        rows.append(("", "other variables", "", "32", f"{others:,}", "", f"{others:,}", "1.0"))
+    reference += others
+    rest = file_bytes - weights - channels - others
     rows.append(("", "the rest of the file", "", "", f"{rest:,}", "", "", ""))
     rows.append(("", "file", "", "", f"{file_bytes:,}", "", f"{reference:,}", ""))
+    what = "scales" if artifact.rows == artifacts.OWN else "folded batch norm and bias"
     return (
         f"{aligned(rows)}\n"
         f"{reference / file_bytes:.1f} times smaller than its float32 parameters; of the file "
         f"{weights / file_bytes:.1%} are weights, {channels / file_bytes:.1%} float32 for output "
-        f"channels (folded batch norm and bias), {rest / file_bytes:.1%} header"
+        f"channels ({what}), {rest / file_bytes:.1%} header"
+        + (f", {others / file_bytes:.1%} all other variables" if others else "")
     )
 
 

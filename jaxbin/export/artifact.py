@@ -5,9 +5,8 @@ reading it executes nothing and no size in it is believed before it is checked.
 """
 
 import dataclasses
-import hashlib
-import json
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,27 +15,27 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from jaxbin.binarization.layers import forward_order, norms_after, variable_shapes
+from jaxbin.binarization.layers import (
+    BINARIZATION,
+    forward_order,
+    norms_after,
+    variable_shapes,
+)
+from jaxbin.binarization.wrapped import Binarizable, layers_of
 from jaxbin.common import files
 from jaxbin.common.errors import UserError, one_line, shown
-from jaxbin.networks import registry
+from jaxbin.export import header as headers
+from jaxbin.export.header import FOLDED, OWN, PRECISIONS, UNFOLDED, VERSION
+from jaxbin.networks import own, registry
 
-VERSION = 1
-"""Version of the file format; a file of a newer one is refused."""
+__all__ = ["FOLDED", "OWN", "PRECISIONS", "UNFOLDED", "VERSION", "Artifact"]
 
 CHANNELS = "channels"
 """Name of the tensor that holds what a layer's outputs have each, `Artifact.rows` says what."""
 
-FOLDED = ("scale", "shift")
-"""Rows of `CHANNELS` where bias and batch norm are folded: outputs * scale + shift."""
+VARIABLES = "variables/"
+"""What the names of such a network's other tensors begin with, before "COLLECTION/PATH"."""
 
-UNFOLDED = ("bias", "mean", "var", "scale", "shift")
-"""Rows of `CHANNELS` where they are not."""
-
-PRECISIONS = ("float32", "tf32", "bfloat16")
-"""What `Artifact.precision` can be."""
-
-_METADATA = "jaxbin"
 _FLOATS = (np.dtype(np.float32), np.dtype(np.float16))
 
 
@@ -45,17 +44,20 @@ class Artifact:
     """A trained network.
 
     Attributes:
-      network, depth: as `jaxbin.networks.registry.build` takes them.
+      network, depth: as `jaxbin.networks.registry.build` takes them, or "module:Name" and 0.
       image_shape: (height, width, channels) of an input.
       class_names: the names of the outputs.
       mean, std: of pixels scaled to [0, 1], one per channel.
       precision: of products, as in the configuration of the run.
-      rows: what the rows of `channels` are, `FOLDED` or `UNFOLDED`.
+      rows: what the rows of `channels` are, `FOLDED`, `UNFOLDED` or `OWN`.
       layers: names of layers 1..L.
       kernels: by layer name. uint8 (outputs, ceil(inputs / 8)): 1 bit per weight, from `pack`.
-        float32 or float16: the weights themselves, in the kernel's own shape.
+        float32 or float16: the weights themselves, in the kernel's own shape. Of a network of
+        one's own all other variables, too, by `VARIABLES` and their paths.
       channels: float32 (rows, outputs of all layers in turn).
       training: where the weights come from; for people.
+      options: arguments of a network of one's own.
+      definition: that network, for one device; no file holds it. None for the others.
     """
 
     network: str
@@ -70,11 +72,13 @@ class Artifact:
     kernels: Mapping[str, np.ndarray]
     channels: np.ndarray
     training: Mapping[str, Any]
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict[str, Any])
+    definition: Binarizable | None = None
 
     @property
     def network_label(self) -> str:
         """The network's name, as "resnet20"."""
-        return registry.label(self.network, self.depth)
+        return registry.label(self.network.rpartition(":")[2], self.depth)
 
     def __repr__(self) -> str:
         return f"Artifact({self.network_label}, {len(self.layers)} layers)"  # and not its arrays
@@ -109,6 +113,8 @@ def packed_shape(kernel_shape: Sequence[int]) -> tuple[int, int]:
 
 def build_network(artifact: Artifact) -> Any:
     """The network's one definition, for one device, computing as the run did."""
+    if artifact.definition is not None:
+        return artifact.definition
     dtype = jnp.bfloat16 if artifact.precision == "bfloat16" else None
     classes = len(artifact.class_names)
     return registry.build(artifact.network, classes, artifact.depth, dtype=dtype)
@@ -118,6 +124,32 @@ def kernel_shapes(artifact: Artifact) -> dict[str, tuple[int, ...]]:
     """Shapes of the kernels of layers 1..L by name, from the network itself."""
     shapes = variable_shapes(build_network(artifact), artifact.image_shape)["params"]
     return {name: shapes[f"{name}/kernel"].shape for name in artifact.layers}
+
+
+def matrix_shapes(artifact: Artifact) -> dict[str, tuple[int, int]]:
+    """Inputs and outputs of layers 1..L by name: the shape that a kernel has when it is packed."""
+    network, shapes = build_network(artifact), kernel_shapes(artifact)
+    sizes: dict[str, tuple[int, int]] = {}
+    for layer in layers_of(network, artifact.layers):
+        shape = shapes[layer.name]
+        outputs = math.prod(shape[axis] for axis in layer.outputs)
+        sizes[layer.name] = math.prod(shape) // outputs, outputs
+    return sizes
+
+
+def other_shapes(artifact: Artifact) -> dict[str, tuple[int, ...]]:
+    """Shapes of the variables of a network of one's own that are no kernels of layers."""
+    if artifact.rows != OWN:
+        return {}
+    kernels = {f"params/{name}/kernel" for name in artifact.layers}
+    return {
+        f"{VARIABLES}{collection}/{path}": leaf.shape
+        for collection, leaves in variable_shapes(
+            build_network(artifact), artifact.image_shape
+        ).items()
+        for path, leaf in leaves.items()
+        if collection != BINARIZATION and f"{collection}/{path}" not in kernels
+    }
 
 
 def write(artifact: Artifact, path: Path) -> None:
@@ -133,22 +165,29 @@ def to_bytes(artifact: Artifact) -> bytes:
     """The content of the file; the same artifact gives the same bytes."""
     tensors = {**artifact.kernels, CHANNELS: artifact.channels}
     tensors = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
-    header: dict[str, Any] = {"version": VERSION}
+    header: dict[str, Any] = {"version": VERSION if artifact.rows == OWN else 1}
     header |= {name: getattr(artifact, name) for name in (*_HEADER, "training")}
-    header["sha256"] = _checksum(header, tensors)
+    header |= {"options": artifact.options} if artifact.rows == OWN else {}
+    header["sha256"] = headers.checksum(header, tensors)
     # One key, because the order of several would not be the same in every file.
-    return safetensors.numpy.save(tensors, {_METADATA: _compact(header)})
+    return safetensors.numpy.save(tensors, {headers.METADATA: headers.compact(header)})
 
 
-def read(path: Path) -> Artifact:
+def read(path: Path, network: Any = None) -> Artifact:
     """The artifact in a file.
 
+    Args:
+      path: of the file.
+      network: of which it holds the weights, if that is none of the paper's: a file never names
+        code that would be imported. See `jaxbin.networks.own.build`.
+
     Raises:
-      UserError: it cannot be read, is damaged, is something else, or is of a newer version.
+      UserError: it cannot be read, is damaged, is something else, or is of a newer version; or it
+        is of another network.
     """
     try:
         with safetensors.safe_open(path, framework="np") as file:
-            header = _header(path, file.metadata())
+            header = headers.parse(path, file.metadata())
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except UserError:
         raise
@@ -158,41 +197,23 @@ def read(path: Path) -> Artifact:
         reason = one_line(error)
         raise UserError(f"{path} is damaged, or no artifact of jaxbin: {reason}") from None
     try:
-        checksum = _checksum({k: v for k, v in header.items() if k != "sha256"}, tensors)
+        checksum = headers.checksum({k: v for k, v in header.items() if k != "sha256"}, tensors)
     except (ValueError, RecursionError):  # NaN, or too deep to be written
         raise UserError(f"{path} is damaged: its header cannot be read") from None
     if header.get("sha256") != checksum:
         raise UserError(f"{path} is damaged: its checksum does not fit its content")
+    headers.check_network(path, header, network)
     try:
-        return _artifact(header, tensors)
+        return _artifact(header, tensors, network)
     except (UserError, ValueError, TypeError, ZeroDivisionError, OverflowError) as error:
         raise UserError(f"{path} does not fit together: {one_line(error)}") from None
 
 
-def _header(path: Path, metadata: Mapping[str, str] | None) -> dict[str, Any]:
-    text = (metadata or {}).get(_METADATA)
-    if text is None:
-        raise UserError(f"{path} is no artifact of jaxbin: its header has no {_METADATA!r}")
-    try:
-        header = json.loads(text)
-        version = header["version"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise UserError(f"{path} is damaged: its header cannot be read") from None
-    if type(version) is not int or not 1 <= version <= VERSION:
-        raise UserError(
-            f"{path} has format version {shown(version)}; this jaxbin reads 1 to {VERSION}: "
-            "install a newer one"
-        )
-    return header
-
-
-def _artifact(header: Mapping[str, Any], tensors: dict[str, np.ndarray]) -> Artifact:
+def _artifact(
+    header: Mapping[str, Any], tensors: dict[str, np.ndarray], own_network: Any
+) -> Artifact:
     """The artifact of a header and tensors that are checked against the network."""
-    for name, (accepted, fits) in _ACCEPTED.items():
-        if name not in header:
-            raise ValueError(f"its header has no {name!r}")
-        if not fits(header[name]):
-            raise ValueError(f"{name}={shown(header[name])}; accepted: {accepted}")
+    headers.check_values(header)
     values = {name: header[name] for name in _HEADER}
     lists = ("image_shape", "class_names", "mean", "std", "rows")
     values |= {name: tuple(values[name]) for name in lists}
@@ -206,89 +227,55 @@ def _artifact(header: Mapping[str, Any], tensors: dict[str, np.ndarray]) -> Arti
         )
     if CHANNELS not in tensors:
         raise ValueError(f"it has no tensor {CHANNELS!r}")
-    network = registry.build(values["network"], len(values["class_names"]), depth)
+    classes, definition, options = len(values["class_names"]), None, {}
+    if own_network is not None:
+        options = header.get("options")
+        if not isinstance(options, dict):
+            raise ValueError(f"options={shown(options)}; accepted: an object")
+        dtype = jnp.bfloat16 if values["precision"] == "bfloat16" else None
+        made = own.make_hashable(options)
+        definition = own.build(own_network, made, image_shape, classes, dtype=dtype)
+    network = definition or registry.build(values["network"], classes, depth)
     artifact = Artifact(
         **values,
         layers=forward_order(network, image_shape),
         kernels={name: array for name, array in tensors.items() if name != CHANNELS},
         channels=tensors[CHANNELS],
         training=header["training"],
+        options=options,
+        definition=definition,
     )
     _check_tensors(artifact)
     return artifact
 
 
-def _is_list(value: Any, fits: Callable[[Any], bool]) -> bool:
-    return isinstance(value, list) and len(value) > 0 and all(map(fits, value))
-
-
-def _is_number(value: Any, least: float) -> bool:
-    return type(value) in (int, float) and least <= value <= _LARGEST
-
-
-_LARGEST = 1e6
-
-# What is believed of a header, in words and as a test; the tensors are checked against it.
-_ACCEPTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "network": ("text", lambda value: isinstance(value, str)),
-    "depth": ("a whole number", lambda value: type(value) is int),
-    "image_shape": (
-        "three whole numbers from 1 to 4096",
-        lambda value: (
-            _is_list(value, lambda size: type(size) is int and 1 <= size <= 4096)
-            and len(value) == 3
-        ),
-    ),
-    "class_names": (
-        "a list of printable texts",
-        lambda value: _is_list(value, lambda name: isinstance(name, str) and name.isprintable()),
-    ),
-    "mean": (
-        f"numbers from -{_LARGEST:g} to {_LARGEST:g}",
-        lambda value: _is_list(value, lambda mean: _is_number(mean, -_LARGEST)),
-    ),
-    "std": (
-        f"numbers from {1 / _LARGEST:g} to {_LARGEST:g}",
-        lambda value: _is_list(value, lambda std: _is_number(std, 1 / _LARGEST)),
-    ),
-    "precision": (", ".join(PRECISIONS), lambda value: value in PRECISIONS),
-    "rows": (f"{list(FOLDED)} or {list(UNFOLDED)}", lambda v: v in (list(FOLDED), list(UNFOLDED))),
-    "training": ("an object", lambda value: isinstance(value, dict)),
-}
-
-
 def _check_tensors(artifact: Artifact) -> None:
-    shapes = kernel_shapes(artifact)
+    packed = {name: packed_shape(shape) for name, shape in matrix_shapes(artifact).items()}
+    shapes = kernel_shapes(artifact) | other_shapes(artifact)
     if shapes.keys() != artifact.kernels.keys():
         unlike = sorted(shapes.keys() ^ artifact.kernels.keys())
         raise ValueError(f"tensors and layers differ in {shown(unlike[0])}")
     for name, shape in shapes.items():
         array = artifact.kernels[name]
-        accepted = packed_shape(shape) if array.dtype == np.uint8 else shape
+        accepted = packed.get(name, ()) if array.dtype == np.uint8 else shape
         if array.shape != accepted or array.dtype not in (np.dtype(np.uint8), *_FLOATS):
             raise ValueError(f"{name} is {array.dtype} {array.shape}, expected {accepted}")
-    expected = (len(artifact.rows), sum(shape[-1] for shape in shapes.values()))
+    outputs = sum(outputs for _, outputs in matrix_shapes(artifact).values())
+    expected = (len(artifact.rows), outputs)
     channels = artifact.channels
     if channels.shape != expected or channels.dtype != np.float32:
         raise ValueError(f"{CHANNELS} is {channels.dtype} {channels.shape}, expected {expected}")
 
 
-def _checksum(header: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> str:
-    digest = hashlib.sha256(_compact(dict(sorted(header.items()))).encode())
-    for name, array in sorted(tensors.items()):
-        digest.update(f"{name} {array.dtype} {array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
-
-
-def _compact(content: Any) -> str:
-    return json.dumps(content, separators=(",", ":"), allow_nan=False)
-
-
 def float32_bytes(artifact: Artifact) -> dict[str, int]:
-    """What each layer, its bias and batch norm included, takes as trained: 4 bytes a parameter."""
+    """What each layer takes as trained, 4 bytes a parameter.
+
+    Its bias and batch norm are included, but not in a network of one's own, which has them apart.
+    """
     network = build_network(artifact)
     shapes = variable_shapes(network, artifact.image_shape)["params"]
+    if artifact.rows == OWN:
+        return {name: 4 * shapes[f"{name}/kernel"].size for name in artifact.layers}
     norms = norms_after(network, artifact.image_shape)
     sizes = dict.fromkeys(artifact.layers, 0)
     layers = {norm: name for name, norm in norms.items()} | {name: name for name in sizes}

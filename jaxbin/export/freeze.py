@@ -1,5 +1,6 @@
 """A finished run as an artifact: signs of latent weights, batch norm folded."""
 
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,38 +14,42 @@ import numpy as np
 from jaxbin import config, data
 from jaxbin.binarization.layers import BINARIZATION, forward_order, norms_after, variable_shapes
 from jaxbin.binarization.methods import Rules, channel_scales
+from jaxbin.binarization.wrapped import Binarizable, Layer, layers_of
 from jaxbin.common import files
-from jaxbin.common.errors import UserError, one_line
-from jaxbin.export.artifact import FOLDED, UNFOLDED, Artifact, pack
-from jaxbin.networks import registry
+from jaxbin.common.errors import UserError, one_line, shown
+from jaxbin.export.artifact import FOLDED, OWN, UNFOLDED, VARIABLES, Artifact, pack
+from jaxbin.networks import own
 from jaxbin.networks.norm import EPSILON
-from jaxbin.runs import advice, checkpoints, finished, run_directory
+from jaxbin.runs import checkpoints, finished, run_directory
 
 PyTree = Any
 
 CHECKPOINTS = ("best", "last")
 
 
-def freeze(workdir: Path, which: str = "best", float_dtype: Any = np.float32) -> Artifact:
+def freeze(
+    workdir: Path, which: str = "best", float_dtype: Any = np.float32, network: str = ""
+) -> Artifact:
     """The artifact of a finished run.
 
     Args:
       workdir: the run directory.
       which: the checkpoint, "best" or "last".
       float_dtype: float32 or float16, of the kernels that are not binary.
+      network: see `read_configuration`.
 
     Raises:
       UserError: there is no run, it has not ended, or its checkpoint does not fit.
     """
     if which not in CHECKPOINTS:
         raise UserError(f"checkpoint={which!r} is unknown; accepted: {', '.join(CHECKPOINTS)}")
-    run = read_configuration(workdir)
+    run = read_configuration(workdir, network)
     summary = read_summary(workdir, run)
     spec = run.dataset_spec
-    network = registry.build(run.network, spec.classes, run.depth, rules=run.rules)
-    variables = stored_variables(workdir, network, spec, finished.checkpoint_of(summary[which]))
-    return freeze_variables(
-        network,
+    built = run.build_network()
+    variables = stored_variables(workdir, built, spec, finished.checkpoint_of(summary[which]))
+    artifact = freeze_variables(
+        built,
         variables,
         spec,
         float_dtype,
@@ -52,6 +57,7 @@ def freeze(workdir: Path, which: str = "best", float_dtype: Any = np.float32) ->
         precision=run.precision,
         training=_training(workdir, run, summary, which),
     )
+    return dataclasses.replace(artifact, options=own.read_options(run.network_options))
 
 
 def freeze_variables(
@@ -67,7 +73,7 @@ def freeze_variables(
     """The artifact of a network's variables.
 
     Args:
-      network: from `jaxbin.networks.registry.build`.
+      network: from `jaxbin.networks.registry.build` or `jaxbin.networks.own.build`.
       variables: "params", "batch_stats" and the masks, `BINARIZATION`.
       spec: shapes, class names and normalization of the images.
       float_dtype: of the kernels that are not binary.
@@ -76,29 +82,31 @@ def freeze_variables(
       training: where the weights come from.
 
     In bfloat16 a batch norm is not folded: rounding between it and its layer is part of what was
-    trained. A scale of binary weights goes into what their outputs are multiplied by.
+    trained. A scale of binary weights goes into what their outputs are multiplied by. Of a network
+    of one's own nothing is folded: what stands behind its layers is not known.
 
     Raises:
       UserError: a layer is neither wholly binary nor float, or the network has parameters that an
         artifact has no place for.
     """
-    problem = advice.not_exportable(network, spec.image_shape)
-    if problem:
-        raise UserError(problem)
-    layers = forward_order(network, spec.image_shape)
+    layers = layers_of(network, forward_order(network, spec.image_shape))
     flat = {
         name: np.asarray(array)
         for collection in ("params", "batch_stats", BINARIZATION)
         for name, array in _flat(variables.get(collection, {})).items()
     }
-    rows = UNFOLDED if precision == "bfloat16" else FOLDED
-    norms = norms_after(network, spec.image_shape)
+    definition = network if isinstance(network, Binarizable) else None
+    rows = OWN if definition else UNFOLDED if precision == "bfloat16" else FOLDED
+    norms = {} if definition else norms_after(network, spec.image_shape)
+    if not definition:
+        _check_foldable(variables, {layer.name for layer in layers} | {*norms.values()})
     _check_annealed(flat, layers)
     rules: Rules = getattr(network, "rules", Rules())
     columns = [
-        _channels(flat, name, norms.get(name, ""), rows, _scales(flat, name, rules))
-        for name in layers
+        _channels(flat, layer, norms.get(layer.name, ""), rows, _scales(flat, layer, rules))
+        for layer in layers
     ]
+    others = _other_variables(variables, layers) if definition else {}
     return Artifact(
         network=network_name[0],
         depth=network_name[1],
@@ -108,21 +116,46 @@ def freeze_variables(
         std=spec.std,
         precision=precision,
         rows=rows,
-        layers=layers,
-        kernels={name: _kernel(flat, name, float_dtype) for name in layers},
+        layers=tuple(layer.name for layer in layers),
+        kernels={layer.name: _kernel(flat, layer, float_dtype) for layer in layers} | others,
         channels=np.concatenate(columns, axis=1).astype(np.float32),
         training=training or {},
+        definition=definition,
     )
 
 
-def _kernel(flat: Mapping[str, np.ndarray], name: str, float_dtype: Any) -> np.ndarray:
-    latent = flat[f"{name}/kernel"]
+def _kernel(flat: Mapping[str, np.ndarray], layer: Layer, float_dtype: Any) -> np.ndarray:
+    latent = flat[f"{layer.name}/kernel"]
+    if not flat[f"{layer.name}/mask"]:
+        return latent.astype(float_dtype)
     # sign(0) = +1, for both zeros (docs/method.md section 1).
-    return pack(~(latent < 0)) if flat[f"{name}/mask"] else latent.astype(float_dtype)
+    return pack(layer.to_matrix(~(latent < 0)))
 
 
-def _check_annealed(flat: Mapping[str, np.ndarray], layers: Sequence[str]) -> None:
-    for number, name in enumerate(layers, start=1):
+def _other_variables(
+    variables: Mapping[str, Any], layers: Sequence[Layer]
+) -> dict[str, np.ndarray]:
+    """All variables but the layers' kernels, by the names that an artifact has for them."""
+    kernels = {f"params/{layer.name}/kernel" for layer in layers}
+    return {
+        f"{VARIABLES}{collection}/{path}": array
+        for collection in own.TRAINED
+        for path, array in _flat(variables.get(collection, {})).items()
+        if f"{collection}/{path}" not in kernels
+    }
+
+
+def _check_foldable(variables: Mapping[str, Any], folded: set[str]) -> None:
+    modules = {path.rpartition("/")[0] for path in _flat(variables["params"])}
+    if others := sorted(modules - folded):
+        raise UserError(
+            f"this network cannot be exported: {', '.join(others)} is no layer, and no batch norm "
+            "right after one; accepted: networks of the paper, or jaxbin.binarizable(network, ...)"
+        )
+
+
+def _check_annealed(flat: Mapping[str, np.ndarray], layers: Sequence[Layer]) -> None:
+    for number, name in enumerate((layer.name for layer in layers), start=1):
         progress = float(flat.get(f"{name}/progress", 1))
         if flat[f"{name}/mask"] and progress < 1:
             raise UserError(
@@ -131,17 +164,17 @@ def _check_annealed(flat: Mapping[str, np.ndarray], layers: Sequence[str]) -> No
             )
 
 
-def _scales(flat: Mapping[str, np.ndarray], name: str, rules: Rules) -> np.ndarray:
+def _scales(flat: Mapping[str, np.ndarray], layer: Layer, rules: Rules) -> np.ndarray:
     """What a layer's weights of -1 and +1 are multiplied by, (outputs,); 1 for a float layer."""
-    latent = flat[f"{name}/kernel"]
-    if not flat[f"{name}/mask"]:
+    latent = layer.to_matrix(flat[f"{layer.name}/kernel"])
+    if not flat[f"{layer.name}/mask"]:
         return np.ones(latent.shape[-1])
-    return channel_scales(latent, rules.of(name)).astype(np.float64)
+    return channel_scales(latent, rules.of(layer.name)).astype(np.float64)
 
 
 def _channels(
     flat: Mapping[str, np.ndarray],
-    name: str,
+    layer: Layer,
     norm: str,
     rows: tuple[str, ...],
     scales: np.ndarray,
@@ -151,9 +184,11 @@ def _channels(
     Where there is no batch norm, `norm` is "" and finds nothing: scale 1, shift the bias. `scales`
     are those of the layer's weights, (outputs,).
     """
-    outputs = flat[f"{name}/kernel"].shape[-1]
+    if rows == OWN:
+        return scales[None]
+    outputs = flat[f"{layer.name}/kernel"].shape[-1]
     values = {
-        "bias": flat.get(f"{name}/bias", np.zeros(outputs)),
+        "bias": flat.get(f"{layer.name}/bias", np.zeros(outputs)),
         "mean": flat.get(f"{norm}/mean", np.zeros(outputs)),
         "var": flat.get(f"{norm}/var", np.full(outputs, 1 - EPSILON)),
         "scale": flat.get(f"{norm}/scale", np.ones(outputs)),
@@ -175,17 +210,29 @@ def _channels(
     return np.stack([values[row] for row in rows])
 
 
-def read_configuration(workdir: Path) -> config.Config:
+def read_configuration(workdir: Path, network: str = "") -> config.Config:
     """The configuration of the run in a directory, without looking at the files it names.
 
+    Args:
+      workdir: the run directory.
+      network: the run's network, "module:Name", if it is none of the paper's: who reads a directory
+        says which code is imported, not the directory.
+
     Raises:
-      UserError: there is no run.
+      UserError: there is no run, or it is of another network.
     """
     path = workdir / "config.json"
     if not os.path.exists(path):
         raise UserError(f"workdir={str(workdir)!r} holds no run: there is no config.json")
     stored = run_directory.read_configuration(workdir)
     run = config.Config(**{k: config.check_value(k, stored[k]) for k in config.FIELDS})
+    if own.is_reference(run.network) and network != run.network:
+        raise UserError(
+            f"{path} is of network={shown(run.network)}, which would be imported; accepted: "
+            f"network={shown(run.network)} from you, too, if you trust that code"
+        )
+    if network and network != run.network:
+        raise UserError(f"network={shown(network)} is not the run's, {shown(run.network)}")
     try:
         config.check_layers(run)
     except UserError as error:

@@ -15,7 +15,7 @@ import numpy as np
 from jaxbin.common.errors import UserError, shown
 from jaxbin.export import artifact as artifacts
 from jaxbin.export.artifact import Artifact
-from jaxbin.export.packed import make_forward, unpack
+from jaxbin.export.packed import make_forward, make_unpack
 
 BATCH_SIZE = 256
 """The most images that are computed at once."""
@@ -79,7 +79,7 @@ class Model:
     def __repr__(self) -> str:
         artifact = self.artifact
         shape = "x".join(map(str, artifact.image_shape))
-        binary = sum(kernel.dtype == jnp.uint8 for kernel in self.kernels.values())
+        binary = sum(self.kernels[name].dtype == jnp.uint8 for name in artifact.layers)
         return (
             f"Model({artifact.network_label}, images {shape}, {len(artifact.class_names)} classes, "
             f"{binary} of {len(artifact.layers)} layers binary)"
@@ -149,25 +149,36 @@ class CompiledModel:
 
 
 @overload
-def load(name_or_path: str | Path, backend: Literal["xla"] = "xla") -> Model: ...
+def load(
+    name_or_path: str | Path, backend: Literal["xla"] = "xla", *, network: Any = None
+) -> Model: ...
 @overload
-def load(name_or_path: str | Path, backend: Literal["c"]) -> CompiledModel: ...
+def load(
+    name_or_path: str | Path, backend: Literal["c"], *, network: Any = None
+) -> CompiledModel: ...
 @overload
-def load(name_or_path: str | Path, backend: str) -> Model | CompiledModel: ...
-def load(name_or_path: str | Path, backend: str = "xla") -> Model | CompiledModel:
+def load(
+    name_or_path: str | Path, backend: str, *, network: Any = None
+) -> Model | CompiledModel: ...
+def load(
+    name_or_path: str | Path, backend: str = "xla", *, network: Any = None
+) -> Model | CompiledModel:
     """The model in a file that `jaxbin.export` wrote, or one of the zoo by its name.
 
     Args:
       name_or_path: of the file.
       backend: one of `BACKENDS`. "xla" computes on JAX's device; "c" compiles the network with the
         C compiler at hand, keeps it in the user's cache, and computes image by image on a CPU.
+      network: what the file holds weights of, if it is a network of one's own: a linen module, a
+        class or function that makes one of the options it was trained with, or "module:Name". A
+        file never names code that is imported.
 
     Raises:
       UserError: there is none, the file cannot be used, or there is no compiler.
     """
     if backend not in BACKENDS:
         raise UserError(f"backend={shown(backend)} is unknown; accepted: {', '.join(BACKENDS)}")
-    artifact = artifacts.read(locate(name_or_path))
+    artifact = artifacts.read(locate(name_or_path), network)
     if backend == "xla":
         return make_model(artifact)
     from jaxbin.export.compiled import compile_network
@@ -230,19 +241,11 @@ def make_model(artifact: Artifact) -> Model:
         logits = forward(kernels, channels, images)
         return logits, jax.nn.softmax(logits)
 
-    shapes = artifacts.kernel_shapes(artifact)
-
-    def unpacked(kernels: Mapping[str, jax.Array]) -> Mapping[str, jax.Array]:
-        return {
-            name: unpack(array, shapes[name]) if array.dtype == jnp.uint8 else array
-            for name, array in kernels.items()
-        }
-
     kernels = {name: jnp.asarray(array) for name, array in artifact.kernels.items()}
     channels = jnp.asarray(artifact.channels)
     # The device's arrays only, not a second copy of the weights.
     held = dataclasses.replace(artifact, kernels=kernels, channels=channels)
-    return Model(held, kernels, channels, jax.jit(compute), jax.jit(unpacked))
+    return Model(held, kernels, channels, jax.jit(compute), jax.jit(make_unpack(artifact)))
 
 
 def _checked_images(images: Any, image_shape: tuple[int, int, int]) -> np.ndarray:

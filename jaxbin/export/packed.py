@@ -1,7 +1,6 @@
 """Computing with packed weights: they are unpacked where they are used, in the compiled function.
 
-The network is the one that was trained, from `jaxbin.networks.registry`; what differs is only how
-its layers come to their weights.
+The network is the one that was trained; what differs is only how its layers come to their weights.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,8 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxbin.binarization.layers import BINARIZATION, Dense, norms_after, variable_shapes, write_mask
+from jaxbin.binarization.wrapped import layers_of
 from jaxbin.engine.preprocessing import normalize
-from jaxbin.export.artifact import Artifact, build_network, kernel_shapes
+from jaxbin.export.artifact import (
+    OWN,
+    VARIABLES,
+    Artifact,
+    build_network,
+    kernel_shapes,
+    matrix_shapes,
+)
 from jaxbin.networks.norm import EPSILON
 
 PyTree = Any
@@ -82,6 +89,7 @@ def make_forward(artifact: Artifact, bitwise: bool = True) -> Callable[..., jax.
     ) -> jax.Array:
         binary = {name: array for name, array in kernels.items() if array.dtype == jnp.uint8}
         single = bitwise and images.shape[0] == 1 and artifact.precision == "float32"
+        single = single and artifact.rows != OWN
         inputs = normalize(images, artifact.mean, artifact.std)
         scales = unnormalized_scales(artifact, channels) if single else {}
         interceptor = _bitwise(binary if single else {}, scales)
@@ -134,6 +142,8 @@ def variables_from(artifact: Artifact) -> Callable[..., PyTree]:
     Every mask is off: the kernels are already what the layers compute with. Folded batch norms
     have mean 0 and variance 1 - epsilon, which leaves their scale and shift.
     """
+    if artifact.rows == OWN:
+        return _own_variables_from(artifact)
     network = build_network(artifact)
     shapes = variable_shapes(network, artifact.image_shape)["params"]
     norms = norms_after(network, artifact.image_shape)
@@ -171,3 +181,42 @@ def variables_from(artifact: Artifact) -> Callable[..., PyTree]:
         }
 
     return make_variables
+
+
+def _own_variables_from(artifact: Artifact) -> Callable[..., PyTree]:
+    """`variables_from` of a network of one's own: all is as it was trained, but for the kernels."""
+    layers = layers_of(build_network(artifact), artifact.layers)
+    shapes, unpacked = kernel_shapes(artifact), make_unpack(artifact)
+    masks = write_mask(artifact.layers, [False] * len(layers))
+    ends = np.cumsum([outputs for _, outputs in matrix_shapes(artifact).values()])
+    starts = [0, *ends[:-1]]
+
+    def make_variables(kernels: Mapping[str, jax.Array], channels: jax.Array) -> PyTree:
+        arrays = {name: array.astype(jnp.float32) for name, array in unpacked(kernels).items()}
+        flat = {
+            name.removeprefix(VARIABLES): array
+            for name, array in arrays.items()
+            if name not in artifact.layers
+        }
+        for layer, start, end in zip(layers, starts, ends, strict=True):
+            scales = layer.along_outputs(channels[0, start:end], shapes[layer.name])
+            flat[f"params/{layer.name}/kernel"] = arrays[layer.name] * scales
+        variables: dict[str, Any] = flax.traverse_util.unflatten_dict(flat, sep="/")
+        return variables | {BINARIZATION: masks}
+
+    return make_variables
+
+
+def make_unpack(artifact: Artifact) -> Callable[[Mapping[str, jax.Array]], dict[str, jax.Array]]:
+    """The function that unpacks an artifact's kernels, and leaves the others as they are."""
+    layers = {layer.name: layer for layer in layers_of(build_network(artifact), artifact.layers)}
+    shapes, matrices = kernel_shapes(artifact), matrix_shapes(artifact)
+
+    def one(name: str, array: jax.Array) -> jax.Array:
+        if array.dtype != jnp.uint8:
+            return array
+        if layers[name].outputs == (-1,):
+            return unpack(array, shapes[name])
+        return layers[name].from_matrix(unpack(array, matrices[name]), shapes[name])
+
+    return lambda kernels: {name: one(name, array) for name, array in kernels.items()}

@@ -1,38 +1,14 @@
 """What a person should know before a run begins: what it will not do, what would be faster."""
 
-import flax.linen as nn
 import jax
 
-from jaxbin.binarization.layers import forward_order, norms_after, variable_shapes
 from jaxbin.config import Config
 from jaxbin.engine.plan import plan_epoch
-from jaxbin.networks import registry
 
 
 def before(config: Config) -> list[str]:
     """Lines to be read before the run begins; none if there is nothing to say."""
-    spec = config.dataset_spec
-    network = registry.build(config.network, spec.classes, config.depth)
-    lines = partly_binary(config), not_exportable(network, spec.image_shape)
-    return [line for line in (*lines, _faster_precision(config)) if line]
-
-
-def not_exportable(network: nn.Module, image_shape: tuple[int, ...]) -> str:
-    """Says which parameters `jaxbin.export` has no place for; "" if there are none.
-
-    An exported file holds binarizable layers, and the batch norm right after each.
-    """
-    layers = forward_order(network, image_shape)
-    kept = {*layers, *norms_after(network, image_shape).values()}
-    modules = {path.rpartition("/")[0] for path in variable_shapes(network, image_shape)["params"]}
-    others = sorted(modules - kept)
-    if not others:
-        return ""
-    return (
-        f"this network cannot be exported: {', '.join(others)} is no jaxbin.Dense or jaxbin.Conv, "
-        "and no batch norm right after one; a layer that is to stay float can be a jaxbin layer "
-        "that the order of binarization reaches last"
-    )
+    return [line for line in (partly_binary(config), _faster_precision(config)) if line]
 
 
 def partly_binary(config: Config) -> str:

@@ -1,7 +1,6 @@
 """Where a run starts: at its beginning, another run's weights, or its newest sound checkpoint."""
 
 import contextlib
-import dataclasses
 import logging
 from collections.abc import Callable, Generator
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 from jaxbin.config import Config
 from jaxbin.engine import processes
 from jaxbin.engine.step import TrainState
-from jaxbin.runs import checkpoints, records, terminal
+from jaxbin.runs import checkpoints, records, terminal, weights
 from jaxbin.runs.checksums import sound
 from jaxbin.runs.run import Run
 
@@ -58,7 +57,12 @@ def open_run(
         if start_at:
             start = saved.restore(start_at, first_state)
         elif config.initialize_from:
-            start = with_weights_of(Path(config.initialize_from), first_state, logger)
+            source = Path(config.initialize_from)
+            start = (
+                weights.of_run(source, first_state, logger)
+                if source.is_dir()
+                else weights.from_file(source, first_state, config, logger)
+            )
         run_records = records.open_records(workdir, *divmod(start_at, steps))
         if run_records.writer is not None:
             stack.enter_context(contextlib.closing(run_records.writer))
@@ -103,22 +107,3 @@ def open_shared_run(
             memory = records.Records(workdir, lines, None)
             opened.append(Run(config, workdir, silent, start, start_at, steps, None, memory, best))
         yield opened[0]
-
-
-def with_weights_of(
-    directory: Path,
-    state: TrainState,
-    logger: logging.Logger,
-    parts: tuple[str, ...] = ("params", "batch_stats"),
-) -> TrainState:
-    """`state` with some of its parts taken from the last checkpoint of the run in `directory`.
-
-    Raises:
-      UserError: there is no checkpoint, or it does not fit.
-    """
-    template = {part: getattr(state, part) for part in parts}
-    latest, restored = checkpoints.restore_newest(
-        directory / "checkpoints", template, logger.warning
-    )
-    logger.info("weights of %s, checkpoint %d", directory, latest)
-    return dataclasses.replace(state, **restored)

@@ -26,7 +26,7 @@ from jaxbin.binarization import orders
 from jaxbin.common import files, provenance
 from jaxbin.common.errors import UserError, shown
 from jaxbin.config import FIELDS, Config, check_value, to_json
-from jaxbin.runs import terminal
+from jaxbin.runs import terminal, weights
 
 # Moving the data, looking at a run's result, what is kept of it and how long it is waited for make
 # no other run; nor does who reads the data.
@@ -34,6 +34,7 @@ _MAY_DIFFER = (
     "data_dir",
     "download",
     "evaluate_only",
+    "list_layers",
     "input_workers",
     "checkpoint_every",
     "checkpoint_every_steps",
@@ -42,7 +43,7 @@ _MAY_DIFFER = (
     "compilation_cache",
 )
 # What an evaluation of a run's weights needs to be as it was in training.
-_DEFINES_WEIGHTS = ("network", "depth", "layer_names")
+_DEFINES_WEIGHTS = ("network", "network_options", "depth", "layer_names")
 
 _LOCK = "lock"
 # Filesystems without locks answer in many ways; that somebody has the lock is said in two.
@@ -102,7 +103,11 @@ def check(workdir: Path, config: Config) -> None:
                 "checkpoints in epochs; accepted: that version, or another --workdir"
             )
     if config.initialize_from:
-        _check_weights("initialize_from", Path(config.initialize_from), config)
+        source = Path(config.initialize_from)
+        if os.path.exists(source) and not source.is_dir():
+            weights.read_file(source, config)
+        else:
+            _check_weights("initialize_from", source, config)
     data.check_directory(config.dataset, config.data_dir, config.download)
 
 

@@ -1,6 +1,7 @@
 """What a person sees: the parameter table, the line of an epoch, the progress bar."""
 
 import logging
+import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -9,6 +10,7 @@ from typing import Any
 import flax.traverse_util
 import tqdm
 
+from jaxbin.binarization.layers import variable_shapes
 from jaxbin.config import Config
 from jaxbin.engine import processes
 
@@ -55,7 +57,7 @@ def parameter_table(params: Mapping[str, Any], layer_names: Sequence[str]) -> st
     """
     modules: dict[str, dict[str, Any]] = {}
     for path, array in flax.traverse_util.flatten_dict(params, sep="/").items():
-        module, parameter = path.rsplit("/", 1)
+        module, _, parameter = path.rpartition("/")
         modules.setdefault(module, {})[parameter] = array
     others = [name for name in modules if name not in layer_names]
     rows = [("layer", "module", "kernel", "1-bit", "32-bit", "float KiB", "binary KiB")]
@@ -73,6 +75,30 @@ def parameter_table(params: Mapping[str, Any], layer_names: Sequence[str]) -> st
     rows.append(("", "total", "", f"{totals[0]:,}", f"{totals[1]:,}", *_kib(*totals)))
     ratio = 32 * sum(totals) / (totals[0] + 32 * totals[1])
     return aligned(rows) + f"\nall layers binary: {ratio:.1f} times smaller than float"
+
+
+def layer_table(config: Config) -> str:
+    """The numbered layers of a run's network with their shapes and rules, and what stays float."""
+    names, floats = config.layer_names, config.float_layer_numbers
+    shapes = variable_shapes(config.build_network(), config.dataset_spec.image_shape)["params"]
+    rows = [("layer", "parameter", "shape", "weights", "bits", "rule")]
+    for number, name in enumerate(names, start=1):
+        shape = shapes[f"{name}/kernel"].shape
+        rule = config.rules.of(name)
+        stays = number in floats
+        rows.append(
+            (
+                *(str(number), f"{name}/kernel", "x".join(map(str, shape))),
+                *(f"{math.prod(shape):,}", "32" if stays else "1"),
+                "float_layers" if stays else f"scale={rule.scale}, map={rule.map}",
+            )
+        )
+    kernels = {f"{name}/kernel" for name in names}
+    for path, leaf in shapes.items():
+        if path not in kernels:
+            shape = "x".join(map(str, leaf.shape))
+            rows.append(("", path, shape, f"{leaf.size:,}", "32", "no layer"))
+    return aligned(rows)
 
 
 def _kib(one_bit: int, rest: int) -> tuple[str, str]:

@@ -45,7 +45,7 @@ for name, fields in (("dense", dense), ("conv", conv), ("annealed", annealed)):
               for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]}
     np.savez(directory / f"{name}.npz", **arrays)
 
-def note(state, images, labels, rate):
+def note(state, images, labels, rate, key):
     seen = jnp.zeros((40, 5, 5, 3)).at[labels].set(images)
     kernel = state.params["seen"]["kernel"] + jax.lax.psum(seen, devices.AXIS)
     metrics = step.Metrics.single_from_model_output(

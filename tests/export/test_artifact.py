@@ -199,8 +199,8 @@ DAMAGED = {
         "its checksum does not fit",
     ),
     "newer": (
-        lambda content: _with_header(content, lambda ours: ours.update(version=2)),
-        "has format version 2; this jaxbin reads 1 to 1",
+        lambda content: _with_header(content, lambda ours: ours.update(version=3)),
+        "has format version 3; this jaxbin reads 1 to 2",
     ),
     "no version": (
         lambda content: _with_header(content, lambda ours: ours.pop("version")),
@@ -267,7 +267,7 @@ CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
     ({"image_shape": (14, 28, 1)}, "dense1 is uint8 (300, 98), expected (300, 49)"),
     ({"class_names": ("a", "b")}, "dense3 is uint8 (10, 13), expected (2, 13)"),
     ({"mean": (0.1, 0.2)}, "2 means and 1 standard deviations for 1 channels"),
-    ({"rows": ("scale",)}, "rows=['scale']; accepted: ['scale', 'shift'] or"),
+    ({"rows": ("scale",)}, "holds weights of 'mlp300', a network that jaxbin does not know"),
     ({"channels": np.zeros((2, 400), np.float32)}, "expected (2, 410)"),
     ({"channels": np.zeros((2, 410))}, "channels is float64"),
     (

@@ -27,7 +27,7 @@ from jaxbin import data
 from jaxbin.binarization import orders
 from jaxbin.binarization.layers import forward_order, variable_shapes
 from jaxbin.common.errors import UserError
-from jaxbin.export import artifact, freeze
+from jaxbin.export import artifact, freeze, header
 from jaxbin.networks import registry
 
 EXAMPLES = int(os.environ.get("JAXBIN_FUZZ_EXAMPLES", "250"))
@@ -155,7 +155,7 @@ MODEL = small_model("mlp300", 0, (2, 2, 1))
 RESNET = small_model("resnet", 8, (4, 4, 3))
 LIKELY_HEADER: dict[str, list[Any]] = {
     "version": [0, 1, 2, True, 1.0, "1"],
-    "network": [*registry.NETWORKS, "mlp", ["mlp300"]],
+    "network": [*registry.NETWORKS, "mlp", "os:system", ["mlp300"]],
     "depth": [0, 8, 14, 20, -4, 2, 8.0, "8", True, 2**60 + 4],
     "image_shape": [
         *([1, 4, 1], [4, 1, 1], [2, 2, 2], [4096, 4096, 4096], [0, 2, 1], [2, 2], [-2, -2, 1]),
@@ -165,7 +165,14 @@ LIKELY_HEADER: dict[str, list[Any]] = {
     "mean": [[0], ["0.5"], [None], [[0.5]], "a", [1e300], [2**200], [True], {"a": 1}],
     "std": [[0], [0.0], [-1], [1e-300], [1e300], ["1"], [None], [float("nan")]],
     "precision": ["tf32", "bfloat16", "half", None, ["float32"], 32],
-    "rows": [list(artifact.UNFOLDED), ["shift", "scale"], [], "scale", [["scale"], "shift"]],
+    "rows": [
+        list(artifact.UNFOLDED),
+        list(artifact.OWN),
+        ["shift", "scale"],
+        [],
+        "scale",
+        [["scale"], "shift"],
+    ],
     "training": [None, [], [["a", 1]], "ab", {"a": None}, {"": [[[[]]]]}],
 }
 DTYPES = ["U8", "F32", "F16", "F64", "BF16", "I64", "BOOL", "F8_E4M3", "C64", "F4", "U", ""]
@@ -192,7 +199,7 @@ def with_checksum(fields: dict[str, str], tensors: dict[str, str], buffer: bytes
     with contextlib.suppress(Exception):
         with written(content) as path, safetensors.safe_open(path, framework="np") as file:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        checksum = artifact._checksum(json.loads(json_of(without)), arrays)
+        checksum = header.checksum(json.loads(json_of(without)), arrays)
         content = join_model(json_of({**without, "sha256": json.dumps(checksum)}), tensors, buffer)
     return content
 

@@ -77,8 +77,8 @@ def test_a_single_step_that_is_not_finite_is_noticed(
     def make(*arguments: Any) -> Any:
         train_step = made(*arguments)
 
-        def with_one_bad_loss(state: Any, images: Any, labels: Any, rate: Any) -> Any:
-            state, metrics, logits = train_step(state, images, labels, rate)
+        def with_one_bad_loss(state: Any, *inputs: Any) -> Any:
+            state, metrics, logits = train_step(state, *inputs)
             bad = state.opt_state[1].count == 4
             total = jnp.where(bad, jnp.inf, metrics.loss.total)
             loss = metrics.loss.replace(total=total)

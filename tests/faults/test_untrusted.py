@@ -24,7 +24,8 @@ from jaxbin.binarization import orders
 from jaxbin.common.errors import UserError
 from jaxbin.data.imagenet import originals
 from jaxbin.export import __main__ as export
-from jaxbin.export import artifact, images, inference, torch_weights
+from jaxbin.export import artifact, images, inference
+from jaxbin.networks import torch_weights
 
 ZOO = inference.locate("mnist_300").read_bytes()
 ROOT = Path(__file__).parent.parent.parent

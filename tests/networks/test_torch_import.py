@@ -10,8 +10,7 @@ import pytest
 
 from jaxbin.binarization.layers import Dense, forward_order
 from jaxbin.common.errors import UserError
-from jaxbin.export import torch_weights
-from jaxbin.networks import registry
+from jaxbin.networks import registry, torch_weights
 from jaxbin.networks.vgg import VGG
 
 SHAPE = (8, 8, 3)

@@ -1,0 +1,216 @@
+"""Any Flax linen module as a network whose layers a mask turns binary, without changing it."""
+
+import dataclasses
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.core.lift
+import flax.linen as nn
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxbin.binarization.layers import BINARIZATION, Conv, Dense, write_mask
+from jaxbin.binarization.methods import Rules, computed_weights
+from jaxbin.common.errors import UserError
+
+_MODES: dict[str, Callable[[bool], bool]] = {
+    "train": lambda train: train,
+    "training": lambda train: train,
+    "deterministic": lambda train: not train,
+}
+"""What modules call the argument that says whether they are being trained."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """A module of which the parameter "kernel" is what becomes binary.
+
+    Attributes:
+      name: the module's path, joined by "/".
+      outputs: the axes of the kernel's outputs, from the back; all others are inputs.
+    """
+
+    name: str
+    outputs: tuple[int, ...] = (-1,)
+
+    def to_matrix(self, kernel: Any) -> Any:
+        """A kernel as (inputs, outputs), each in the order of its axes."""
+        size = math.prod(kernel.shape[axis] for axis in self.outputs)
+        return kernel.transpose(self._inputs_first(kernel.ndim)).reshape(-1, size)
+
+    def from_matrix(self, matrix: Any, shape: tuple[int, ...]) -> Any:
+        """The kernel of that shape which `to_matrix` made a matrix of."""
+        axes = self._inputs_first(len(shape))
+        return matrix.reshape([shape[axis] for axis in axes]).transpose(np.argsort(axes))
+
+    def along_outputs(self, values: Any, shape: tuple[int, ...]) -> Any:
+        """One value for each output, (outputs,), so that it broadcasts to a kernel's shape."""
+        outputs = {axis % len(shape) for axis in self.outputs}
+        return values.reshape([size if axis in outputs else 1 for axis, size in enumerate(shape)])
+
+    def _inputs_first(self, axes: int) -> list[int]:
+        outputs = sorted(axis % axes for axis in self.outputs)
+        return [axis for axis in range(axes) if axis not in outputs] + outputs
+
+
+@dataclasses.dataclass(frozen=True, eq=False)  # many modules cannot be hashed: by identity
+class Held:
+    """A module that is no part of the one that holds it, whose variables lie under no name."""
+
+    network: nn.Module
+
+
+class Binarizable(nn.Module):
+    """A network whose layers have masks in the collection `BINARIZATION`; see `binarizable`.
+
+    Its variables are those of the module inside, at the same paths, and the masks.
+
+    Attributes:
+      held: the module, as it is.
+      layers: 1..L, in forward order; none if the module has masks of its own.
+      rules: what binary layers compute with; each one's rule is found by its name.
+    """
+
+    held: Held
+    layers: tuple[Layer, ...]
+    rules: Rules = Rules()
+
+    @nn.compact
+    def __call__(self, *inputs: Any, train: bool | None = None, **options: Any) -> Any:
+        """What the module gives; it is told of `train` in its own words, if its call has any."""
+        if train is not None:
+            options |= mode(self.held.network, train)
+
+        def call(scope: Any, *inputs: Any) -> Any:
+            network: Any = self.held.network.clone(parent=scope, _deep_clone=True)
+            return network(*inputs, **options)
+
+        if not self.is_initializing():
+            computing: Any = flax.core.lift.map_variables(call, "params", self._computed)
+            return (computing if self.layers else call)(self.scope, *inputs)
+        outputs = call(self.scope, *inputs)
+        names = [layer.name for layer in self.layers]
+        for top, tree in write_mask(names, [False] * len(names)).items():
+            self.put_variable(BINARIZATION, top, jax.tree.map(jnp.asarray, tree))
+        return outputs
+
+    def _computed(self, variables: Mapping[str, Any]) -> dict[str, Any]:
+        """The parameters that the module computes with, instead of the latent ones."""
+        masks: dict[str, Any] = _flat(self.variables.get(BINARIZATION, {}))
+        params = _flat(variables["params"])
+        for layer in self.layers:
+            path, latent = f"{layer.name}/kernel", params[f"{layer.name}/kernel"]
+            size = math.prod(latent.shape[axis] for axis in layer.outputs)
+            params[path] = computed_weights(
+                latent,
+                masks[f"{layer.name}/mask"],
+                masks.get(f"{layer.name}/progress", 1.0),
+                self.rules.of(layer.name),
+                fan_in=latent.size // size,
+                output_axis=layer.outputs,
+            )
+        return {"params": flax.traverse_util.unflatten_dict(params, sep="/")}
+
+
+def binarizable(
+    network: nn.Module,
+    *inputs: Any,
+    rules: Rules = Rules(),  # noqa: B008 (frozen)
+    **options: Any,
+) -> Binarizable:
+    """A linen module with a mask for each of its layers; the module itself is not changed.
+
+    A layer is a module that is called and has a parameter "kernel" of two axes or more: Dense,
+    Conv, DenseGeneral (and with it the projections of attention), and whatever names it so. If
+    the module has `jaxbin.Dense` or `jaxbin.Conv` inside, it has chosen its layers itself.
+
+    Args:
+      network: the module.
+      inputs: of a call, arrays or shapes; nothing is computed.
+      rules: what binary layers compute with; the bare sign by default.
+      options: of a call, by name; `train` is passed on in the module's own words, if it has any.
+
+    Raises:
+      UserError: a layer is a stack made by `nn.scan`, or the module is itself a layer.
+
+    >>> network = binarizable(nn.Sequential([nn.Dense(3), nn.relu, nn.Dense(2)]), jnp.ones((1, 4)))
+    >>> [layer.name for layer in network.layers]
+    ['layers_0', 'layers_2']
+    """
+    if "train" in options:
+        options |= mode(network, options.pop("train"))
+    called: dict[str, tuple[type, tuple[int, ...], tuple[int, ...]] | None] = {}
+
+    def note(
+        call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext
+    ) -> Any:
+        module = context.module
+        name = "/".join(module.path)
+        called.setdefault(name, None)  # the order is that of the calls' beginnings
+        outputs = call(*args, **kwargs)
+        if context.method_name == "__call__" and module.has_variable("params", "kernel"):
+            shape = jnp.shape(module.get_variable("params", "kernel"))
+            called[name] = type(module), shape, _outputs(module)
+        return outputs
+
+    def init(*given: Any) -> Any:
+        return network.init(jax.random.key(0), *given, **options)
+
+    with nn.intercept_methods(note):
+        params = _flat(jax.eval_shape(init, *inputs).get("params", {}))
+    found = {name: call for name, call in called.items() if call is not None}
+    if any(issubclass(kind, (Dense, Conv)) for kind, _, _ in found.values()):
+        return Binarizable(Held(network), (), rules)
+    layers = [
+        _layer(name, outputs, shape, params)
+        for name, (_, shape, outputs) in found.items()
+        if len(shape) > 1 and outputs
+    ]
+    return Binarizable(Held(network), tuple(layers), rules)
+
+
+def _layer(
+    name: str, outputs: tuple[int, ...], shape: tuple[int, ...], params: Mapping[str, Any]
+) -> Layer:
+    """The layer of that name, whose kernel has that shape in a call."""
+    if not name:
+        raise UserError("a module that is itself one layer has no name; put it into another")
+    if (whole := params[f"{name}/kernel"].shape) != shape:
+        raise UserError(
+            f"layer {name} is a stack: its kernel is {shape} in a call and {whole} outside "
+            "(nn.scan, nn.vmap); accepted: jaxbin.select with Leaves(..., stacked=True)"
+        )
+    return Layer(name, outputs)
+
+
+def mode(network: nn.Module, train: bool) -> dict[str, bool]:
+    """The argument that tells a module whether it is being trained; none if it takes none."""
+    accepted = inspect.signature(type(network).__call__).parameters  # pyright: ignore
+    return {name: of(train) for name, of in _MODES.items() if name in accepted}
+
+
+def layers_of(network: nn.Module, names: tuple[str, ...]) -> tuple[Layer, ...]:
+    """Layers 1..L of a network: those of `Dense` and `Conv` have their outputs on the last axis."""
+    chosen = network.layers if isinstance(network, Binarizable) else ()
+    return chosen or tuple(map(Layer, names))
+
+
+def _outputs(module: nn.Module) -> tuple[int, ...]:
+    """The axes of the outputs of a module's kernel, from the back; none if that is not known."""
+    if isinstance(module, nn.DenseGeneral):
+        if module.batch_dims:
+            return ()
+        features = module.features
+        count = len(features) if isinstance(features, (tuple, list)) else 1
+        return tuple(range(-count, 0))
+    if isinstance(module, nn.ConvTranspose) and module.transpose_kernel:
+        return (-2,)
+    return () if isinstance(module, nn.Einsum) else (-1,)
+
+
+def _flat(tree: Any) -> dict[str, Any]:
+    return dict(flax.traverse_util.flatten_dict(tree, sep="/"))

@@ -1,0 +1,128 @@
+"""The header of an artifact: what is believed of it, and how it is checked."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxbin.common.errors import UserError, shown
+
+VERSION = 2
+"""Version of the file format; a file of a newer one is refused. Only `OWN` needs the second."""
+
+FOLDED = ("scale", "shift")
+"""Rows of `CHANNELS` where bias and batch norm are folded: outputs * scale + shift."""
+
+UNFOLDED = ("bias", "mean", "var", "scale", "shift")
+"""Rows of `CHANNELS` where they are not."""
+
+OWN = ("scale",)
+"""Rows of `CHANNELS` of a network of one's own, of which nothing is folded: kernels * scale."""
+
+PRECISIONS = ("float32", "tf32", "bfloat16")
+"""What `Artifact.precision` can be."""
+
+METADATA = "jaxbin"
+"""The key of the file's metadata that holds the header."""
+
+
+def parse(path: Path, metadata: Mapping[str, str] | None) -> dict[str, Any]:
+    """The header in a file's metadata.
+
+    Raises:
+      UserError: there is none, or it is of a newer version.
+    """
+    text = (metadata or {}).get(METADATA)
+    if text is None:
+        raise UserError(f"{path} is no artifact of jaxbin: its header has no {METADATA!r}")
+    try:
+        header = json.loads(text)
+        version = header["version"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise UserError(f"{path} is damaged: its header cannot be read") from None
+    if type(version) is not int or not 1 <= version <= VERSION:
+        raise UserError(
+            f"{path} has format version {shown(version)}; this jaxbin reads 1 to {VERSION}: "
+            "install a newer one"
+        )
+    return header
+
+
+def check_network(path: Path, header: Mapping[str, Any], network: Any) -> None:
+    """Refuse a network that is missing, or one too many."""
+    own = header.get("rows") == list(OWN)
+    if own and network is None:
+        raise UserError(
+            f"{path} holds weights of {shown(header.get('network'))}, a network that jaxbin does "
+            "not know; accepted: network=, that network or module:Name, of code that you trust"
+        )
+    if network is not None and not own:
+        raise UserError(f"{path} is of {shown(header.get('network'))}, which takes no network=")
+
+
+def check_values(header: Mapping[str, Any]) -> None:
+    """Raise a ValueError that names what is missing or not accepted."""
+    for name, (accepted, fits) in _ACCEPTED.items():
+        if name not in header:
+            raise ValueError(f"its header has no {name!r}")
+        if not fits(header[name]):
+            raise ValueError(f"{name}={shown(header[name])}; accepted: {accepted}")
+
+
+def checksum(header: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 of a file's content, its tensors in the order of their names."""
+    digest = hashlib.sha256(compact(dict(sorted(header.items()))).encode())
+    for name, array in sorted(tensors.items()):
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def compact(content: Any) -> str:
+    """JSON without blanks."""
+    return json.dumps(content, separators=(",", ":"), allow_nan=False)
+
+
+def _is_list(value: Any, fits: Callable[[Any], bool]) -> bool:
+    return isinstance(value, list) and len(value) > 0 and all(map(fits, value))
+
+
+def _is_number(value: Any, least: float) -> bool:
+    return type(value) in (int, float) and least <= value <= _LARGEST
+
+
+_LARGEST = 1e6
+
+# What is believed of a header, in words and as a test; the tensors are checked against it.
+_ACCEPTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "network": ("text", lambda value: isinstance(value, str)),
+    "depth": ("a whole number", lambda value: type(value) is int),
+    "image_shape": (
+        "three whole numbers from 1 to 4096",
+        lambda value: (
+            _is_list(value, lambda size: type(size) is int and 1 <= size <= 4096)
+            and len(value) == 3
+        ),
+    ),
+    "class_names": (
+        "a list of printable texts",
+        lambda value: _is_list(value, lambda name: isinstance(name, str) and name.isprintable()),
+    ),
+    "mean": (
+        f"numbers from -{_LARGEST:g} to {_LARGEST:g}",
+        lambda value: _is_list(value, lambda mean: _is_number(mean, -_LARGEST)),
+    ),
+    "std": (
+        f"numbers from {1 / _LARGEST:g} to {_LARGEST:g}",
+        lambda value: _is_list(value, lambda std: _is_number(std, 1 / _LARGEST)),
+    ),
+    "precision": (", ".join(PRECISIONS), lambda value: value in PRECISIONS),
+    "rows": (
+        f"{list(FOLDED)}, {list(UNFOLDED)} or {list(OWN)}",
+        lambda value: value in (list(FOLDED), list(UNFOLDED), list(OWN)),
+    ),
+    "training": ("an object", lambda value: isinstance(value, dict)),
+}

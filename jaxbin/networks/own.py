@@ -1,0 +1,205 @@
+"""Networks that a user names: "module:Name", with options, imported and wrapped."""
+
+import functools
+import importlib
+import inspect
+import json
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxbin.binarization.layers import BINARIZATION
+from jaxbin.binarization.methods import Rules
+from jaxbin.binarization.wrapped import Binarizable, binarizable
+from jaxbin.common.errors import UserError, one_line, shown
+
+TRAINED = ("params", "batch_stats")
+"""The collections of variables that a run trains, keeps and exports."""
+
+
+def is_reference(name: str) -> bool:
+    """Whether a network's name is "module:Name"."""
+    return ":" in name
+
+
+def read_options(text: str) -> dict[str, Any]:
+    """The options of a network from JSON, as '{"width": 64}'; lists become tuples.
+
+    Raises:
+      UserError: the text is no object in JSON.
+    """
+    try:
+        options = json.loads(text) if text.strip() else {}
+    except (ValueError, RecursionError):
+        options = None
+    if not isinstance(options, dict):
+        raise UserError(
+            f"network_options={shown(text)} is not accepted; accepted: an object in JSON, as "
+            '{"width": 64}'
+        )
+    return make_hashable(options)
+
+
+def make_hashable(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options from JSON as a module can have them as attributes: modules are hashed."""
+    return {name: _hashable(value) for name, value in options.items()}
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(map(_hashable, value)) if isinstance(value, list) else value
+
+
+def build(
+    network: Any,
+    options: Mapping[str, Any],
+    image_shape: tuple[int, ...],
+    classes: int,
+    rules: Rules = Rules(),  # noqa: B008 (frozen)
+    **given: Any,
+) -> Binarizable:
+    """The network that a user names, with a mask for each of its layers.
+
+    Args:
+      network: "module:Name", of a linen module or a function that returns one, where modules in the
+        current directory are found, too; or such a class, function or module itself.
+      options: its arguments; a module has them already.
+      image_shape: (height, width, channels) of an input.
+      classes: number of outputs; given to the network if it takes `classes`.
+      rules: what binary layers compute with; given to it if it takes `rules`.
+      given: other arguments for those that take them, `axis_name` and `dtype`.
+
+    Raises:
+      UserError: there is no such network, it does not take these arguments or images of that
+        shape, has no layer to binarize, or what it returns are not `classes` logits.
+    """
+    label = network if isinstance(network, str) else _name_of(network)
+    made = _found(network) if isinstance(network, str) else network
+    accepted: Mapping[str, Any] = {"rules": rules} if isinstance(made, nn.Module) else {}
+    if not isinstance(made, nn.Module):
+        accepted = inspect.signature(made).parameters
+        arguments = {"classes": classes, "rules": rules, **given}
+        arguments = {name: value for name, value in arguments.items() if name in accepted}
+        make: Callable[..., Any] = made
+        made = _tried(label, "cannot be made", lambda: make(**(arguments | dict(options))))
+    if not isinstance(made, nn.Module):
+        raise UserError(
+            f"network={shown(label)} gives {shown(type(made).__name__)}; accepted: a "
+            "flax.linen.Module, or a function that returns one"
+        )
+    module = made
+    images = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
+    size = "x".join(map(str, image_shape))
+    wrapped: Binarizable = _tried(
+        label,
+        f"cannot take images of {size}",
+        lambda: binarizable(module, images, rules=rules, train=False),
+    )
+    _check(label, wrapped, images, classes)
+    if not wrapped.layers and rules != Rules() and "rules" not in accepted:
+        raise UserError(
+            f"network={shown(label)} has layers of jaxbin's but takes no `rules`, so that it is "
+            "binary by the bare sign; accepted: scale='none', map='sign', or a network that takes "
+            "them or is made of flax.linen's layers"
+        )
+    return wrapped
+
+
+@functools.lru_cache(maxsize=32)
+def build_named(
+    reference: str, options: str, image_shape: tuple[int, ...], classes: int, *given: Any
+) -> Binarizable:
+    """`build` by name, once for the same arguments: a run asks for its network at every corner.
+
+    Args:
+      reference, image_shape, classes: see `build`.
+      options: in JSON, see `read_options`.
+      given: rules, `axis_name` and `dtype`.
+    """
+    rules, axis_name, dtype = given
+    read = read_options(options)
+    return build(reference, read, image_shape, classes, rules, axis_name=axis_name, dtype=dtype)
+
+
+def _name_of(network: Any) -> str:
+    return getattr(network, "__name__", type(network).__name__)
+
+
+def _found(reference: str) -> Callable[..., Any]:
+    """What a reference names."""
+    module_name, _, name = reference.partition(":")
+    if not name.isidentifier() or not all(map(str.isidentifier, module_name.split("."))):
+        raise UserError(f"network={shown(reference)} is not accepted; accepted: module:Name")
+    here = str(Path.cwd())
+    sys.path.append(here)
+    try:
+        module = _tried(
+            reference, "cannot be imported", lambda: importlib.import_module(module_name)
+        )
+    finally:
+        sys.path.remove(here)
+    found = getattr(module, name, None)
+    if (isinstance(found, type) and not issubclass(found, nn.Module)) or not callable(found):
+        networks = sorted(
+            other
+            for other, value in vars(module).items()
+            if isinstance(value, type) and issubclass(value, nn.Module)
+        )
+        has = f"; {module_name} has {', '.join(networks[:8])}" if networks else ""
+        raise UserError(
+            f"network={shown(reference)}: there is no flax.linen.Module or function {name!r}{has}"
+        )
+    return found
+
+
+def _check(
+    reference: str, network: Binarizable, images: jax.ShapeDtypeStruct, classes: int
+) -> None:
+    """Refuse a network that a run cannot train; nothing is computed."""
+    key = jax.random.key(0)
+
+    def calls(variables: Any, images: Any) -> Any:
+        trained, _ = network.apply(
+            variables, images, train=True, mutable=["batch_stats"], rngs={"params": key}
+        )
+        return trained, network.apply(variables, images, train=False)
+
+    variables: dict[str, Any] = dict(
+        jax.eval_shape(lambda images: network.init(key, images, train=False), images)
+    )
+    others = sorted(set(variables) - {*TRAINED, BINARIZATION})
+    if others:
+        raise UserError(
+            f"network={shown(reference)} has variables in {', '.join(others)}, which a run has no "
+            f"place for; accepted: {', '.join(TRAINED)}"
+        )
+    if not variables.get(BINARIZATION):
+        raise UserError(
+            f"network={shown(reference)} has no layer to make binary; accepted: modules with a "
+            "parameter 'kernel' of two axes or more, as flax.linen.Dense and Conv, or jaxbin's"
+        )
+    outputs = _tried(
+        reference, "cannot be called", lambda: jax.eval_shape(calls, variables, images)
+    )
+    for output in outputs:
+        if getattr(output, "shape", None) != (images.shape[0], classes):
+            shape = getattr(output, "shape", type(output).__name__)
+            raise UserError(
+                f"network={shown(reference)} gives {shape} for {images.shape[0]} images; accepted: "
+                f"{(images.shape[0], classes)}, a logit for each class"
+            )
+
+
+def _tried(reference: str, problem: str, action: Callable[[], Any]) -> Any:
+    """What an action returns; whatever the user's own code raises is one line."""
+    try:
+        return action()
+    except UserError as error:
+        raise UserError(f"network={shown(reference)} {problem}: {error}") from None
+    except Exception as error:
+        what = f"{type(error).__name__}: {one_line(error)}"
+        raise UserError(f"network={shown(reference)} {problem}: {what}") from None

@@ -1,0 +1,186 @@
+"""Linen modules that know nothing of masks, with masks."""
+
+from typing import Any
+
+import flax.linen as nn
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+import own_networks
+import pytest
+
+from jaxbin.binarization.layers import BINARIZATION, forward_order, write_mask
+from jaxbin.binarization.methods import Rule, Rules
+from jaxbin.binarization.wrapped import Binarizable, Layer, binarizable
+from jaxbin.common.errors import UserError
+
+IMAGES = jax.random.normal(jax.random.key(1), (4, 28, 28, 1))
+CHANNEL = Rules(Rule(scale="channel"))
+
+
+def flat(tree: Any) -> dict[str, Any]:
+    return dict(flax.traverse_util.flatten_dict(tree, sep="/"))
+
+
+def with_masks(network: Binarizable, variables: Any, on: set[str]) -> dict[str, Any]:
+    names = tuple(layer.name for layer in network.layers)
+    return {**variables, BINARIZATION: write_mask(names, [name in on for name in names])}
+
+
+@pytest.fixture(scope="module")
+def vit() -> tuple[nn.Module, Binarizable, dict[str, Any]]:
+    module = own_networks.SmallViT(10)
+    network = binarizable(module, IMAGES, train=False, rules=CHANNEL)
+    return module, network, dict(network.init(jax.random.key(0), IMAGES, train=False))
+
+
+def test_layers_are_numbered_as_they_are_called(vit: Any):
+    names = [layer.name for layer in vit[1].layers]
+    assert names == [
+        "embed",
+        *(f"block1/attention/{part}" for part in ("query", "key", "value", "out")),
+        *("block1/up", "block1/down", "head"),
+    ]
+    assert forward_order(vit[1], (28, 28, 1)) == tuple(names)
+    plain = binarizable(own_networks.Plain(), IMAGES)
+    assert [layer.name for layer in plain.layers] == ["first", "last"]
+
+
+def test_without_masks_it_is_the_module(vit: Any):
+    """Its variables, drawn from the same key, at the same paths; its outputs, its gradients."""
+    module, network, variables = vit
+    original = module.init(jax.random.key(0), IMAGES, train=False)
+    jax.tree.map(np.testing.assert_array_equal, original["params"], variables["params"])
+    assert not any(map(bool, flat(variables[BINARIZATION]).values()))
+
+    def outputs(apply: Any, given: Any) -> Any:
+        return apply(given, IMAGES, train=True, rngs={"dropout": jax.random.key(2)})
+
+    for train in (True, False):
+        rngs = {"dropout": jax.random.key(2)} if train else None
+        wrapped = network.apply(variables, IMAGES, train=train, rngs=rngs)
+        plain = module.apply(original, IMAGES, train=train, rngs=rngs)
+        np.testing.assert_array_equal(wrapped, plain)
+    others = {BINARIZATION: variables[BINARIZATION]}
+    gradients, expected = (
+        jax.grad(
+            lambda params, apply=apply, more=more: outputs(apply, {"params": params} | more).sum()
+        )(original["params"])
+        for apply, more in ((network.apply, others), (module.apply, {}))
+    )
+    jax.tree.map(np.testing.assert_array_equal, gradients, expected)
+
+
+def test_masked_layers_compute_with_scaled_signs(vit: Any):
+    """Of attention an output is a head's element; the gradient is that of the computed weights."""
+    module, network, variables = vit
+    on = {"embed", "block1/attention/query", "block1/attention/out", "head"}
+    computed = flat(variables["params"])
+    for name, axes in (("embed", (0, 1, 2)), ("block1/attention/query", (0,)),
+                       ("block1/attention/out", (0, 1)), ("head", (0,))):  # fmt: skip
+        latent = computed[f"{name}/kernel"]
+        scale = np.abs(latent).mean(axes, keepdims=True)
+        computed[f"{name}/kernel"] = np.where(latent < 0, -scale, scale)
+    computed = flax.traverse_util.unflatten_dict(computed, sep="/")
+    masked = with_masks(network, variables, on)
+
+    def loss(params: Any, apply: Any, more: Any) -> Any:
+        return (apply({"params": params} | more, IMAGES, train=False) ** 2).sum()
+
+    masks = {BINARIZATION: masked[BINARIZATION]}
+    value, gradients = jax.value_and_grad(loss)(variables["params"], network.apply, masks)
+    expected, straight_through = jax.value_and_grad(loss)(computed, module.apply, {})
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4),
+        gradients,
+        straight_through,
+    )
+
+
+def test_the_fan_in_of_grouped_convolutions_and_of_attention(vit: Any):
+    network = binarizable(
+        own_networks.Separable(10), IMAGES, train=False, rules=Rules(Rule(scale="he"))
+    )
+    assert [layer.name for layer in network.layers] == ["stem", "deep1", "wide1", "head"]
+    variables = network.init(jax.random.key(0), IMAGES, train=False)
+    computed: dict[str, Any] = {}
+
+    def note(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        if isinstance(context.module, nn.Conv):
+            computed[context.module.name] = context.module.get_variable("params", "kernel")
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(note):
+        network.apply(with_masks(network, variables, {"deep1", "wide1"}), IMAGES, train=False)
+    np.testing.assert_allclose(np.abs(computed["deep1"]), np.sqrt(2 / 9), rtol=1e-6)
+    np.testing.assert_allclose(np.abs(computed["wide1"]), np.sqrt(2 / 8), rtol=1e-6)
+    np.testing.assert_array_equal(computed["stem"], variables["params"]["stem"]["kernel"])
+
+
+def test_running_statistics_move_in_training_alone():
+    network = binarizable(own_networks.Separable(10), IMAGES, train=False)
+    variables = network.init(jax.random.key(0), IMAGES, train=False)
+    _, changed = network.apply(variables, IMAGES, train=True, mutable=["batch_stats"])
+    moved = jax.tree.map(
+        lambda a, b: bool((a != b).any()), changed["batch_stats"], variables["batch_stats"]
+    )
+    assert all(flat(moved).values())
+    _, still = network.apply(variables, IMAGES, train=False, mutable=["batch_stats"])
+    jax.tree.map(np.testing.assert_array_equal, still["batch_stats"], variables["batch_stats"])
+
+
+@pytest.mark.parametrize(
+    ("shape", "outputs", "matrix"),
+    [((2, 3), (-1,), (2, 3)), ((2, 3, 5), (-2, -1), (2, 15)), ((2, 3, 5, 7), (-2,), (42, 5))],
+)
+def test_kernels_as_matrices_and_back(shape: tuple[int, ...], outputs: Any, matrix: Any):
+    layer, kernel = Layer("a", outputs), np.arange(np.prod(shape)).reshape(shape)
+    assert layer.to_matrix(kernel).shape == matrix
+    np.testing.assert_array_equal(layer.from_matrix(layer.to_matrix(kernel), shape), kernel)
+    scales = np.arange(1, matrix[1] + 1)
+    scaled = kernel * layer.along_outputs(scales, shape)
+    np.testing.assert_array_equal(layer.to_matrix(scaled), layer.to_matrix(kernel) * scales)
+
+
+def test_transposed_convolutions_know_their_outputs():
+    class Up(nn.Module):
+        @nn.compact
+        def __call__(self, x: jax.Array) -> jax.Array:
+            x = nn.ConvTranspose(5, (3, 3), transpose_kernel=True, name="up")(x)
+            return nn.ConvTranspose(2, (3, 3), name="down")(x)
+
+    layers = binarizable(Up(), IMAGES).layers
+    assert layers == (Layer("up", (-2,)), Layer("down", (-1,)))
+
+
+def test_rematerialized_modules_and_shared_ones():
+    class Twice(nn.Module):
+        @nn.compact
+        def __call__(self, x: jax.Array) -> jax.Array:
+            layer = nn.remat(nn.Dense)(28, name="same")
+            return layer(layer(x))
+
+    network = binarizable(Twice(), IMAGES[..., 0], rules=CHANNEL)
+    assert network.layers == (Layer("same"),)
+    variables = network.init(jax.random.key(0), IMAGES[..., 0])
+    latent = variables["params"]["same"]["kernel"]
+    weights = np.sign(latent) * np.abs(latent).mean(0)
+    outputs = network.apply(with_masks(network, variables, {"same"}), IMAGES[..., 0])
+    np.testing.assert_allclose(outputs, IMAGES[..., 0] @ weights @ weights, rtol=1e-4, atol=1e-4)
+
+
+def test_a_module_with_layers_of_jaxbin_has_chosen():
+    network = binarizable(own_networks.Chosen(10), IMAGES, train=False)
+    assert network.layers == ()
+    assert forward_order(network, (28, 28, 1)) == ("last",)
+
+
+def test_stacks_and_lone_layers_are_refused():
+    with pytest.raises(
+        UserError, match=r"layer stack/Dense_0 is a stack: .*\(10, 10\) in a call and"
+    ):
+        binarizable(own_networks.Stack(), IMAGES)
+    with pytest.raises(UserError, match="itself one layer"):
+        binarizable(nn.Dense(3), jnp.ones((1, 2)))

@@ -1,0 +1,363 @@
+"""Networks that a user names: trained, exported and refused as the paper's are."""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import flax.traverse_util
+import jax
+import jax.export
+import numpy as np
+import onnxruntime
+import optax
+import own_networks
+import pytest
+import safetensors.numpy
+from helpers import lines_of, run, stop, untimed
+
+import jaxbin
+from jaxbin import config, data, population, sensitivity
+from jaxbin.common.errors import UserError
+from jaxbin.engine.preprocessing import normalize
+from jaxbin.engine.step import cross_entropy
+from jaxbin.export import __main__ as export
+from jaxbin.export import freeze
+from jaxbin.runs import terminal
+
+VIT = {
+    "network": "own_networks:SmallViT",
+    "network_options": '{"width": 16}',
+    "dataset": "mnist_5k",
+    "stage": "full",
+    "batch_size": 100,
+    "learning_rate": 0.003,
+    "max_steps_per_epoch": 6,
+    "float_layers": "embed,head",
+    "scale": "channel",
+    "epochs": 8,
+    "epochs_per_layer": 1,
+}
+NAMED = "own_networks:SmallViT"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of a vision transformer, layer by layer."""
+    workdir = tmp_path_factory.mktemp("own") / "run"
+    run(workdir, **VIT)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def digits() -> data.Split:
+    return data.load(data.spec("mnist_5k"), stage="full", data_dir="").evaluation
+
+
+def test_layers_become_binary_one_after_the_other(trained: Path):
+    binary = [line["binary_layers"] for line in lines_of(trained)]
+    assert binary[:2] == [[2], [2, 3]]
+    assert binary[-1] == [2, 3, 4, 5, 6, 7]
+    assert lines_of(trained)[-1]["train_loss"] < lines_of(trained)[0]["train_loss"]
+
+
+def test_it_is_traced_once_and_goes_on_where_it_was_stopped(trained: Path, tmp_path: Path):
+    """Dropout too: what it draws follows from the seed, the epoch and the step alone."""
+    assert json.loads((trained / "summary.json").read_text())["train_step_traces"] == 1
+    stop(tmp_path / "run", look=9, **VIT | {"dispatch": "step"})
+    run(tmp_path / "run", **VIT | {"dispatch": "step"})
+    ours, theirs = untimed(lines_of(tmp_path / "run")), untimed(lines_of(trained))
+    assert [line["step"] for line in ours] == [line["step"] for line in theirs]
+    for one, other in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(one["train_loss"], other["train_loss"], rtol=1e-4)
+
+
+def test_dropout_differs_from_step_to_step(tmp_path: Path):
+    """With a learning rate of almost nothing the same images give another loss in another epoch."""
+    fixed = VIT | {"learning_rate": 1e-12, "epochs": 2, "method": "float", "batch_size": 4000}
+    fixed |= {"max_steps_per_epoch": 0, "float_layers": ""}
+    run(tmp_path / "run", **fixed)
+    first, second = (line["train_loss"] for line in lines_of(tmp_path / "run"))
+    assert 1e-4 < abs(first - second) < 0.1
+
+
+@pytest.mark.parametrize("suffix", [".jaxbin", ".stablehlo", ".onnx"])
+def test_exported_forms_agree_with_the_evaluation(
+    trained: Path, tmp_path: Path, digits: data.Split, suffix: str
+):
+    output = tmp_path / f"model{suffix}"
+    export.main(
+        [f"--workdir={trained}", "--checkpoint=last", f"--output={output}", f"--network={NAMED}"]
+    )
+    parsed = freeze.read_configuration(trained, NAMED)
+    network, spec = parsed.build_network(), parsed.dataset_spec
+    number = json.loads((trained / "summary.json").read_text())["last"]["step"]
+    variables = freeze.stored_variables(trained, network, spec, number)
+    expected = network.apply(variables, normalize(digits.images, spec.mean, spec.std), train=False)
+    content = output.read_bytes()
+    if suffix == ".onnx":
+        logits = onnxruntime.InferenceSession(content).run(None, {"images": digits.images})[0]
+    elif suffix == ".stablehlo":
+        logits = jax.export.deserialize(bytearray(content)).call(digits.images)
+    else:
+        logits = jaxbin.load(output, network=own_networks.SmallViT).predict(digits.images).logits
+        sizes = sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"]))
+        assert len(content) < 4 * sizes
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
+    accuracy = float((np.asarray(logits).argmax(1) == digits.labels).mean())
+    assert accuracy == pytest.approx(lines_of(trained)[-1]["test_accuracy"], abs=0.002)
+
+
+def test_weights_of_one_bit_take_one_bit(trained: Path, tmp_path: Path, capsys: Any):
+    output = tmp_path / "model.jaxbin"
+    export.main(
+        [f"--workdir={trained}", "--checkpoint=last", f"--output={output}", f"--network={NAMED}"]
+    )
+    table = capsys.readouterr().out
+    assert re.search(r"2  block1/attention/query +16x2x8 +1 +32 +64 +1,024", table)
+    assert re.search(r"1  embed +7x7x1x16 +32 +3,136", table)
+    assert "other variables" in table
+    model = jaxbin.load(output, network=NAMED)
+    assert str(model) == "Model(SmallViT, images 28x28x1, 10 classes, 6 of 8 layers binary)"
+    query = model.artifact.kernels["block1/attention/query"]
+    assert (query.dtype, query.shape) == (np.uint8, (16, 2))
+
+
+def test_no_file_names_code_that_is_imported(trained: Path, tmp_path: Path):
+    output = tmp_path / "model.jaxbin"
+    argument = f"--workdir={trained}"
+    with pytest.raises(UserError, match=r"would be imported; accepted: network='own_networks:S"):
+        export.main([argument, f"--output={output}"])
+    with pytest.raises(UserError, match="would be imported"):
+        export.main([argument, f"--output={output}", "--network=own_networks:Plain"])
+    export.main([argument, f"--output={output}", f"--network={NAMED}", "--checkpoint=last"])
+    with pytest.raises(UserError, match="holds weights of 'own_networks:SmallViT', a network that"):
+        jaxbin.load(output)
+    for other, problem in (
+        (own_networks.SmallViT(10, width=8), r"embed is float32 \(7, 7, 1, 16\), expected"),
+        ("own_networks:Plain", "unexpected keyword argument"),
+        (own_networks.SmallViT(3), r"gives \(2, 3\) for 2 images"),
+    ):
+        with pytest.raises(UserError, match=problem):
+            jaxbin.load(output, network=other)
+    with pytest.raises(UserError, match="is of 'mlp300', which takes no network="):
+        jaxbin.load("mnist_300", network=NAMED)
+    for suffix in (".c", ".html"):
+        with pytest.raises(UserError, match=r"network of your own, .*accepted: .jaxbin, .onnx"):
+            export.main([argument, f"--output={tmp_path / f'm{suffix}'}", f"--network={NAMED}"])
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({"network": "own_networks"}, r"network='own_networks' is not accepted; .*module:Name"),
+        ({"network": "own networks:A"}, r"is not accepted; accepted: module:Name"),
+        ({"network": "no_such_module:A"}, r"cannot be imported: ModuleNotFoundError: No module"),
+        ({"network": "own_networks:SmallVit"}, r"function 'SmallVit'; own_networks has B"),
+        ({"network": "os:environ"}, r"there is no flax.linen.Module or function 'environ'"),
+        ({"network": "subprocess:Popen"}, r"there is no flax.linen.Module or function 'Popen'"),
+        ({"network": "own_networks:text"}, r"gives 'str'; accepted: a flax.linen.Module"),
+        ({"network_options": "{"}, r"network_options='\{' is not accepted; accepted: an object in"),
+        ({"network_options": "[1]"}, r"network_options='\[1\]' is not accepted"),
+        ({"network_options": '{"depht": 1}'}, r"cannot be made: TypeError: .*'depht'"),
+        ({"network_options": '{"patch": 0}'}, r"cannot take images of 28x28x1: "),
+        ({"network": "own_networks:NoLayer"}, r"has no layer to make binary; accepted: modules"),
+        ({"network": "own_networks:Counting"}, r"has variables in counts, which a run"),
+        ({"network": "own_networks:Random"}, r"cannot be called: InvalidRngError"),
+        ({"network": "own_networks:Stack"}, r"layer stack/Dense_0 is a stack"),
+        ({"network": "own_networks:Chosen"}, r"takes no `rules`, so that it is binary by the bare"),
+        ({"depth": 20}, r"depth=20 is for network='resnet'; a network of your own takes"),
+        ({"float_layers": "body"}, r"'body' is no layer; accepted: 1 to 8, embed, block1/"),
+        ({"order": "ascend"}, r"order='ascend' is not published"),
+        ({"network": "mlp300"}, r"network_options=.* is for a network of your own"),
+        ({"network": "own_networks:Plain", "network_options": "", "dataset": "synthetic",
+          "synthetic_classes": 3}, r"gives \(2, 10\) for 2 images; accepted: \(2, 3\)"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_one_line_before_anything_starts(fields: dict[str, Any], problem: str):
+    given = {name: VIT[name] for name in ("network", "network_options", "dataset", "scale")}
+    if "network" in fields and fields["network"] not in ("mlp300", "own_networks"):
+        given["network_options"] = ""
+    with pytest.raises(UserError, match=problem) as raised:
+        config.parse(given | fields)
+    assert "\n" not in str(raised.value)
+
+
+def test_modules_in_the_current_directory_are_found(tmp_path: Path, monkeypatch: Any):
+    source = Path(own_networks.__file__).read_text()
+    (tmp_path / "nets_here.py").write_text(source)
+    monkeypatch.chdir(tmp_path)
+    parsed = config.parse({"network": "nets_here:small", "network_options": '{"width": 5}'})
+    assert parsed.layer_names == ("layers_1", "layers_3")
+    assert parsed.network_label == "small"
+
+
+def test_the_layers_are_listed():
+    parsed = config.parse(VIT)
+    table = terminal.layer_table(parsed).splitlines()
+    assert re.fullmatch(r" +1  embed/kernel +7x7x1x16 +784 +32 +float_layers", table[1])
+    assert re.fullmatch(
+        r" +2  block1/attention/query/kernel +16x2x8 +256 +1 +scale=channel, map=sign", table[2]
+    )
+    assert re.search(r"place +1x16x16 +256 +32 +no layer", "\n".join(table))
+
+
+def test_members_of_a_population_are_what_they_are_alone(tmp_path: Path):
+    """Dropout too; in float, for a rounded sum that turns a sign would be another network."""
+    fields = VIT | {"epochs": 2, "max_steps_per_epoch": 3, "method": "float", "float_layers": ""}
+    fields |= {"optimizer": "sgd", "learning_rate": 0.1}  # Adam makes steps of rounding
+    members = [(config.parse(fields | {"seed": seed}), tmp_path / f"{seed}") for seed in (1, 2)]
+    population.run_population(members)
+    run(tmp_path / "alone", **fields | {"seed": 2})
+    for one, other in zip(lines_of(tmp_path / "2"), lines_of(tmp_path / "alone"), strict=True):
+        np.testing.assert_allclose(one["train_loss"], other["train_loss"], rtol=1e-4)
+
+
+def test_sensitivity_of_every_layer(tmp_path: Path):
+    fields = VIT | {"method": "float", "stage": "validation", "epochs": 1, "float_layers": ""}
+    run(tmp_path / "run", **fields)
+    with pytest.raises(UserError, match="would be imported"):
+        sensitivity.load_trained(tmp_path / "run")
+    measured = sensitivity.load_trained(tmp_path / "run", NAMED)
+    for name in ("zero_shot", "weight_error"):
+        scores, _ = sensitivity.measure(measured, name)
+        assert len(scores) == 8
+        assert all(np.isfinite(scores))
+    latent = measured.latents[1]
+    scale = np.abs(latent).mean(0)
+    error = float(((latent - np.where(latent < 0, -scale, scale)) ** 2).sum())
+    assert scores[1] == pytest.approx(error, rel=1e-4)
+
+
+# --- Where weights come from ----------------------------------------------------------------------
+
+
+def flat(tree: Any) -> dict[str, Any]:
+    return dict(flax.traverse_util.flatten_dict(tree, sep="/"))
+
+
+def test_a_float_network_of_plain_optax_is_made_binary(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    """Trained without jaxbin, saved by safetensors, and better at once than from scratch."""
+    spec = data.spec("mnist_5k")
+    split = data.load(spec, stage="full", data_dir="").train
+    network, optimizer = own_networks.small(10, 64), optax.adam(2e-3)
+    images = normalize(split.images, spec.mean, spec.std)
+    params = network.init(jax.random.key(0), images[:1])["params"]
+
+    @jax.jit
+    def step(params: Any, state: Any, images: Any, labels: Any) -> Any:
+        def loss(params: Any) -> Any:
+            return cross_entropy(network.apply({"params": params}, images), labels).mean()
+
+        updates, state = optimizer.update(jax.grad(loss)(params), state)
+        return optax.apply_updates(params, updates), state
+
+    state = optimizer.init(params)
+    for place in range(0, 2 * len(split), 100):
+        rows = slice(place % len(split), place % len(split) + 100)
+        params, state = step(params, state, images[rows], split.labels[rows])
+    arrays = {name.replace("/", "."): np.asarray(array) for name, array in flat(params).items()}
+    safetensors.numpy.save_file(arrays | {"step": np.zeros(1)}, tmp_path / "float.safetensors")
+
+    fields = {"network": "own_networks:small", "network_options": '{"width": 64}'}
+    fields |= {"stage": "full", "method": "binary", "scale": "channel", "max_steps_per_epoch": 5}
+    fields |= {"epochs": 1, "learning_rate": 0.001}
+    run(tmp_path / "scratch", **fields)
+    run(tmp_path / "binary", **fields, initialize_from=str(tmp_path / "float.safetensors"))
+    log = (tmp_path / "binary" / "log.txt").read_text()
+    assert "float.safetensors: 4 arrays taken; left in the file: step\n" in log
+    scratch, binary = (
+        lines_of(tmp_path / name)[-1]["test_accuracy"] for name in ("scratch", "binary")
+    )
+    assert binary > scratch + 0.1
+
+
+def test_what_a_file_lacks_stays_as_initialized(tmp_path: Path):
+    fields = {"network": "own_networks:small", "epochs": 1, "max_steps_per_epoch": 1}
+    source = tmp_path / "part.safetensors"
+    kernel = np.full((784, 8), 0.5, np.float16)
+    safetensors.numpy.save_file({"params/layers_1/kernel": kernel}, source)
+    run(tmp_path / "run", **fields, initialize_from=str(source), learning_rate=1e-9)
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert "1 arrays taken; not in the file, as initialized: params/layers_1/bias, params/l" in log
+    parsed = freeze.read_configuration(tmp_path / "run", "own_networks:small")
+    spec, network = parsed.dataset_spec, parsed.build_network()
+    params = freeze.stored_variables(tmp_path / "run", network, spec, 1)["params"]
+    np.testing.assert_allclose(params["layers_1"]["kernel"], 0.5, atol=1e-6)
+    assert np.abs(params["layers_3"]["kernel"]).max() > 0
+
+
+@pytest.mark.parametrize(
+    ("arrays", "name", "problem"),
+    [
+        ({"a/b": np.zeros(2)}, "x.safetensors", r"holds nothing for this network: it has a/b; acc"),
+        ({"layers_1/kernel": np.zeros((2, 2))}, "x.safetensors", r"has shape \(2, 2\); the ne"),
+        ({}, "x.bin", r"x.bin' is not accepted; accepted: a run directory, or a file .safetensors"),
+        (None, "x.safetensors", r"cannot be read: "),
+        (None, "none", r"holds no run"),
+    ],
+)  # fmt: skip
+def test_files_of_other_weights_are_refused(tmp_path: Path, arrays: Any, name: str, problem: str):
+    path = tmp_path / name
+    if arrays is not None:
+        safetensors.numpy.save_file(arrays, path)
+    elif name != "none":
+        path.write_bytes(b"nothing")
+    with pytest.raises(UserError, match=problem):
+        run(tmp_path / "run", network="own_networks:small", initialize_from=str(path), epochs=1)
+    assert not (tmp_path / "run").exists()
+
+
+# --- Networks that others wrote -------------------------------------------------------------------
+
+
+def test_a_network_from_an_installed_package(tmp_path: Path):
+    """`jax_resnet` knows no `train`: it asks whether its statistics may change."""
+    fields = {"network": "jax_resnet:ResNet18", "dataset": "synthetic", "batch_size": 16}
+    options = {"n_classes": 10, "hidden_sizes": [4, 4, 8, 8]}
+    fields |= {"network_options": json.dumps(options), "synthetic_examples": 64, "scale": "channel"}
+    fields |= {"epochs": 3, "method": "binary", "float_layers": "1,22", "learning_rate": 0.01}
+    run(tmp_path / "run", **fields)
+    losses = [line["train_loss"] for line in lines_of(tmp_path / "run")]
+    assert losses[-1] < losses[0]
+    assert lines_of(tmp_path / "run")[-1]["binary_layers"] == list(range(2, 22))
+    output = tmp_path / "model.jaxbin"
+    named = ["--network=jax_resnet:ResNet18", "--checkpoint=last"]
+    export.main([f"--workdir={tmp_path / 'run'}", f"--output={output}", *named])
+    made = jaxbin.load(output, network="jax_resnet:ResNet18")
+    parsed = freeze.read_configuration(tmp_path / "run", "jax_resnet:ResNet18")
+    split = data.load(parsed.dataset_spec, stage="validation", data_dir="", seed=parsed.seed)
+    accuracy = (
+        made.predict(split.evaluation.images).logits.argmax(1) == split.evaluation.labels
+    ).mean()
+    assert accuracy == pytest.approx(lines_of(tmp_path / "run")[-1]["validation_accuracy"])
+
+
+def test_grouped_convolutions_and_batch_norm(tmp_path: Path, digits: data.Split):
+    fields = VIT | {"network": "own_networks:Separable", "float_layers": "stem,head"}
+    fields |= {"network_options": '{"outputs": 10}', "epochs": 3, "method": "binary"}
+    run(tmp_path / "run", **fields)
+    output = tmp_path / "model.jaxbin"
+    named = ["--network=own_networks:Separable", "--checkpoint=last", f"--output={output}"]
+    export.main([f"--workdir={tmp_path / 'run'}", *named])
+    model = jaxbin.load(output, network=own_networks.Separable)
+    assert model.artifact.kernels["deep1"].shape == (8, 2)  # nine inputs for each of eight outputs
+    accuracy = (model.predict(digits.images).logits.argmax(1) == digits.labels).mean()
+    assert accuracy == pytest.approx(lines_of(tmp_path / "run")[-1]["test_accuracy"], abs=0.002)
+
+
+def test_a_network_of_jaxbins_layers_chooses_them(tmp_path: Path):
+    fields = {"network": "own_networks:Chosen", "epochs": 1, "max_steps_per_epoch": 2}
+    parsed = config.parse(fields | {"method": "binary"})
+    assert parsed.layer_names == ("last",)
+    run(tmp_path / "run", **dataclasses.asdict(parsed))
+    output = tmp_path / "m.jaxbin"
+    named = ["--network=own_networks:Chosen", f"--output={output}"]
+    export.main([f"--workdir={tmp_path / 'run'}", *named])
+    model = jaxbin.load(output, network="own_networks:Chosen")
+    assert model.artifact.kernels["last"].dtype == np.uint8
+    assert isinstance(model.artifact.definition.held.network, nn.Module)

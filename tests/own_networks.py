@@ -1,0 +1,123 @@
+"""Networks as users write them, which know nothing of jaxbin."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+import jaxbin
+
+
+class Block(nn.Module):
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        y = nn.LayerNorm()(x)
+        x = x + nn.MultiHeadDotProductAttention(2, name="attention")(y)
+        y = nn.gelu(nn.Dense(2 * x.shape[-1], name="up")(nn.LayerNorm()(x)))
+        y = nn.Dropout(0.1, deterministic=not train)(y)
+        return x + nn.Dense(x.shape[-1], name="down")(y)
+
+
+class SmallViT(nn.Module):
+    """A vision transformer of square patches."""
+
+    classes: int
+    width: int = 16
+    patch: int = 7
+    blocks: int = 1
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+        size = (self.patch, self.patch)
+        x = nn.Conv(self.width, size, size, name="embed")(images)
+        x = x.reshape(x.shape[0], -1, self.width)
+        x = x + self.param("place", nn.initializers.normal(0.02), (1, x.shape[1], self.width))
+        for number in range(self.blocks):
+            x = Block(name=f"block{number + 1}")(x, train)
+        return nn.Dense(self.classes, name="head")(nn.LayerNorm()(x).mean(axis=1))
+
+
+class Separable(nn.Module):
+    """Depthwise convolutions, each followed by one over channels, with batch norm."""
+
+    outputs: int
+    widths: tuple[int, ...] = (16,)
+
+    @nn.compact
+    def __call__(self, images: jax.Array, training: bool) -> jax.Array:
+        x = nn.Conv(8, (3, 3), (2, 2), name="stem")(images)
+        for number, width in enumerate(self.widths, start=1):
+            groups = x.shape[-1]
+            x = nn.Conv(groups, (3, 3), (2, 2), feature_group_count=groups, name=f"deep{number}")(x)
+            x = nn.relu(nn.BatchNorm(not training, momentum=0.9, name=f"norm{number}")(x))
+            x = nn.Conv(width, (1, 1), name=f"wide{number}")(x)
+        return nn.Dense(self.outputs, name="head")(nn.relu(x).mean(axis=(1, 2)))
+
+
+class Plain(nn.Module):
+    """No normalization, no `train`; layers are defined in another order than they are called."""
+
+    def setup(self) -> None:
+        self.last, self.first = nn.Dense(10), nn.Dense(12)
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        return self.last(nn.relu(self.first(images.reshape(len(images), -1))))
+
+
+class Chosen(nn.Module):
+    """One layer of jaxbin's, and one that stays as it is."""
+
+    classes: int
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+        x = nn.relu(nn.Dense(12, name="plain")(images.reshape(len(images), -1)))
+        return jaxbin.Dense(self.classes, name="last")(x)
+
+
+class Stack(nn.Module):
+    """Dense layers in a scan over them."""
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        class One(nn.Module):
+            @nn.compact
+            def __call__(self, x: jax.Array, _: None) -> tuple[jax.Array, None]:
+                return nn.relu(nn.Dense(10)(x)), None
+
+        stack = nn.scan(One, variable_axes={"params": 0}, split_rngs={"params": True}, length=3)
+        return stack(name="stack")(nn.Dense(10)(images.reshape(len(images), -1)), None)[0]
+
+
+class NoLayer(nn.Module):
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        bias = self.param("bias", nn.initializers.zeros, (10,))
+        return images.reshape(len(images), -1)[:, :10] + bias
+
+
+class Counting(nn.Module):
+    """A variable in a collection of its own."""
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        self.variable("counts", "calls", lambda: jnp.zeros(()))
+        return nn.Dense(10)(images.reshape(len(images), -1))
+
+
+class Random(nn.Module):
+    """Dropout that is never turned off."""
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        return nn.Dropout(0.5, deterministic=False)(nn.Dense(10)(images.reshape(len(images), -1)))
+
+
+def small(classes: int, width: int = 8) -> nn.Module:
+    """A function that returns a network."""
+    return nn.Sequential(
+        [lambda x: x.reshape(len(x), -1), nn.Dense(width), nn.relu, nn.Dense(classes)]
+    )
+
+
+def text() -> str:
+    return "no network"
