@@ -61,9 +61,8 @@ def step_key(inputs: EpochInputs, index: jax.Array, layout: Layout) -> jax.Array
     """The key of a step's dropout, which differs from device to device."""
     # Numbers 0 and 1 are those of `epoch_keys`.
     key = jax.random.fold_in(jax.random.fold_in(_epoch_key(inputs), 2), index)
-    if layout.axis_name is None:
-        return key
-    return jax.random.fold_in(key, jax.lax.axis_index(layout.axis_name))
+    axis = layout.axis_name
+    return jax.random.fold_in(key, 0 if axis is None else jax.lax.axis_index(axis))
 
 
 def _epoch_key(inputs: EpochInputs) -> jax.Array:
