@@ -113,6 +113,7 @@ def load_trained(workdir: Path) -> Trained:
         data_dir=run.data_dir,
         split_file=run.split_file or None,
         seed=run.seed,
+        workers=run.input_workers,
     )
     names = forward_order(network, spec.image_shape)
     precision = matmul_precision(run)

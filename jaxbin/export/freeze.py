@@ -186,6 +186,9 @@ def read_configuration(workdir: Path) -> config.Config:
         raise UserError(f"workdir={str(workdir)!r} holds no run: there is no config.json")
     stored = run_directory.read_configuration(workdir)
     run = config.Config(**{k: config.check_value(k, stored[k]) for k in config.FIELDS})
+    if data.names.scheme(run.dataset):  # what it was then: it may have moved, or be gone
+        spec = data.recorded.from_json(run.dataset, stored[run_directory.SPEC])
+        vars(run)["dataset_spec"] = spec  # where a cached property keeps its value
     try:
         config.check_layers(run)
     except UserError as error:
@@ -242,7 +245,7 @@ def _training(
     there = os.path.exists(workdir / "environment.json")
     commit = finished.read_environment(workdir)["commit"] if there else None
     return {
-        "dataset": run.dataset,
+        "dataset": data.names.label(run.dataset),  # not where it lay
         "stage": run.stage,
         "method": run.method,
         **({"order": run.order} if run.method == "iterative" else {}),
