@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 
 from jaxbin.data.imagenet.synsets import synsets
-from jaxbin.data.images import evaluation_image, training_image
 from jaxbin.data.sources import ImageFolder, stored_images
 from jaxbin.data.specs import DataError, Dataset, DatasetSpec, Stream
 
@@ -56,6 +55,8 @@ def load_imagenet(spec: DatasetSpec, data_dir: str, stored: Path | None) -> Data
     Raises:
       DataError: there is no such data, or it cannot be read.
     """
+    from jaxbin.data.images import evaluation_image, training_image  # and with them Pillow
+
     root = Path(data_dir).expanduser()
     if stored is not None:
         train, validation = (stored_images(stored, split) for split in ("train", "validation"))
