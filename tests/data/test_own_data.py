@@ -168,7 +168,7 @@ def test_photographs_are_turned_and_sixteen_bits_rounded(tmp_path: Path):
     upright = np.asarray(Image.open(path).transpose(Image.Transpose.ROTATE_270))
     np.testing.assert_array_equal(dataset.train.images[0, ..., 0], upright)
     for k in range(4):
-        save(np.full((3, 3), 257 * 100 + 200, np.uint16), tmp_path / f"b/train/{k % 2}/{k}.png")
+        save(np.full((3, 3), 257 * 100 + 130, np.uint16), tmp_path / f"b/train/{k % 2}/{k}.png")
     assert (loaded(f"folder:{tmp_path / 'b'}").train.images == 101).all()
 
 
