@@ -40,7 +40,7 @@ class Config:
         "", 'arguments of a network of your own, in JSON, as {"width": 64}'
     )
     depth: int = fields.at_least(0, 0, "layers of network='resnet': 20, 32, 44, 56 or 110; else 0")
-    dataset: str = fields.one_of("mnist_5k", "the dataset", data.DATASETS)
+    dataset: str = fields.field("mnist_5k", data.HELP, *data.ACCEPTED)
     data_dir: str = fields.field(
         "~/tensorflow_datasets", "TFDS data directory: read, or filled if the dataset is missing"
     )
@@ -140,10 +140,10 @@ class Config:
     )
     dispatch: str = fields.one_of("auto", "by whole epochs or steps", ("auto", "epoch", "step"))
     image_size: int = fields.between(
-        224, 1, 4096, "dataset='imagenet2012': side of the images, in pixels"
+        0, 0, 4096, "side that images are scaled to; 0: 224 of imagenet2012, own ones as they are"
     )
     input_workers: int = fields.at_least(
-        -1, -1, "dataset='imagenet2012': processes that decode; -1: one per core, 0: none"
+        -1, -1, "processes that decode streamed images; -1: one per core, 0: none"
     )
     synthetic_shape: tuple[int, int, int] = fields.field(
         (32, 32, 3),
@@ -248,28 +248,27 @@ class Config:
     @property
     def streamed(self) -> bool:
         """Whether the dataset is too large for memory and comes batch by batch."""
-        return self.dataset == "imagenet2012"
+        return self.dataset_spec.streamed
 
     @property
     def network_label(self) -> str:
         """The network's name, as "resnet20", or "SmallViT" of one's own."""
         return registry.label(self.network.rpartition(":")[2], self.depth)
 
-    @property
+    @functools.cached_property
     def dataset_spec(self) -> data.DatasetSpec:
-        """What is known of the dataset before it is read."""
+        """What is known of the dataset before it is read; of a stored run, what it recorded."""
         return data.spec(
             self.dataset,
             image_size=self.image_size,
+            data_dir=self.data_dir,
             synthetic_shape=self.synthetic_shape,
             synthetic_classes=self.synthetic_classes,
             synthetic_examples=self.synthetic_examples,
         )
 
 
-FIELDS: dict[str, dataclasses.Field[Any]] = {
-    field.name: field for field in dataclasses.fields(Config)
-}
+FIELDS: dict[str, dataclasses.Field[Any]] = {one.name: one for one in dataclasses.fields(Config)}
 
 
 def base_config(**values: Any) -> ml_collections.ConfigDict:
@@ -331,4 +330,5 @@ def describe_fields() -> str:
 def to_json(config: Config) -> dict[str, Any]:
     """The resolved configuration, as `config.json` holds it."""
     resolved = {"order_layers": config.order_layers, "layer_names": config.layer_names}
-    return dataclasses.asdict(config) | resolved
+    side = config.dataset_spec.image_shape[0] if config.dataset == "imagenet2012" else None
+    return dataclasses.asdict(config) | resolved | ({"image_size": side} if side else {})

@@ -25,7 +25,10 @@ def check(config: "Config", spec: data.DatasetSpec) -> None:
             f"examples of {config.dataset}"
         )
     if config.streamed and config.dispatch == "epoch":
-        raise UserError("dispatch='epoch' is not for dataset='imagenet2012'; accepted: auto, step")
+        raise UserError(
+            f"dispatch='epoch' is not for dataset={config.dataset!r}, which is streamed; accepted: "
+            "auto, step"
+        )
     if config.split_file:
         data.read_split_file(config.split_file, spec)
     _check_rates(config)

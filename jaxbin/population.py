@@ -73,7 +73,9 @@ def run_population(
         if population_key(config) != population_key(members[0][0]):
             raise UserError(f"{workdir}: its configuration does not fit into the population")
         if config.streamed:
-            raise UserError(f"dataset={config.dataset!r} is not accepted in a population")
+            raise UserError(
+                f"dataset={config.dataset!r} is not accepted in a population: it is streamed"
+            )
         if jax.process_count() > 1:
             raise UserError("a population takes one process; several are for one run")
         check_devices(config, Population(len(members)))

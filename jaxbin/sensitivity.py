@@ -119,6 +119,7 @@ def load_trained(workdir: Path, network: str = "") -> Trained:
         data_dir=run.data_dir,
         split_file=run.split_file or None,
         seed=run.seed,
+        workers=run.input_workers,
     )
     names = forward_order(built, spec.image_shape)
     precision = matmul_precision(run)

@@ -95,7 +95,7 @@ def train(
 
         def claim() -> None:
             for config, workdir in members:
-                stack.enter_context(run_directory.claim(workdir, config))
+                stack.enter_context(run_directory.claim(workdir, config, dataset.spec))
 
         processes.from_first(claim)
         program = Program(first, dataset, layout)
@@ -235,11 +235,20 @@ def load_dataset(config: Config) -> data.Dataset:
         prepare = functools.partial(data.prepare, config.dataset, config.data_dir, logger.info)
         processes.from_first(prepare)
     logger.info("reading %s", config.dataset)
+    spec = config.dataset_spec
+    if jax.process_count() > 1 and data.names.scheme(config.dataset):
+        # What takes a pass over all images is computed once, and is the same in all processes.
+        spec = processes.from_first(lambda: _loaded(config, spec).spec)
+    return _loaded(config, spec)
+
+
+def _loaded(config: Config, spec: data.DatasetSpec) -> data.Dataset:
     return data.load(
-        config.dataset_spec,
+        spec,
         stage=config.stage,
         data_dir=config.data_dir,
         split_file=config.split_file or None,
         seed=config.seed,
+        workers=config.input_workers,
         report=logger.info,
     )

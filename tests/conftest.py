@@ -58,7 +58,14 @@ LONG = (
 # `-m quick`: each room's own tests, as far as they take no time.
 QUICK = {
     *("test_binarize", "test_layers", "test_methods", "test_orders", "test_parq", "test_schedule"),
-    *("test_config", "test_data", "test_data_preparation", "test_data_stored", "test_cache"),
+    *(
+        "test_config",
+        "test_data",
+        "test_data_preparation",
+        "test_data_stored",
+        "test_own_data",
+        "test_cache",
+    ),
     *("test_augment", "test_checkpoint", "test_run_directory", "test_advice"),
     *("test_artifact", "test_torch_import", "test_images", "test_api"),
 }

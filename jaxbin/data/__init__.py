@@ -7,11 +7,24 @@ TensorFlow is never needed.
 
 from jaxbin.data.loading import check_directory, load
 from jaxbin.data.originals.preparation import prepare
-from jaxbin.data.specs import DATASETS, DataError, Dataset, DatasetSpec, Split, Stream, spec
+from jaxbin.data.own import names, recorded
+from jaxbin.data.specs import (
+    ACCEPTED,
+    DATASETS,
+    HELP,
+    DataError,
+    Dataset,
+    DatasetSpec,
+    Split,
+    Stream,
+    spec,
+)
 from jaxbin.data.splits import SplitPositions, read_split_file
 
 __all__ = [
+    "ACCEPTED",
     "DATASETS",
+    "HELP",
     "DataError",
     "Dataset",
     "DatasetSpec",
@@ -20,7 +33,9 @@ __all__ = [
     "Stream",
     "check_directory",
     "load",
+    "names",
     "prepare",
     "read_split_file",
+    "recorded",
     "spec",
 ]

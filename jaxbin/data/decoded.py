@@ -5,7 +5,6 @@ to the dataset's files as they were; it is checked when it is read, and whatever
 the dataset is decoded again.
 """
 
-import contextlib
 import hashlib
 import json
 import os
@@ -13,11 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import safetensors
-import safetensors.numpy
 
-from jaxbin.common import cache, files
-from jaxbin.common.errors import UserError
+from jaxbin.common import cache
+from jaxbin.data import kept
 from jaxbin.data.specs import DatasetSpec
 
 _ARRAYS = ("images", "labels", "order")
@@ -43,9 +40,9 @@ def decoded_split(directory: Path, split: str, spec: DatasetSpec) -> Decoded:
       DataError: the directory cannot be read, or holds something other than the spec says.
     """
     path = _path(directory, split, spec)
-    kept = _read(path, split, spec) if path else None
-    if kept is not None:
-        return kept
+    found = _read(path, split, spec) if path else None
+    if found is not None:
+        return found
     from jaxbin.data import stored  # TFDS takes more than a second to import.
 
     records = stored.read_records(directory, split, spec)
@@ -55,7 +52,7 @@ def decoded_split(directory: Path, split: str, spec: DatasetSpec) -> Decoded:
         order = stored.stored_positions(records)
     decoded = Decoded(images, labels, order)
     if path:
-        _write(path, decoded)
+        kept.write(path, {name: getattr(decoded, name) for name in _ARRAYS})
     return decoded
 
 
@@ -84,34 +81,14 @@ def _path(directory: Path, split: str, spec: DatasetSpec) -> Path | None:
 
 def _read(path: Path, split: str, spec: DatasetSpec) -> Decoded | None:
     """What a file holds, if it is what was written, and what the spec says."""
-    try:
-        with safetensors.safe_open(path, framework="np") as file:
-            decoded = Decoded(*(file.get_tensor(name) for name in _ARRAYS))
-            checksum = file.metadata()["sha256"]
-    except Exception:  # safetensors and NumPy raise whatever they trip over
+    arrays = kept.read(path, _ARRAYS)
+    if arrays is None:
         return None
+    decoded = Decoded(*arrays)
     n = spec.original_train_examples if split == "train" else spec.test_examples
     of_spec = (
         decoded.images.shape == (n, *spec.image_shape)
         and decoded.labels.shape == decoded.order.shape == (n,)
         and 0 <= decoded.labels.min() <= decoded.labels.max() < spec.classes
     )
-    return decoded if of_spec and checksum == _checksum(decoded) else None
-
-
-def _write(path: Path, decoded: Decoded) -> None:
-    """Keep what was decoded; if that cannot be, it is no harm."""
-    arrays = {name: np.ascontiguousarray(getattr(decoded, name)) for name in _ARRAYS}
-    with contextlib.suppress(OSError, UserError):
-        path.parent.mkdir(exist_ok=True)
-        content = safetensors.numpy.save(arrays, {"sha256": _checksum(decoded)})
-        files.write_bytes(path, content)
-
-
-def _checksum(decoded: Decoded) -> str:
-    """Of the arrays, their types included."""
-    digest = hashlib.sha256()
-    for array in (decoded.images, decoded.labels, decoded.order):
-        digest.update(f"{array.dtype.str}{array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()
+    return decoded if of_spec else None

@@ -11,6 +11,7 @@ from jaxbin.data.decoded import Decoded, decoded_split
 from jaxbin.data.imagenet import dataset
 from jaxbin.data.originals.files import ORIGINALS
 from jaxbin.data.originals.preparation import find_version, ignore_message, prepare_spec
+from jaxbin.data.own import names
 from jaxbin.data.specs import DataError, Dataset, DatasetSpec, Split
 from jaxbin.data.splits import SplitPositions
 
@@ -45,6 +46,7 @@ def load(
     data_dir: str,
     split_file: str | None = None,
     seed: int = 0,
+    workers: int = 0,
     report: Callable[[str], None] = ignore_message,
 ) -> Dataset:
     """Loads the training split, and the validation ("validation") or test split ("full").
@@ -52,7 +54,8 @@ def load(
     `data_dir` is a TFDS data directory; what mnist or cifar10 lack there is downloaded and
     prepared first, which `report` is told of. `split_file` replaces the 45,000 / 5,000 split of
     cifar10; the sizes in the returned `spec` are then those of the file. `seed` draws the
-    synthetic images and matters to nothing else.
+    synthetic images and matters to nothing else. Of a dataset of the user's own the returned `spec`
+    has mean and deviation; so many `workers` may decode it, see `streaming.open_batches`.
 
     Raises:
       DataError: data is missing, damaged or asked for wrongly.
@@ -78,6 +81,10 @@ def load(
             f"published, {len(loaded.evaluation):,} to evaluate on"
         )
         return loaded
+    if names.scheme(spec.name):
+        from jaxbin.data.own.loading import load_own  # what streams imports more
+
+        return load_own(spec, evaluation, data_dir, workers, report)
     if positions is None:
         positions = splits.default_positions(spec)
     return _load_stored(spec, stage, data_dir, positions, report)

@@ -56,15 +56,15 @@ class TrainingBatches:
         order = sequence(self.seed, epoch, len(self.stream))
         chosen = order[step * self.batch_size + np.array(self.rows)]
         describe = self.stream.source.describe
-        batch = _empty_batch(len(self.rows), self.stream.side)
+        batch = _empty_batch(len(self.rows), self.stream.image_shape)
         for row, (encoded, label) in enumerate(self.stream.source.read(chosen.tolist())):
             example = int(chosen[row])
             image = batch["images"][row]
             if self.augment:
                 uniform = images.draws(self.seed, epoch, example)
-                images.training_image(encoded, uniform, describe(example), image)
+                self.stream.training_image(encoded, uniform, describe(example), image)
             else:
-                images.evaluation_image(encoded, describe(example), image)
+                self.stream.evaluation_image(encoded, describe(example), image)
             batch["labels"][row] = label
         return batch
 
@@ -91,16 +91,17 @@ class EvaluationBatches:
         # Padding is not counted, but it has to be something.
         chosen = [min(start + row, last) for row in self.rows]
         describe = self.stream.source.describe
-        batch = _empty_batch(len(self.rows), self.stream.side)
+        batch = _empty_batch(len(self.rows), self.stream.image_shape)
         for row, (encoded, label) in enumerate(self.stream.source.read(chosen)):
-            images.evaluation_image(encoded, describe(chosen[row]), batch["images"][row])
+            self.stream.evaluation_image(encoded, describe(chosen[row]), batch["images"][row])
             batch["labels"][row] = label
         return batch
 
 
-def _empty_batch(rows: int, side: int) -> dict[str, np.ndarray]:
-    """Room for uint8 (rows, side, side, 3) and int32 (rows,)."""
-    return {"images": np.empty((rows, side, side, 3), np.uint8), "labels": np.empty(rows, np.int32)}
+def _empty_batch(rows: int, image_shape: tuple[int, int, int]) -> dict[str, np.ndarray]:
+    """Room for uint8 (rows, height, width, channels) and int32 (rows,)."""
+    room = np.empty((rows, *image_shape), np.uint8)
+    return {"images": room, "labels": np.empty(rows, np.int32)}
 
 
 @functools.lru_cache(maxsize=2)

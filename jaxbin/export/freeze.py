@@ -233,6 +233,9 @@ def read_configuration(workdir: Path, network: str = "") -> config.Config:
         )
     if network and network != run.network:
         raise UserError(f"network={shown(network)} is not the run's, {shown(run.network)}")
+    if data.names.scheme(run.dataset):  # what it was then: it may have moved, or be gone
+        spec = data.recorded.from_json(run.dataset, stored[run_directory.SPEC])
+        vars(run)["dataset_spec"] = spec  # where a cached property keeps its value
     try:
         config.check_layers(run)
     except UserError as error:
@@ -289,7 +292,7 @@ def _training(
     there = os.path.exists(workdir / "environment.json")
     commit = finished.read_environment(workdir)["commit"] if there else None
     return {
-        "dataset": run.dataset,
+        "dataset": data.names.label(run.dataset),  # not where it lay
         "stage": run.stage,
         "method": run.method,
         **({"order": run.order} if run.method == "iterative" else {}),

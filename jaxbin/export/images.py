@@ -8,9 +8,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageColor, ImageOps
+from PIL import Image, ImageColor
 
 from jaxbin.common.errors import UserError, shown
+from jaxbin.data import pictures
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 """What is an image in a folder; anything else there is passed over, and said to be."""
@@ -54,20 +55,17 @@ def read_image(
             with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
                 if not resize:  # before it is decoded: it may be huge
                     _check_size(name, image, size)
-                frames = int(getattr(image, "n_frames", 1))
-                if frames > 1 and image.format != "MPO":  # photographs may carry a second, smaller
+                frames = pictures.several_frames(image)
+                if frames:
                     raise UserError(
                         f"image {name!r} is an animation or has pages, {frames} of them; "
                         "accepted: one"
                     )
-                gray = image.mode == "I" and image.format in ("PNG", "PPM")
-                turned = ImageOps.exif_transpose(image)
-                if gray or image.mode.startswith("I;16"):
-                    turned = _eight_bits(turned)
+                turned = pictures.upright(image)
                 _check_mode(name, turned)
                 flat = _opaque(name, turned, background)
                 # Scaled before colours are dropped, so that gray is rounded once.
-                scaled = ImageOps.fit(flat, size, Image.Resampling.BILINEAR) if resize else flat
+                scaled = pictures.fitted(flat, size) if resize else flat
                 pixels = np.asarray(scaled.convert(mode))
     except UserError:
         raise
@@ -89,26 +87,15 @@ def _check_size(name: str, image: Image.Image, size: tuple[int, int]) -> None:
         )
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Gray of 16 bits as gray of 8. Pillow itself would clip it: nearly all of it to white."""
-    values = np.asarray(image).astype(np.int64)
-    return Image.fromarray(((values + 128) // 257).clip(0, 255).astype(np.uint8))
-
-
 def _opaque(name: str, image: Image.Image, background: str | None) -> Image.Image:
     """The image without transparency: before `background`, where it has any."""
-    if not image.has_transparency_data:
-        return image
-    colours = image.convert("RGBA")
-    if colours.getchannel("A").getextrema()[0] == 255:
-        return colours.convert("RGB")
-    if background is None:
+    flat = pictures.opaque(image, parse_color(background) if background is not None else None)
+    if flat is None:
         raise UserError(
             f"image {name!r} is transparent in places, and what is behind them matters; accepted: "
             "an opaque image, or --background=black, or another colour"
         )
-    behind = Image.new("RGBA", colours.size, (*parse_color(background), 255))
-    return Image.alpha_composite(behind, colours).convert("RGB")
+    return flat
 
 
 def parse_color(text: str) -> tuple[int, int, int]:

@@ -52,6 +52,9 @@ _HELD = (errno.EWOULDBLOCK, errno.EACCES)
 
 _SPLIT = "split_file_sha256"
 
+SPEC = "dataset_spec"
+"""What `config.json` holds of a dataset of the user's own."""
+
 
 def default_workdir(config: Config) -> Path:
     """`logs/` and a name made of dataset, stage, network, method, rule, learning rate and seed."""
@@ -60,7 +63,7 @@ def default_workdir(config: Config) -> Path:
         "sensitivity": f"sensitivity-{config.sensitivity_layer}",
     }.get(config.method, config.method)
     parts = (
-        config.dataset,
+        data.names.label(config.dataset),
         config.stage,
         config.network_label,
         method,
@@ -154,6 +157,8 @@ def _names(config: Config, there: Mapping[str, Any]) -> list[str]:
     A run can be given more epochs, unless its learning rate was to reach 0 in the last of them.
     """
     may_differ: set[str] = set(_MAY_DIFFER)
+    if not (config.dataset == "imagenet2012" or data.names.scheme(config.dataset)):
+        may_differ.add("image_size")
     if config.rate_schedule == "milestones" and config.epochs > there["epochs"]:
         may_differ.add("epochs")
     return [name for name in to_json(config) if name not in may_differ]
@@ -163,13 +168,20 @@ def _differing(there: Mapping[str, Any], config: Config, names: Sequence[str]) -
     """Which of the fields `names` differ between a stored run and this one, and how.
 
     A split file counts by its content, wherever it lies; that of a run of a version that did not
-    keep its checksum by its path.
+    keep its checksum by its path. So does a dataset of the user's own.
     """
     here = json.loads(json.dumps(to_json(config))) | _checksums(config)
     compared = list(names)
     if "split_file" in names and _SPLIT in there:
         compared[compared.index("split_file")] = _SPLIT
-    return [
+    moved: list[str] = []
+    if "dataset" in names and data.names.scheme(config.dataset) and SPEC in there:
+        spec = data.recorded.from_json(config.dataset, there[SPEC])
+        moved = data.recorded.differences(spec, config.dataset_spec)
+        if data.names.scheme(there["dataset"]) == data.names.scheme(config.dataset):
+            compared.remove("dataset")
+            compared.remove("image_size")  # which the spec tells
+    return moved + [
         f"{name} ({shown(there.get(name))} there, {shown(here.get(name))} here)"
         for name in compared
         if there.get(name) != here.get(name)
@@ -196,6 +208,11 @@ def read_configuration(directory: Path) -> dict[str, Any]:
     stored = files.read_json(path)
     if not isinstance(stored, dict):
         raise UserError(f"{path} is no configuration of a run; accepted: a JSON object")
+    if isinstance(stored.get("dataset"), str) and data.names.scheme(stored["dataset"]):
+        try:
+            data.recorded.from_json(stored["dataset"], stored.get(SPEC))
+        except UserError as error:
+            raise UserError(f"{path} is no configuration of a run: {error}") from None
     lists = {"order_layers": int, "layer_names": str}  # what was resolved
     defaults = {name: field.default for name, field in FIELDS.items()}
     content = json.loads(json.dumps(defaults)) | {name: [] for name in lists} | stored
@@ -212,11 +229,17 @@ def read_configuration(directory: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def claim(workdir: Path, config: Config) -> Generator[None]:
+def claim(workdir: Path, config: Config, spec: data.DatasetSpec) -> Generator[None]:
     """Keep `workdir` for this process; create it, and the files that describe the run.
 
+    Args:
+      workdir: the directory.
+      config: the run.
+      spec: of its dataset, as loaded.
+
     Raises:
-      UserError: the directory cannot be written to, or another process has it.
+      UserError: the directory cannot be written to, another process has it, or the run in it saw
+        other images.
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -230,13 +253,32 @@ def claim(workdir: Path, config: Config) -> Generator[None]:
         with files.written(path):
             # Not replaced: the lock is on this very file.
             path.write_text(f"process {os.getpid()} on {platform.node()}\n", encoding="utf-8")
+        content = to_json(config) | _checksums(config)
+        own = bool(data.names.scheme(config.dataset))
         if not (workdir / "config.json").exists():
+            content |= {SPEC: data.recorded.to_json(spec)} if own else {}
             files.write_json(workdir / "environment.json", provenance.environment())
-            files.write_json(workdir / "config.json", to_json(config) | _checksums(config))
-        elif read_configuration(workdir)["epochs"] < config.epochs:
-            (workdir / "summary.json").unlink(missing_ok=True)  # it has not ended any more
-            files.write_json(workdir / "config.json", to_json(config) | _checksums(config))
+            files.write_json(workdir / "config.json", content)
+        else:
+            there = read_configuration(workdir)
+            content |= {SPEC: there[SPEC]} if own else {}
+            _check_images(workdir, there, spec)
+            if there["epochs"] < config.epochs:
+                (workdir / "summary.json").unlink(missing_ok=True)  # it has not ended any more
+                files.write_json(workdir / "config.json", content)
         yield
+
+
+def _check_images(workdir: Path, there: Mapping[str, Any], spec: data.DatasetSpec) -> None:
+    """Raise a UserError if a run's own dataset is not any more what the run has recorded."""
+    if not data.names.scheme(spec.name):
+        return
+    differing = data.recorded.differences(data.recorded.from_json(spec.name, there[SPEC]), spec)
+    if differing:
+        raise UserError(
+            f"workdir={str(workdir)!r} belongs to other images: {', '.join(differing)}; choose "
+            "another --workdir"
+        )
 
 
 def _lock(workdir: Path, file: BinaryIO) -> None:

@@ -14,7 +14,8 @@ from PIL import Image
 
 from jaxbin import data, prepare
 from jaxbin.common.errors import UserError
-from jaxbin.data.imagenet import dataset, originals, preparation
+from jaxbin.data import sources
+from jaxbin.data.imagenet import originals, preparation
 from jaxbin.data.imagenet.synsets import synsets, validation_synsets
 
 TRAIN, VALIDATION = train_images(3, 2), validation_images(4)
@@ -34,7 +35,7 @@ def prepared(source: Path, data_dir: Path, **changed: Any) -> tuple[Path, list[s
 
 
 def content(directory: Path, split: str) -> list[tuple[bytes, int]]:
-    images = dataset._stored_images(directory, split)
+    images = sources.stored_images(directory, split)
     return images.read(range(len(images)))
 
 

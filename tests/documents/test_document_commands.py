@@ -71,6 +71,7 @@ COMMANDS = {
     r"python -m experiments\.(run|protocol|measure|report|collect|zoo|population)": "--help",
     r"python -m jaxbin\.main": f"--config=configs/quickstart.py {STEPS}",
     r"python -m jaxbin\.main --config=(configs/)?mnist_300(\.py)?.*": DIGITS,
+    r"python -m jaxbin\.main --config=mine\.py .*folder:.*": STEPS,
     r"python -m jaxbin\.main --config=mine\.py .*": STEPS,
     r"python -c .*": "",
     r"XLA_FLAGS=\S+ python -m jaxbin\.main --config=configs/quickstart\.py": STEPS,
@@ -268,6 +269,10 @@ def place(checkout: Path, environment: dict, tmp_path: Path) -> Path:
     for name in (*DIGIT_FILES, "labeled/4/a.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         Image.fromarray(digit[..., 0]).save(tmp_path / name)
+    for k in range(140):
+        path = tmp_path / "flowers" / "train" / ("daisy", "tulip")[k % 2] / f"{k}.png"
+        path.parent.mkdir(exist_ok=True, parents=True)
+        path.hardlink_to(tmp_path / DIGIT_FILES[0])
     positions = np.arange(50_000).tolist()
     split = f'{{"train": {positions[5000:]}, "validation": {positions[:5000]}}}'
     (tmp_path / "split.json").write_text(split, encoding="utf-8")

@@ -59,7 +59,7 @@ def test_of_two_that_start_together_one_is_refused(tmp_path: Path):
 
 def test_a_population_does_not_take_a_directory_twice(tmp_path: Path):
     parsed = config.parse(config.base_config(epochs=1, max_steps_per_epoch=1))
-    claimed = run_directory.claim(tmp_path / "run", parsed)
+    claimed = run_directory.claim(tmp_path / "run", parsed, parsed.dataset_spec)
     with claimed, pytest.raises(UserError, match="is in use by"):
         population.run_population([(parsed, tmp_path / "other"), (parsed, tmp_path / "run")])
     with pytest.raises(UserError, match="is in use by"):

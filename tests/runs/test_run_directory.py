@@ -26,7 +26,7 @@ def test_a_directory_on_nfs_is_used_a_second_time(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(fcntl, "flock", lock_as_nfs_does)
     for _ in range(2):
         run_directory.check(tmp_path / "run", CONFIG)
-        with run_directory.claim(tmp_path / "run", CONFIG):
+        with run_directory.claim(tmp_path / "run", CONFIG, CONFIG.dataset_spec):
             pass
 
 
@@ -44,7 +44,7 @@ def test_a_filesystem_without_locks(
     monkeypatch.setattr(logging.getLogger("jaxbin"), "propagate", True)
     for _ in range(2):
         run_directory.check(tmp_path / "run", CONFIG)
-        with run_directory.claim(tmp_path / "run", CONFIG):
+        with run_directory.claim(tmp_path / "run", CONFIG, CONFIG.dataset_spec):
             pass
     assert "where nothing can be locked: let one process at a time use it" in caplog.text
 
@@ -55,7 +55,7 @@ def test_a_filesystem_without_locks(
 def test_locks_that_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, message: str
 ):
-    with run_directory.claim(tmp_path / "run", CONFIG):
+    with run_directory.claim(tmp_path / "run", CONFIG, CONFIG.dataset_spec):
         pass
 
     def refuse(*_: object) -> None:
@@ -77,7 +77,7 @@ def test_a_split_file_counts_by_its_content(tmp_path: Path):
     fields = {"dataset": "cifar10", "network": "vgg5", "split_file": first}
     parsed = config.parse(fields)
     workdir = tmp_path / "run"
-    with run_directory.claim(workdir, parsed):
+    with run_directory.claim(workdir, parsed, parsed.dataset_spec):
         pass
     run_directory.check(workdir, parsed)
     moved = split(tmp_path / "moved.json", list(range(200)), [300, 301])

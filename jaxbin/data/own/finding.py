@@ -1,0 +1,33 @@
+"""Finds a dataset of the user's own by its name."""
+
+from jaxbin.data.own import folder, names, npz, prepared
+from jaxbin.data.own.found import Found, spec_of
+from jaxbin.data.specs import DataError, DatasetSpec
+
+
+def find(name: str, data_dir: str) -> Found:
+    """The dataset of a name as "folder:DIR"; nothing but listings and headers is read.
+
+    Raises:
+      DataError: it is not there, or not what it should be.
+    """
+    try:
+        if names.scheme(name) == "folder":
+            return folder.find_folder(name)
+        if names.scheme(name) == "npz":
+            return npz.find_npz(name)
+        return prepared.find_prepared(name, data_dir)
+    except OSError as error:
+        where = error.filename or names.place(name)
+        raise DataError(
+            f"dataset={name!r}: {where} cannot be read: {error.strerror or error}"
+        ) from None
+
+
+def own_spec(name: str, image_size: int, data_dir: str) -> DatasetSpec:
+    """What is known of it before it is loaded: `mean` and `std` are empty.
+
+    Raises:
+      DataError: as `find`, or its images have not the sizes that they should.
+    """
+    return spec_of(find(name, data_dir), image_size)

@@ -1,0 +1,131 @@
+"""folder:DIR: images in DIR/train/CLASS/*, and in validation/ and test/ likewise."""
+
+import hashlib
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from jaxbin.data.own import names
+from jaxbin.data.own.found import Found, check_classes, divided
+from jaxbin.data.own.headers import looks_of
+from jaxbin.data.pictures import SUFFIXES, evaluation_picture, training_picture
+from jaxbin.data.sources import ImageFolder
+from jaxbin.data.specs import DataError, Source
+
+_FOLDERS = {"train": ("train",), "validation": ("validation", "val"), "test": ("test",)}
+_LAYOUT = "train/CLASS/*.png (or .jpg, .jpeg)"
+
+
+@dataclass
+class _Listing:
+    """What is found while folders are listed.
+
+    Attributes:
+      content: names, sizes and times, which a fingerprint is made of.
+      encoded_bytes: of all images.
+      passed_over: files that are no images, and folders within a class's.
+    """
+
+    content: list[str] = field(default_factory=list)
+    encoded_bytes: int = 0
+    passed_over: list[str] = field(default_factory=list)
+
+
+def find_folder(name: str) -> Found:
+    """The dataset in a folder.
+
+    Raises:
+      DataError: it has not the layout that it should.
+      OSError: a folder cannot be listed.
+    """
+    root = Path(names.place(name)).expanduser()
+    folders = _split_folders(name, root)
+    class_names = tuple(path.name for path in _class_folders(folders["train"]))
+    if not class_names:
+        raise DataError(f"dataset={name!r}: {folders['train']} has no folder; accepted: {_LAYOUT}")
+    check_classes(name, class_names)
+    listing = _Listing()
+    listing.content.append(str(root.absolute()))
+    images = {split: _listed(path, class_names, listing) for split, path in folders.items()}
+    fingerprint = hashlib.sha256(os.fsencode("\0".join(listing.content))).hexdigest()
+    looks = looks_of(list(images.values()), fingerprint)
+    given: dict[str, Source] = dict(images)
+    passed = listing.passed_over
+    note = f"{root}: passed over {len(passed)} that are no PNG or JPEG file, the first {passed[:1]}"
+    return Found(
+        name=name,
+        class_names=class_names,
+        channels=looks.channels,
+        size=looks.size,
+        unlike=looks.unlike,
+        scalable=True,
+        splits=divided(name, given, len(class_names)),
+        training_image=training_picture,
+        evaluation_image=evaluation_picture,
+        fingerprint=fingerprint,
+        encoded_bytes=listing.encoded_bytes,
+        notes=(note,) if passed else (),
+    )
+
+
+def _split_folders(name: str, root: Path) -> dict[str, Path]:
+    if not root.is_dir():
+        what = "is no folder" if root.exists() else "does not exist"
+        raise DataError(
+            f"dataset={name!r}: {str(root)!r} {what}; accepted: a folder that holds {_LAYOUT}"
+        )
+    found: dict[str, Path] = {}
+    for split, called in _FOLDERS.items():
+        there = [root / one for one in called if (root / one).is_dir()]
+        if len(there) > 1:
+            raise DataError(f"dataset={name!r} has both {there[0]} and {there[1]}; accepted: one")
+        if there:
+            found[split] = there[0]
+    if "train" not in found:
+        raise DataError(
+            f"dataset={name!r}: {str(root)!r} has no folder train; accepted: {_LAYOUT}, and if you "
+            "like validation/ and test/ likewise"
+        )
+    return found
+
+
+def _class_folders(folder: Path) -> list[Path]:
+    """Sorted by name, as other libraries number classes; hidden ones are none."""
+    paths = (path for path in folder.iterdir() if path.is_dir())
+    return sorted(path for path in paths if not path.name.startswith("."))
+
+
+def _listed(folder: Path, class_names: tuple[str, ...], listing: _Listing) -> ImageFolder:
+    """The images of a split."""
+    labels = {class_name: label for label, class_name in enumerate(class_names)}
+    found, numbers = [], []
+    for path in _class_folders(folder):
+        if path.name not in labels:
+            few = ", ".join(class_names[:5]) + (", ..." if len(class_names) > 5 else "")
+            raise DataError(f"{path} is called like no class of train; accepted: {few}")
+        files = _images_in(path, listing)
+        if not files:
+            raise DataError(f"{path} holds no image; accepted: {', '.join(SUFFIXES)}")
+        found += [os.fsencode(f"{path.name}/{file.name}") for file in files]
+        numbers += [labels[path.name]] * len(files)
+        sizes = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        listing.content.append(f"{folder.name}/{path.name}{sizes}")
+        listing.encoded_bytes += sum(size for _, size, _ in sizes)
+    if not found:
+        raise DataError(f"{folder} holds no folder of a class; accepted: {folder}/CLASS/*")
+    return ImageFolder(str(folder), np.array(found), np.array(numbers, np.int32))
+
+
+def _images_in(folder: Path, listing: _Listing) -> list[os.DirEntry[str]]:
+    files = []
+    with os.scandir(folder) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            if entry.name.startswith("."):
+                continue
+            if entry.name.lower().endswith(SUFFIXES) and entry.is_file():
+                files.append(entry)
+            else:
+                listing.passed_over.append(f"{folder.name}/{entry.name}")
+    return files

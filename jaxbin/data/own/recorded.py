@@ -1,0 +1,87 @@
+"""What a run's config.json holds of a dataset of the user's own, for when it is gone."""
+
+import dataclasses
+import json
+import math
+from typing import Any
+
+from jaxbin.common.errors import UserError, shown
+from jaxbin.data.own.found import MOST_CLASSES
+from jaxbin.data.specs import DatasetSpec
+
+_COUNTS = ("train_examples", "validation_examples", "test_examples")
+_DEFINES = ("image_shape", "class_names", *_COUNTS)
+
+# A quarter of a level of 255: no two decoders differ by as much in the mean, other images do.
+_SAME_NORMALIZATION = 1e-3
+
+_LARGEST = 1e6
+
+
+def to_json(spec: DatasetSpec) -> dict[str, Any]:
+    """All of a spec but its name, as `from_json` takes it."""
+    content: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(spec)))
+    del content["name"], content["classes"]
+    return content
+
+
+def from_json(name: str, content: Any) -> DatasetSpec:
+    """The spec of a run's dataset.
+
+    Raises:
+      UserError: it is none.
+    """
+    if not isinstance(content, dict):
+        raise UserError(f"dataset_spec={shown(content)}; accepted: an object")
+    for key, fits in _ACCEPTED.items():
+        if not isinstance(content.get(key), (list, int)) or not fits(content[key]):
+            raise UserError(f"dataset_spec has {key}={shown(content.get(key))}")
+    shape, class_names = content["image_shape"], content["class_names"]
+    if not len(content["mean"]) == len(content["std"]) == shape[2]:
+        raise UserError("dataset_spec has not as many means and deviations as channels")
+    return DatasetSpec(
+        name=name,
+        image_shape=(shape[0], shape[1], shape[2]),
+        classes=len(class_names),
+        class_names=tuple(class_names),
+        mean=tuple(map(float, content["mean"])),
+        std=tuple(map(float, content["std"])),
+        **{count: content[count] for count in _COUNTS},
+    )
+
+
+def differences(there: DatasetSpec, here: DatasetSpec) -> list[str]:
+    """What differs between a dataset as it was and as it is, normalization if both know it."""
+    found = [
+        f"{name} ({shown(getattr(there, name))} there, {shown(getattr(here, name))} here)"
+        for name in _DEFINES
+        if getattr(there, name) != getattr(here, name)
+    ]
+    if not found and there.mean and here.mean:
+        pairs = zip((*there.mean, *there.std), (*here.mean, *here.std), strict=True)
+        if any(abs(one - other) > _SAME_NORMALIZATION for one, other in pairs):
+            found.append(f"its images' mean ({shown(there.mean)} there, {shown(here.mean)} here)")
+    return found
+
+
+def _is_list(value: Any, fits: Any, least: int, most: int) -> bool:
+    return isinstance(value, list) and least <= len(value) <= most and all(map(fits, value))
+
+
+def _is_count(value: Any, most: int) -> bool:
+    return type(value) is int and 1 <= value <= most
+
+
+def _is_number(value: Any, least: float) -> bool:
+    return type(value) in (int, float) and math.isfinite(value) and least <= value <= _LARGEST
+
+
+_ACCEPTED: dict[str, Any] = {
+    "image_shape": lambda value: _is_list(value, lambda size: _is_count(size, 4096), 3, 3),
+    "class_names": lambda value: _is_list(
+        value, lambda name: isinstance(name, str) and name.isprintable(), 2, MOST_CLASSES
+    ),
+    "mean": lambda value: _is_list(value, lambda mean: _is_number(mean, -_LARGEST), 1, 4096),
+    "std": lambda value: _is_list(value, lambda std: _is_number(std, 1 / _LARGEST), 1, 4096),
+    **dict.fromkeys(_COUNTS, lambda value: _is_count(value, 2**40)),
+}
