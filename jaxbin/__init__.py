@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from jaxbin.binarization.methods import Rule
     from jaxbin.binarization.schedule import mask_at
     from jaxbin.binarization.trees import Leaves, Selection, select
+    from jaxbin.binarization.wrapped import binarizable
     from jaxbin.common.errors import UserError
     from jaxbin.engine.step import create_state, make_eval_step, make_optimizer, make_train_step
     from jaxbin.export.artifact import pack
@@ -33,6 +34,7 @@ __all__ = [
     "Rule",
     "Selection",
     "UserError",
+    "binarizable",
     "create_state",
     "forward_order",
     "latent_weights",
@@ -61,6 +63,7 @@ _MODULES = {
     "binarization.methods": ("Rule",),
     "binarization.schedule": ("mask_at",),
     "binarization.trees": ("Leaves", "Selection", "select"),
+    "binarization.wrapped": ("binarizable",),
     "engine.step": ("create_state", "make_eval_step", "make_optimizer", "make_train_step"),
 }
 

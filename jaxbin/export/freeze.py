@@ -2,24 +2,23 @@
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 import flax.traverse_util
-import jax
 import numpy as np
 
 from jaxbin import config, data
 from jaxbin.binarization.layers import BINARIZATION, forward_order, norms_after, variable_shapes
-from jaxbin.binarization.methods import Rules, channel_scales
-from jaxbin.binarization.wrapped import Binarizable, Layer, layers_of
+from jaxbin.binarization.methods import Rules
+from jaxbin.binarization.wrapped import Binarizable, layers_of
 from jaxbin.common import files
 from jaxbin.common.errors import UserError, one_line, shown
-from jaxbin.export.artifact import FOLDED, OWN, UNFOLDED, VARIABLES, Artifact, pack
+from jaxbin.export import folding
+from jaxbin.export.artifact import FOLDED, OWN, UNFOLDED, Artifact
 from jaxbin.networks import own
-from jaxbin.networks.norm import EPSILON
 from jaxbin.runs import checkpoints, finished, run_directory
 
 PyTree = Any
@@ -93,20 +92,22 @@ def freeze_variables(
     flat = {
         name: np.asarray(array)
         for collection in ("params", "batch_stats", BINARIZATION)
-        for name, array in _flat(variables.get(collection, {})).items()
+        for name, array in folding.flat_arrays(variables.get(collection, {})).items()
     }
     definition = network if isinstance(network, Binarizable) else None
     rows = OWN if definition else UNFOLDED if precision == "bfloat16" else FOLDED
     norms = {} if definition else norms_after(network, spec.image_shape)
     if not definition:
-        _check_foldable(variables, {layer.name for layer in layers} | {*norms.values()})
-    _check_annealed(flat, layers)
+        folding.check_foldable(variables, {layer.name for layer in layers} | {*norms.values()})
+    folding.check_annealed(flat, layers)
     rules: Rules = getattr(network, "rules", Rules())
     columns = [
-        _channels(flat, layer, norms.get(layer.name, ""), rows, _scales(flat, layer, rules))
+        folding.channels(
+            flat, layer, norms.get(layer.name, ""), rows, folding.scales(flat, layer, rules)
+        )
         for layer in layers
     ]
-    others = _other_variables(variables, layers) if definition else {}
+    others = folding.other_variables(variables, layers) if definition else {}
     return Artifact(
         network=network_name[0],
         depth=network_name[1],
@@ -117,97 +118,11 @@ def freeze_variables(
         precision=precision,
         rows=rows,
         layers=tuple(layer.name for layer in layers),
-        kernels={layer.name: _kernel(flat, layer, float_dtype) for layer in layers} | others,
+        kernels={layer.name: folding.kernel(flat, layer, float_dtype) for layer in layers} | others,
         channels=np.concatenate(columns, axis=1).astype(np.float32),
         training=training or {},
         definition=definition,
     )
-
-
-def _kernel(flat: Mapping[str, np.ndarray], layer: Layer, float_dtype: Any) -> np.ndarray:
-    latent = flat[f"{layer.name}/kernel"]
-    if not flat[f"{layer.name}/mask"]:
-        return latent.astype(float_dtype)
-    # sign(0) = +1, for both zeros (docs/method.md section 1).
-    return pack(layer.to_matrix(~(latent < 0)))
-
-
-def _other_variables(
-    variables: Mapping[str, Any], layers: Sequence[Layer]
-) -> dict[str, np.ndarray]:
-    """All variables but the layers' kernels, by the names that an artifact has for them."""
-    kernels = {f"params/{layer.name}/kernel" for layer in layers}
-    return {
-        f"{VARIABLES}{collection}/{path}": array
-        for collection in own.TRAINED
-        for path, array in _flat(variables.get(collection, {})).items()
-        if f"{collection}/{path}" not in kernels
-    }
-
-
-def _check_foldable(variables: Mapping[str, Any], folded: set[str]) -> None:
-    modules = {path.rpartition("/")[0] for path in _flat(variables["params"])}
-    if others := sorted(modules - folded):
-        raise UserError(
-            f"this network cannot be exported: {', '.join(others)} is no layer, and no batch norm "
-            "right after one; accepted: networks of the paper, or jaxbin.binarizable(network, ...)"
-        )
-
-
-def _check_annealed(flat: Mapping[str, np.ndarray], layers: Sequence[Layer]) -> None:
-    for number, name in enumerate((layer.name for layer in layers), start=1):
-        progress = float(flat.get(f"{name}/progress", 1))
-        if flat[f"{name}/mask"] and progress < 1:
-            raise UserError(
-                f"layer {number} ({name}) is neither binary nor float, but annealed to "
-                f"{progress:.3g} of 1; accepted: a checkpoint of an epoch in which no layer is"
-            )
-
-
-def _scales(flat: Mapping[str, np.ndarray], layer: Layer, rules: Rules) -> np.ndarray:
-    """What a layer's weights of -1 and +1 are multiplied by, (outputs,); 1 for a float layer."""
-    latent = layer.to_matrix(flat[f"{layer.name}/kernel"])
-    if not flat[f"{layer.name}/mask"]:
-        return np.ones(latent.shape[-1])
-    return channel_scales(latent, rules.of(layer.name)).astype(np.float64)
-
-
-def _channels(
-    flat: Mapping[str, np.ndarray],
-    layer: Layer,
-    norm: str,
-    rows: tuple[str, ...],
-    scales: np.ndarray,
-) -> np.ndarray:
-    """What `Artifact.channels` holds of a layer, (rows, outputs), in float64.
-
-    Where there is no batch norm, `norm` is "" and finds nothing: scale 1, shift the bias. `scales`
-    are those of the layer's weights, (outputs,).
-    """
-    if rows == OWN:
-        return scales[None]
-    outputs = flat[f"{layer.name}/kernel"].shape[-1]
-    values = {
-        "bias": flat.get(f"{layer.name}/bias", np.zeros(outputs)),
-        "mean": flat.get(f"{norm}/mean", np.zeros(outputs)),
-        "var": flat.get(f"{norm}/var", np.full(outputs, 1 - EPSILON)),
-        "scale": flat.get(f"{norm}/scale", np.ones(outputs)),
-        "shift": flat.get(f"{norm}/bias", np.zeros(outputs)),
-    }
-    values = {row: value.astype(np.float64) for row, value in values.items()}
-    if rows == FOLDED:
-        scale = values["scale"] / np.sqrt(values["var"] + EPSILON)
-        shift = values["shift"] + (values["bias"] - values["mean"]) * scale
-        return np.stack([scale * scales, shift])
-    # (v y + bias - mean) / sqrt(var + epsilon), written as one without v.
-    scales = np.maximum(scales, np.finfo(np.float32).tiny ** 0.25)
-    for row in ("bias", "mean"):
-        values[row] = values[row] / scales
-    if norm:
-        values["var"] = (values["var"] + EPSILON) / scales**2 - EPSILON
-    else:
-        values["scale"] = values["scale"] * scales
-    return np.stack([values[row] for row in rows])
 
 
 def read_configuration(workdir: Path, network: str = "") -> config.Config:
@@ -303,7 +218,3 @@ def _training(
         "epoch": line["epoch"],
         summary["metric"]: line[summary["metric"]],
     }
-
-
-def _flat(tree: PyTree) -> dict[str, Any]:
-    return dict(flax.traverse_util.flatten_dict(jax.tree.map(np.asarray, tree), sep="/"))

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
 from absl import flags
 from imagenet_files import train_images, validation_images, write_tree
 from ml_collections import config_flags
@@ -71,6 +72,7 @@ COMMANDS = {
     r"python -m experiments\.(run|protocol|measure|report|collect|zoo|population)": "--help",
     r"python -m jaxbin\.main": f"--config=configs/quickstart.py {STEPS}",
     r"python -m jaxbin\.main --config=(configs/)?mnist_300(\.py)?.*": DIGITS,
+    r"python -m jaxbin\.main --config=mine\.py .*network=nets:.*": STEPS,
     r"python -m jaxbin\.main --config=mine\.py .*folder:.*": STEPS,
     r"python -m jaxbin\.main --config=mine\.py .*": STEPS,
     r"python -c .*": "",
@@ -278,9 +280,18 @@ def place(checkout: Path, environment: dict, tmp_path: Path) -> Path:
     (tmp_path / "split.json").write_text(split, encoding="utf-8")
     (tmp_path / "DIR").symlink_to(Path(environment["HOME"], "tensorflow_datasets", "imagenet2012"))
     (tmp_path / "mine.py").write_text(configuration_of_ones_own(), encoding="utf-8")
+    (tmp_path / "nets.py").write_text(network_of_ones_own(), encoding="utf-8")
+    kernel = {"head.kernel": np.zeros((64, 10), np.float32)}
+    safetensors.numpy.save_file(kernel, tmp_path / "float.safetensors")
     (tmp_path / "bin").mkdir()
     (tmp_path / "MEMBERS").write_text(json.dumps([member()]), encoding="utf-8")
     return tmp_path
+
+
+def network_of_ones_own() -> str:
+    """The first program of docs/own_network.md."""
+    text = (ROOT / "docs" / "own_network.md").read_text(encoding="utf-8")
+    return next(block for language, block in BLOCK.findall(text) if language == "python")
 
 
 def configuration_of_ones_own() -> str:

@@ -1,0 +1,137 @@
+"""The fields of a configuration: defaults, as published, explanations, and what is accepted."""
+
+import dataclasses
+
+from jaxbin import data
+from jaxbin.binarization import methods, schedule
+from jaxbin.common import fields
+from jaxbin.networks import own, registry
+
+
+@dataclasses.dataclass(frozen=True)
+class Fields:
+    """What a config file can say. Durations are in epochs."""
+
+    network: str = fields.field(
+        "mlp300",
+        "the network; or module:Name, one of your own (docs/own_network.md)",
+        f"{', '.join(registry.NETWORKS)}, module:Name",
+        lambda value: value in registry.NETWORKS or own.is_reference(value),
+    )
+    network_options: str = fields.field(
+        "", 'arguments of a network of your own, in JSON, as {"width": 64}'
+    )
+    depth: int = fields.at_least(0, 0, "layers of network='resnet': 20, 32, 44, 56 or 110; else 0")
+    dataset: str = fields.field("mnist_5k", data.HELP, *data.ACCEPTED)
+    data_dir: str = fields.field(
+        "~/tensorflow_datasets", "TFDS data directory: read, or filled if the dataset is missing"
+    )
+    download: bool = fields.field(False, "make data_dir, if it is not there, and download into it")
+    split_file: str = fields.field("", "cifar10: JSON file of training and validation positions")
+    stage: str = fields.one_of(
+        "validation",
+        "'validation': evaluate on the validation split; 'full': on the test set",
+        ("validation", "full"),
+    )
+    method: str = fields.one_of("iterative", "which layers are binary when", schedule.METHODS)
+    order: str = fields.field(
+        "forward",
+        "order of binarization: forward, reverse, ascend, descend, random, 132, 3,1,2 or a *.json",
+    )
+    sensitivity_layer: int = fields.at_least(0, 0, "method='sensitivity': the one binary layer")
+    scale: str = fields.one_of("none", "of binary weights (docs/methods.md)", methods.SCALES)
+    layer_scales: str = fields.field("", "other scales of single layers, as dense=he,1=none")
+    map: str = fields.one_of("sign", "what a layer is annealed by", methods.MAPS)
+    steepness: float = fields.real(
+        methods.STEEPNESS, "of map='parq' and 'tanh'", "0 < x <= 80", lambda x: 0 < x <= 80
+    )
+    anneal_epochs: int = fields.at_least(0, 0, "epochs from a layer's turn until it is binary")
+    grain: str = fields.one_of("layer", "what becomes binary at once", methods.GRAINS)
+    grain_order: str = fields.one_of(
+        "magnitude", "which weights of grain='weight' are first", methods.GRAIN_ORDERS
+    )
+    float_layers: str = fields.field("", "layers that are never binary, as conv1,20")
+    float_epochs: int = fields.at_least(0, 0, "epochs before the first layer's turn")
+    epochs: int = fields.at_least(450, 1, "epochs of a run")
+    epochs_per_layer: int = fields.at_least(150, 1, "'iterative': epochs from layer to layer")
+    milestones: tuple[int, ...] = fields.epochs((), "epochs at which the learning rate is reduced")
+    sensitivity_epochs: int = fields.at_least(
+        150, 1, "method='sensitivity': used instead of epochs"
+    )
+    sensitivity_milestones: tuple[int, ...] = fields.epochs((), "likewise, instead of milestones")
+    milestone_offset: int = fields.field(
+        0,
+        "added to milestones; -1: the published ResNet-20 convention",
+        "-1 or 0",
+        lambda value: value in (-1, 0),
+    )
+    milestone_factor: float = fields.real(
+        0.1, "factor on the learning rate at a milestone", "0 < x <= 1", lambda x: 0 < x <= 1
+    )
+    rate_schedule: str = fields.one_of(
+        "milestones", "of the learning rate (docs/methods.md)", schedule.RATE_SCHEDULES
+    )
+    warmup_epochs: int = fields.at_least(0, 0, "epochs in which the learning rate rises from 0")
+    batch_size: int = fields.at_least(100, 1, "examples in a training step, over all devices")
+    accumulation_steps: int = fields.at_least(
+        1, 1, "parts that a training batch is taken in, for small memories; batch norm sees a part"
+    )
+    eval_batch_size: int = fields.at_least(1000, 1, "examples in an evaluation step, all devices")
+    optimizer: str = fields.one_of("adam", "the optimizer", ("adam", "sgd"))
+    learning_rate: float = fields.real(
+        0.1, "learning rate before the first milestone", "a number > 0", lambda x: x > 0
+    )
+    momentum: float = fields.real(0.9, "of optimizer='sgd'", "0 <= x < 1", lambda x: 0 <= x < 1)
+    nesterov: bool = fields.field(False, "Nesterov's momentum for optimizer='sgd'")
+    label_smoothing: float = fields.real(
+        0.0, "share of a training label spread over all classes", "0 <= x < 1", lambda x: 0 <= x < 1
+    )
+    weight_decay: float = fields.real(
+        0.0, "added to the gradient of every parameter", "a number >= 0", lambda x: x >= 0
+    )
+    augment: bool = fields.field(False, "crop and flip training images at random")
+    seed: int = fields.field(
+        316,
+        "of initialization, sequence of examples and augmentation",
+        "a whole number from 0 to 4294967295",
+        lambda value: 0 <= value < 2**32,
+    )
+    latent_reset: bool = fields.field(False, "the published evaluation's reset of latent weights")
+    precision: str = fields.one_of(
+        "float32",
+        "of products: float32, tf32 (GPU) or bfloat16; latent weights stay float32",
+        ("float32", "tf32", "bfloat16"),
+    )
+    max_steps_per_epoch: int = fields.at_least(0, 0, "for short tries: steps in an epoch; 0: all")
+    patience: int = fields.at_least(
+        0, 0, "stop when the best accuracy is that many epochs old, all layers due binary; 0: never"
+    )
+    evaluate_train: bool = fields.field(False, "evaluate on the training split too")
+    evaluate_only: bool = fields.field(False, "evaluate the run's last checkpoint and stop")
+    list_layers: bool = fields.field(False, "print the network's numbered layers and stop")
+    initialize_from: str = fields.field(
+        "", "run directory or file (docs/own_network.md) whose weights training starts from"
+    )
+    checkpoint_every: int = fields.at_least(1, 1, "epochs between checkpoints")
+    checkpoint_every_steps: int = fields.at_least(
+        0, 0, "save the place in the epoch every so many steps; 0: only when the run is stopped"
+    )
+    histograms: bool = fields.field(False, "latent weights for TensorBoard")
+    compilation_cache: str = fields.field(
+        "", "of compiled programs: a directory, off, or the user's"
+    )
+    dispatch: str = fields.one_of("auto", "by whole epochs or steps", ("auto", "epoch", "step"))
+    image_size: int = fields.between(
+        0, 0, 4096, "side that images are scaled to; 0: 224 of imagenet2012, own ones as they are"
+    )
+    input_workers: int = fields.at_least(
+        -1, -1, "processes that decode streamed images; -1: one per core, 0: none"
+    )
+    synthetic_shape: tuple[int, int, int] = fields.field(
+        (32, 32, 3),
+        "dataset='synthetic': shape of an image",
+        "three whole numbers >= 1 and <= 4096: height, width, channels",
+        lambda value: len(value) == 3 and min(value) >= 1 and max(value) <= 4096,
+    )
+    synthetic_classes: int = fields.between(10, 2, 100_000, "dataset='synthetic': classes")
+    synthetic_examples: int = fields.at_least(10_000, 2, "dataset='synthetic': training examples")

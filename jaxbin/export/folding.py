@@ -1,0 +1,107 @@
+"""What becomes of trained variables in an artifact: bits, scales, batch norm folded."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.traverse_util
+import numpy as np
+
+from jaxbin.binarization.methods import Rules, channel_scales
+from jaxbin.binarization.wrapped import Layer
+from jaxbin.common.errors import UserError
+from jaxbin.export.artifact import FOLDED, OWN, VARIABLES, pack
+from jaxbin.networks import own
+from jaxbin.networks.norm import EPSILON
+
+
+def kernel(flat: Mapping[str, np.ndarray], layer: Layer, float_dtype: Any) -> np.ndarray:
+    """A layer's kernel: its signs packed if its mask is set, else its latent weights."""
+    latent = flat[f"{layer.name}/kernel"]
+    if not flat[f"{layer.name}/mask"]:
+        return latent.astype(float_dtype)
+    # sign(0) = +1, for both zeros (docs/method.md section 1).
+    return pack(layer.to_matrix(~(latent < 0)))
+
+
+def other_variables(variables: Mapping[str, Any], layers: Sequence[Layer]) -> dict[str, np.ndarray]:
+    """All variables but the layers' kernels, by the names that an artifact has for them."""
+    kernels = {f"params/{layer.name}/kernel" for layer in layers}
+    return {
+        f"{VARIABLES}{collection}/{path}": array
+        for collection in own.TRAINED
+        for path, array in flat_arrays(variables.get(collection, {})).items()
+        if f"{collection}/{path}" not in kernels
+    }
+
+
+def check_foldable(variables: Mapping[str, Any], folded: set[str]) -> None:
+    """Raise a UserError if a network has parameters in other modules than these."""
+    modules = {path.rpartition("/")[0] for path in flat_arrays(variables["params"])}
+    if others := sorted(modules - folded):
+        raise UserError(
+            f"this network cannot be exported: {', '.join(others)} is no layer, and no batch norm "
+            "right after one; accepted: networks of the paper, or jaxbin.binarizable(network, ...)"
+        )
+
+
+def check_annealed(flat: Mapping[str, np.ndarray], layers: Sequence[Layer]) -> None:
+    """Raise a UserError if a layer is neither float nor wholly binary."""
+    for number, name in enumerate((layer.name for layer in layers), start=1):
+        progress = float(flat.get(f"{name}/progress", 1))
+        if flat[f"{name}/mask"] and progress < 1:
+            raise UserError(
+                f"layer {number} ({name}) is neither binary nor float, but annealed to "
+                f"{progress:.3g} of 1; accepted: a checkpoint of an epoch in which no layer is"
+            )
+
+
+def scales(flat: Mapping[str, np.ndarray], layer: Layer, rules: Rules) -> np.ndarray:
+    """What a layer's weights of -1 and +1 are multiplied by, (outputs,); 1 for a float layer."""
+    latent = layer.to_matrix(flat[f"{layer.name}/kernel"])
+    if not flat[f"{layer.name}/mask"]:
+        return np.ones(latent.shape[-1])
+    return channel_scales(latent, rules.of(layer.name)).astype(np.float64)
+
+
+def channels(
+    flat: Mapping[str, np.ndarray],
+    layer: Layer,
+    norm: str,
+    rows: tuple[str, ...],
+    scales: np.ndarray,
+) -> np.ndarray:
+    """What `Artifact.channels` holds of a layer, (rows, outputs), in float64.
+
+    Where there is no batch norm, `norm` is "" and finds nothing: scale 1, shift the bias. `scales`
+    are those of the layer's weights, (outputs,).
+    """
+    if rows == OWN:
+        return scales[None]
+    outputs = flat[f"{layer.name}/kernel"].shape[-1]
+    values = {
+        "bias": flat.get(f"{layer.name}/bias", np.zeros(outputs)),
+        "mean": flat.get(f"{norm}/mean", np.zeros(outputs)),
+        "var": flat.get(f"{norm}/var", np.full(outputs, 1 - EPSILON)),
+        "scale": flat.get(f"{norm}/scale", np.ones(outputs)),
+        "shift": flat.get(f"{norm}/bias", np.zeros(outputs)),
+    }
+    values = {row: value.astype(np.float64) for row, value in values.items()}
+    if rows == FOLDED:
+        scale = values["scale"] / np.sqrt(values["var"] + EPSILON)
+        shift = values["shift"] + (values["bias"] - values["mean"]) * scale
+        return np.stack([scale * scales, shift])
+    # (v y + bias - mean) / sqrt(var + epsilon), written as one without v.
+    scales = np.maximum(scales, np.finfo(np.float32).tiny ** 0.25)
+    for row in ("bias", "mean"):
+        values[row] = values[row] / scales
+    if norm:
+        values["var"] = (values["var"] + EPSILON) / scales**2 - EPSILON
+    else:
+        values["scale"] = values["scale"] * scales
+    return np.stack([values[row] for row in rows])
+
+
+def flat_arrays(tree: Any) -> dict[str, np.ndarray]:
+    """The arrays of a nested dict by their paths, joined by "/"."""
+    flat: dict[str, Any] = dict(flax.traverse_util.flatten_dict(tree, sep="/"))
+    return {path: np.asarray(array) for path, array in flat.items()}
