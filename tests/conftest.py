@@ -2,9 +2,12 @@
 
 import gc
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import compilations
 import jax
 import pytest
 from warm_python import warm_python
@@ -64,11 +67,19 @@ QUICK = {
 }
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """One cache for a session, made before its workers are started."""
+    if not hasattr(config, "workerinput"):
+        os.environ[compilations.VARIABLE] = tempfile.mkdtemp(prefix="jaxbin-compiled-")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        shutil.rmtree(os.environ[compilations.VARIABLE], ignore_errors=True)
+
+
 def pytest_collection_finish() -> None:
-    """What is there by now stays: looking through it again and again takes a tenth of the time."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(100_000, 50, 100)
+    compilations.collect_less_garbage()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -91,12 +102,7 @@ def forgotten() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def quick_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The directory of a `python` that has imported everything already."""
-    variables = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
+    variables = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     with warm_python(tmp_path_factory.mktemp("python"), ROOT, variables) as directory:
         yield directory
 
@@ -110,9 +116,6 @@ def user_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def compilation_cache() -> None:
     """Compile what several runs have in common once: most of the tests' time is XLA's."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("jax")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-    yield
-    jax.config.update("jax_compilation_cache_dir", None)
+    compilations.share()

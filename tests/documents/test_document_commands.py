@@ -249,12 +249,7 @@ def environment(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
     home = tmp_path_factory.mktemp("home")
     folder = home / "tensorflow_datasets" / "imagenet2012"
     write_tree(folder, train_images(3, 4), validation_images(5))
-    variables = os.environ | {
-        "HOME": str(home),
-        "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": str(home / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
+    variables = os.environ | {"HOME": str(home), "JAX_PLATFORMS": "cpu"}
     with warm_python(tmp_path_factory.mktemp("python"), checkout, variables) as python:
         yield variables | {"PATH": os.pathsep.join([str(python), os.environ["PATH"]])}
 

@@ -14,19 +14,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import compilations
 import jax
 import numpy as np
 from helpers import TIMES, run, stored
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.py"
-# The processes of a session compile what they have in common once.
+# Of processes that import for themselves, and may be ended while they write into it.
 _KEPT = tempfile.TemporaryDirectory(prefix="jaxbin-cache-")
-_CACHE = os.environ.setdefault("JAXBIN_TESTS_CACHE", _KEPT.name)  # in what is forked, too
-
 
 # Processes that have imported everything: it takes two seconds each time.
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["jaxbin.train", "jaxbin.runs.advice", "ml_collections"])
+_FORKS.set_forkserver_preload(["processes", "preloaded"])
 
 
 class Started:
@@ -79,8 +78,7 @@ def _main(arguments: list[str], workdir: Path) -> None:
     os.dup2(file, 1)
     os.dup2(file, 2)
     jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_compilation_cache_dir", _CACHE)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    compilations.share()
     sys.argv = ["jaxbin.main", *arguments]
     runpy.run_module("jaxbin.main", run_name="__main__", alter_sys=True)
 
@@ -97,7 +95,7 @@ def start_anew(
             env=os.environ
             | {
                 "JAX_PLATFORMS": "cpu",
-                "JAX_COMPILATION_CACHE_DIR": _CACHE,
+                "JAX_COMPILATION_CACHE_DIR": _KEPT.name,
                 "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             },
         )
