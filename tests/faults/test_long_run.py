@@ -42,7 +42,10 @@ def test_a_long_run_stays_as_it_was(tmp_path: Path, capsys: pytest.CaptureFixtur
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert len(lines) == EPOCHS
     seconds = [line["duration_seconds"] for line in lines]
-    early, late = statistics.median(seconds[EPOCHS // 4 : EPOCHS // 2]), statistics.median(seconds[3 * EPOCHS // 4 :])
+    early, late = (
+        statistics.median(seconds[EPOCHS // 4 : EPOCHS // 2]),
+        statistics.median(seconds[3 * EPOCHS // 4 :]),
+    )
     with capsys.disabled():
         print(f"\n{growth:.0f} bytes an epoch, epochs {late / early:.2f} times as long at the end")
     # The line of an epoch's metrics stays in memory: a thousand bytes or two.
