@@ -19,6 +19,13 @@ def share() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
+def variables() -> dict[str, str]:
+    """What makes a process share, too, that imports for itself, and is not killed as it writes."""
+    directory = os.environ[VARIABLE]
+    seconds = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
+    return {"JAX_COMPILATION_CACHE_DIR": directory, seconds: "0"}
+
+
 def _put(cache: lru_cache.LRUCache, key: str, value: bytes) -> None:
     """As JAX's own, but at once: others read meanwhile, and tests kill processes that write."""
     directory = Path(cache.path)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import compilations
 import jax
+import programs
 import pytest
 from warm_python import warm_python
 
@@ -95,6 +96,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def forgotten() -> Iterator[None]:
     """Every run compiles functions of its own, which JAX keeps, gigabytes in a whole session."""
     yield
+    programs.forget()
     jax.clear_caches()
     gc.collect()
 
