@@ -8,7 +8,8 @@ from pathlib import Path
 import jax
 from jax._src import lru_cache
 
-# Set by the process that pytest was started as; its workers, and what they start, inherit it.
+# A directory. The process that pytest was started as makes it; its workers, and what they start,
+# inherit it. One that the user has named, absolute, is kept for the next session.
 VARIABLE = "JAXBIN_TESTS_CACHE"
 
 

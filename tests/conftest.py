@@ -45,17 +45,21 @@ def optimizations(request: pytest.FixtureRequest) -> Iterator[None]:
 LONG = (
     "test_document_commands",
     "test_parity",
-    "test_killed",
-    "test_training",
     "test_streamed_runs",
     "test_signals",
+    "test_killed",
     "test_population",
-    "test_annealed_runs",
     "test_experiments",
-    "test_sensitivity",
-    "test_damaged",
-    "test_devices",
     "test_documents",
+    "test_training",
+    "test_annealed_runs",
+    "test_inference",
+    "test_devices",
+    "test_long_run",
+    "test_freeze",
+    "test_damaged",
+    "test_sensitivity",
+    "test_installed",
 )
 
 
@@ -68,15 +72,19 @@ QUICK = {
 }
 
 
+MADE = pytest.StashKey[str]()
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    """One cache for a session, made before its workers are started."""
-    if not hasattr(config, "workerinput"):
-        os.environ[compilations.VARIABLE] = tempfile.mkdtemp(prefix="jaxbin-compiled-")
+    """One cache for a session, made before its workers are started, or what the user names."""
+    if compilations.VARIABLE not in os.environ:
+        config.stash[MADE] = tempfile.mkdtemp(prefix="jaxbin-compiled-")
+        os.environ[compilations.VARIABLE] = config.stash[MADE]
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    if not hasattr(config, "workerinput"):
-        shutil.rmtree(os.environ[compilations.VARIABLE], ignore_errors=True)
+    if MADE in config.stash:
+        shutil.rmtree(config.stash[MADE], ignore_errors=True)
 
 
 def pytest_collection_finish() -> None:
