@@ -2,10 +2,14 @@
 
 import gc
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import compilations
 import jax
+import programs
 import pytest
 from warm_python import warm_python
 
@@ -41,17 +45,21 @@ def optimizations(request: pytest.FixtureRequest) -> Iterator[None]:
 LONG = (
     "test_document_commands",
     "test_parity",
-    "test_killed",
-    "test_training",
     "test_streamed_runs",
     "test_signals",
+    "test_killed",
     "test_population",
-    "test_annealed_runs",
     "test_experiments",
-    "test_sensitivity",
-    "test_damaged",
-    "test_devices",
     "test_documents",
+    "test_training",
+    "test_annealed_runs",
+    "test_inference",
+    "test_devices",
+    "test_long_run",
+    "test_freeze",
+    "test_damaged",
+    "test_sensitivity",
+    "test_installed",
 )
 
 
@@ -71,11 +79,23 @@ QUICK = {
 }
 
 
+MADE = pytest.StashKey[str]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """One cache for a session, made before its workers are started, or what the user names."""
+    if compilations.VARIABLE not in os.environ:
+        config.stash[MADE] = tempfile.mkdtemp(prefix="jaxbin-compiled-")
+        os.environ[compilations.VARIABLE] = config.stash[MADE]
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if MADE in config.stash:
+        shutil.rmtree(config.stash[MADE], ignore_errors=True)
+
+
 def pytest_collection_finish() -> None:
-    """What is there by now stays: looking through it again and again takes a tenth of the time."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(100_000, 50, 100)
+    compilations.collect_less_garbage()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -91,6 +111,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def forgotten() -> Iterator[None]:
     """Every run compiles functions of its own, which JAX keeps, gigabytes in a whole session."""
     yield
+    programs.forget()
     jax.clear_caches()
     gc.collect()
 
@@ -98,12 +119,7 @@ def forgotten() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def quick_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The directory of a `python` that has imported everything already."""
-    variables = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
+    variables = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     with warm_python(tmp_path_factory.mktemp("python"), ROOT, variables) as directory:
         yield directory
 
@@ -117,9 +133,6 @@ def user_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def compilation_cache() -> None:
     """Compile what several runs have in common once: most of the tests' time is XLA's."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("jax")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-    yield
-    jax.config.update("jax_compilation_cache_dir", None)
+    compilations.share()

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import programs
 
 from jaxbin import config, data, train
 from jaxbin.engine.devices import Alone, Layout
@@ -28,14 +29,15 @@ class StopAt(Requests):
         return 15 if look == self.look else None
 
 
-def run(workdir: Path, requests: Requests | None = None, **fields: Any) -> dict[str, Any]:
-    return train.run(config.parse(fields), workdir, requests)
+def run(workdir: Path, **fields: Any) -> dict[str, Any]:
+    """A run; its program may be that of another run with the same fields."""
+    return programs.run(config.parse(fields), workdir)
 
 
 def stop(workdir: Path, look: int, **fields: Any) -> None:
-    """A run that is asked to stop at a look, and does."""
+    """A run that is asked to stop at a look, and does; who goes on with it has another program."""
     try:
-        run(workdir, StopAt(look), **fields)
+        train.run(config.parse(fields), workdir, StopAt(look))
     except Stopped:
         return
     raise AssertionError(f"the run ended before look {look}")
@@ -71,7 +73,9 @@ def kept(workdir: Path) -> list[int]:
 
 def stored(workdir: Path, number: int | None = None, **fields: Any) -> TrainState:
     """The state in a checkpoint, by default the last."""
-    parsed, program = built(**fields)
+    parsed = config.parse(fields)
+    dataset = data.load(parsed.dataset_spec, stage=parsed.stage, data_dir="", seed=parsed.seed)
+    program = programs.of(parsed, dataset, Alone())
     with checkpoints.open_checkpoints(workdir / "checkpoints", read_only=True) as saved:
         return saved.restore(number or saved.steps()[-1], program.initial_state(parsed))
 

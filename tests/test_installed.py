@@ -7,6 +7,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import compilations
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -73,6 +74,7 @@ python -m experiments.report logs/experiments/mnist_300 --output=report
 ! python -m experiments.readme 2>> error.txt
 """
     environment = os.environ | {"PYTHONPATH": str(site), "JAX_PLATFORMS": "cpu"}
+    environment |= compilations.variables()
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     result = subprocess.run(
         ["bash", "-c", script],

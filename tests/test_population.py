@@ -4,16 +4,16 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+import programs
 import pytest
 from helpers import TIMES, StopAt, kept, lines_of
 
-from jaxbin import config, population, train
+from jaxbin import config, population
 from jaxbin.common.errors import UserError
 from jaxbin.engine.devices import Population
 from jaxbin.engine.stopping import Stopped
@@ -99,7 +99,7 @@ def assert_same_runs(alone: Path, together: Path, number: int) -> None:
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("alone")
     for parsed, workdir in members(directory, DENSE, OWN):
-        train.run(parsed, workdir)
+        programs.run(parsed, workdir)
     return directory
 
 
@@ -112,12 +112,12 @@ def test_members_equal_their_runs_alone(alone: Path, tmp_path: Path):
         assert first["train_loss"] != last["train_loss"]
 
 
-def test_three_members_on_two_devices(alone: Path, tmp_path: Path):
+def test_three_members_on_two_devices(alone: Path, quick_python: Path, tmp_path: Path):
     """One place is left over."""
     described = [(DENSE | fields, str(tmp_path / str(n))) for n, fields in enumerate(OWN)]
     flags = "--xla_force_host_platform_device_count=2"
     subprocess.run(
-        [sys.executable, "-c", SCRIPT, json.dumps(described)],
+        [quick_python / "python", "-c", SCRIPT, json.dumps(described)],
         env=os.environ | {"XLA_FLAGS": flags},
         check=True,
         timeout=300,
@@ -133,7 +133,7 @@ def test_a_population_of_one(alone: Path, tmp_path: Path):
 
 def test_convolutions(tmp_path: Path):
     for parsed, workdir in members(tmp_path / "alone", CONVOLUTIONS, OWN_CONVOLUTIONS):
-        train.run(parsed, workdir)
+        programs.run(parsed, workdir)
     population.run_population(members(tmp_path / "together", CONVOLUTIONS, OWN_CONVOLUTIONS))
     for number in range(len(OWN_CONVOLUTIONS)):
         assert_same_runs(tmp_path / "alone" / str(number), tmp_path / "together" / str(number), 0)
@@ -189,7 +189,7 @@ def test_a_member_without_patience_ends_alone(tmp_path: Path):
     assert outcomes[1]["stopped_early"]
     stopped = outcomes[1]["epochs"]
     assert kept(tmp_path / "1")[-1] == 3 * stopped
-    train.run(config.parse(fields | own[1]), tmp_path / "alone")
+    programs.run(config.parse(fields | own[1]), tmp_path / "alone")
     assert lines_of(tmp_path / "alone")[-1]["epoch"] == stopped - 1
 
 

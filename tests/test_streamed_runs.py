@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import forks
 import jax.numpy as jnp
 import pytest
 from helpers import TIMES, evaluate, kept
@@ -136,28 +137,42 @@ def test_what_does_not_fit_is_refused(folder: Path, tmp_path: Path, changed, mes
 
 def start(
     directory: Path, name: str, given: dict[str, Any], devices: int = 1, *flags: str
-) -> subprocess.Popen:
+) -> forks.Started:
     """A run in a process of its own, its output in `NAME.txt`."""
     (directory / f"{name}.py").write_text(CONFIG.format(fields=given))
+    arguments = [f"--config={directory / name}.py", f"--workdir={directory / 'run'}", *flags]
+    count = f"--xla_force_host_platform_device_count={devices}"
+    return forks.start(arguments, directory / f"{name}.txt", {"XLA_FLAGS": count})
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("compiled")
+
+
+def start_anew(
+    directory: Path, name: str, given: dict[str, Any], compiled: Path
+) -> subprocess.Popen:
+    """As `start`, in a Python that imports for itself: what it leaves in memory, it reports."""
+    (directory / f"{name}.py").write_text(CONFIG.format(fields=given))
     cache = {
-        "JAX_COMPILATION_CACHE_DIR": str(directory / "jax"),
+        "JAX_COMPILATION_CACHE_DIR": str(compiled),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
-    count = f"--xla_force_host_platform_device_count={devices}"
     with (directory / f"{name}.txt").open("a") as output:
         return subprocess.Popen(
             [
                 *(sys.executable, "-m", "jaxbin.main", f"--config={directory / name}.py"),
-                *(f"--workdir={directory / 'run'}", *flags),
+                f"--workdir={directory / 'run'}",
             ],
             stdout=output,
             stderr=output,
-            env=os.environ | cache | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": count},
+            env=os.environ | cache | {"JAX_PLATFORMS": "cpu"},
             start_new_session=True,  # as a terminal's: what is typed reaches all its processes
         )
 
 
-def wait_until(moment: Callable[[], bool], *processes: subprocess.Popen) -> None:
+def wait_until(moment: Callable[[], bool], *processes: forks.Started | subprocess.Popen) -> None:
     deadline = time.monotonic() + 200
     while not moment():
         assert all(process.poll() is None for process in processes)
@@ -166,17 +181,17 @@ def wait_until(moment: Callable[[], bool], *processes: subprocess.Popen) -> None
 
 
 def test_a_run_killed_within_an_epoch_goes_on_with_the_next_batch(
-    folder: Path, tmp_path: Path, whole
+    folder: Path, tmp_path: Path, compiled: Path, whole
 ):
     changed = fields(folder, checkpoint_every_steps=1, input_workers=1)
     saved = tmp_path / "run" / "checkpoints"
-    process = start(tmp_path, "first", changed)
+    process = start_anew(tmp_path, "first", changed, compiled)
     # 4 steps are an epoch: 6 are the second step of the second epoch, 7 the third
     wait_until(lambda: (saved / "6").exists() or (saved / "7").exists(), process)
     process.send_signal(signal.SIGKILL)
     assert process.wait(60) == -signal.SIGKILL
     assert len(untimed(tmp_path / "run")) == 1
-    process = start(tmp_path, "second", changed)
+    process = start_anew(tmp_path, "second", changed, compiled)
     assert process.wait(200) == 0, (tmp_path / "second.txt").read_text()
     assert "going on in epoch 1, step " in (tmp_path / "run" / "log.txt").read_text()
     assert untimed(tmp_path / "run") == whole
@@ -211,9 +226,9 @@ def test_a_stop_is_obeyed_while_a_batch_is_being_made(
 
 
 def test_a_signal_to_all_processes_does_not_keep_the_workers_from_the_last_step(
-    folder: Path, tmp_path: Path
+    folder: Path, tmp_path: Path, compiled: Path
 ):
-    process = start(tmp_path, "run", fields(folder, epochs=300, input_workers=2))
+    process = start_anew(tmp_path, "run", fields(folder, epochs=300, input_workers=2), compiled)
     wait_until((tmp_path / "run" / "checkpoints" / "4").exists, process)
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(60) == 128 + signal.SIGINT
@@ -224,7 +239,7 @@ def test_a_signal_to_all_processes_does_not_keep_the_workers_from_the_last_step(
     assert kept(tmp_path / "run")[-1] >= 4 * len(untimed(tmp_path / "run"))
 
 
-def start_two(directory: Path, given: dict[str, Any], *flags: str) -> list[subprocess.Popen]:
+def start_two(directory: Path, given: dict[str, Any], *flags: str) -> list[forks.Started]:
     """A run in two processes with two devices each."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

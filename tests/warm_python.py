@@ -19,6 +19,8 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
+import compilations
+
 # What commands import, but no command itself: it runs as `__main__`, and has not been imported yet.
 IMPORTED = (
     *(
@@ -79,6 +81,8 @@ def _serve(address: str, client: str) -> None:
     for name in IMPORTED:
         with contextlib.suppress(ImportError):  # of an optional package
             importlib.import_module(name)
+    compilations.share()
+    compilations.collect_less_garbage()
     # What commands start is as quick as they are; what they would spawn they fork.
     sys.executable = client
     forked = multiprocessing.get_context("fork")

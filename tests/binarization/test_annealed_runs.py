@@ -7,6 +7,7 @@ from typing import Any
 import helpers
 import jax
 import numpy as np
+import programs
 import pytest
 from helpers import StopAt, kept, untimed
 
@@ -52,7 +53,7 @@ def stored(workdir: Path, number: int) -> dict[str, np.ndarray]:
 @pytest.fixture(scope="module")
 def annealed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     workdir = tmp_path_factory.mktemp("annealed") / "run"
-    train.run(config.parse(ANNEALED), workdir)
+    programs.run(config.parse(ANNEALED), workdir)
     return workdir
 
 
@@ -83,7 +84,7 @@ def test_a_run_stopped_within_an_annealing_goes_on_to_the_bit(annealed: Path, tm
         # Four steps and one evaluation step in an epoch: the second step of epoch 2.
         train.run(parsed, tmp_path, StopAt(2 * 5 + 1))
     assert kept(tmp_path)[-1] == 10
-    train.run(parsed, tmp_path)
+    programs.run(parsed, tmp_path)
     assert lines_of(tmp_path) == lines_of(annealed)
     one, other = stored(annealed, 16), stored(tmp_path, 16)
     assert one.keys() == other.keys()
@@ -174,7 +175,7 @@ RESNET = {
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_layer_without_batch_norm_keeps_its_scale(tmp_path: Path, precision: str):
-    train.run(config.parse(RESNET | {"precision": precision}), tmp_path / "run")
+    programs.run(config.parse(RESNET | {"precision": precision}), tmp_path / "run")
     artifact = freeze.freeze(tmp_path / "run")
     assert {array.dtype for array in artifact.kernels.values()} == {np.dtype(np.uint8)}
     images = np.random.RandomState(0).randint(0, 256, (20, 8, 8, 3)).astype(np.uint8)
@@ -210,6 +211,6 @@ def test_a_share_of_the_weights(tmp_path: Path):
     """Half of a layer's weights have the size of its scale after the first of two epochs."""
     fields = {"method": "binary", "scale": "he", "grain": "weight", "anneal_epochs": 2}
     fields |= {"epochs": 2, "max_steps_per_epoch": 2, "learning_rate": 1e-3}
-    summary = train.run(config.parse(fields), tmp_path)
+    summary = programs.run(config.parse(fields), tmp_path)
     assert [line["binary_layers"] for line in lines_of(tmp_path)] == [[], [1, 2, 3]]
     assert summary["train_step_traces"] == 1

@@ -23,6 +23,16 @@ def plain(inputs: jax.Array, kernel: jax.Array, strides: int) -> jax.Array:
     )
 
 
+def with_gradients(form, inputs, kernel, gradient):
+    """What a form computes, and the gradients of its inputs and its kernel."""
+
+    def computed(inputs, kernel, gradient):
+        outputs, backward = jax.vjp(form, inputs, kernel)
+        return outputs, *backward(gradient)
+
+    return jax.jit(computed)(inputs, kernel, gradient)
+
+
 @pytest.mark.parametrize("batch", [1, 3, 9])
 @pytest.mark.parametrize("strides", [1, 2])
 @pytest.mark.parametrize("size", [(3, 3), (1, 1), (5, 3), (2, 2)])
@@ -30,13 +40,11 @@ def test_convolve_and_its_gradients(batch, strides, size):
     rng = np.random.default_rng(0)
     inputs = rng.standard_normal((batch, 6, 8, 3))
     kernel = rng.standard_normal((*size, 3, 4))
-    expected, expected_backward = jax.vjp(lambda x, k: plain(x, k, strides), inputs, kernel)
-    computed, backward = jax.vjp(
-        lambda x, k: convolution_forms.convolve(x, k, strides), inputs, kernel
-    )
-    np.testing.assert_allclose(computed, expected, rtol=1e-12, atol=1e-12)
-    gradient = rng.standard_normal(expected.shape)
-    for ours, theirs in zip(backward(gradient), expected_backward(gradient), strict=True):
+    shape = jax.eval_shape(lambda x, k: plain(x, k, strides), inputs, kernel).shape
+    given = (inputs, kernel, rng.standard_normal(shape))
+    expected = with_gradients(lambda x, k: plain(x, k, strides), *given)
+    computed = with_gradients(lambda x, k: convolution_forms.convolve(x, k, strides), *given)
+    for ours, theirs in zip(computed, expected, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
@@ -47,9 +55,11 @@ def test_every_form_of_the_kernel_gradient(form, batch, size, monkeypatch):
     rng = np.random.default_rng(0)
     inputs = rng.standard_normal((batch, 6, 8, 3))
     gradient = rng.standard_normal((batch, 6, 8, 4))
-    _, backward = jax.vjp(lambda k: plain(inputs, k, 1), np.zeros((*size, 3, 4)))
-    (expected,) = backward(gradient)
-    computed = kernel_gradients.FORMS[form](jnp.asarray(inputs), jnp.asarray(gradient), size)
+    expected = with_gradients(
+        lambda x, k: plain(x, k, 1), inputs, np.zeros((*size, 3, 4)), gradient
+    )
+    expected = expected[2]
+    computed = jax.jit(lambda *given: kernel_gradients.FORMS[form](*given, size))(inputs, gradient)
     assert computed.dtype == expected.dtype
     np.testing.assert_allclose(computed, expected, rtol=1e-11, atol=1e-11)
 

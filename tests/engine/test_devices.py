@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +12,9 @@ from jaxbin.engine.devices import check_batch_size
 
 # Runs with a number of devices, and what an epoch feeds the step, by example.
 SCRIPT = """
-import json, sys
+import json, sys, warnings
 from pathlib import Path
+warnings.simplefilter("error")
 import jax, jax.numpy as jnp, numpy as np
 from jaxbin import config, data, train
 from jaxbin.runs import checkpoints
@@ -79,20 +79,15 @@ print(json.dumps(results))
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Path, dict]]:
+def both(quick_python: Path, tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Path, dict]]:
     """Directory and output of the script with one device and with four."""
     started = []
     for devices in (1, 4):
         directory = tmp_path_factory.mktemp(f"devices{devices}")
         flags = f"--xla_force_host_platform_device_count={devices}"
         environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-        environment |= {
-            "JAX_COMPILATION_CACHE_DIR": str(directory / "jax"),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        }
-        environment.pop("JAX_ENABLE_X64", None)
         process = subprocess.Popen(
-            [sys.executable, "-W", "error", "-c", SCRIPT, str(directory)],
+            [quick_python / "python", "-c", SCRIPT, str(directory)],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import programs
 import pytest
 from PIL import Image
 
 from experiments import collect, comparisons, curves, plots, report, sensitivities, tables
-from jaxbin import config, train
+from jaxbin import config
 from jaxbin.common.errors import UserError
 
 FIELDS = {"epochs": 3, "epochs_per_layer": 1, "max_steps_per_epoch": 2, "learning_rate": 0.003}
@@ -102,8 +103,8 @@ def test_rank_correlation_with_the_published_order():
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("runs")
     for seed in (1, 2):
-        train.run(config.parse(FIELDS | {"seed": seed}), directory / f"iterative-{seed}")
-    train.run(config.parse(FIELDS | {"method": "float"}), directory / "float")
+        programs.run(config.parse(FIELDS | {"seed": seed}), directory / f"iterative-{seed}")
+    programs.run(config.parse(FIELDS | {"method": "float"}), directory / "float")
     measures = directory / "measures"
     measures.mkdir()
     content = {"scores": [0.1, 0.3, -0.2], "ascending": [3, 1, 2], "seconds": 1.0}
@@ -435,7 +436,7 @@ def test_a_collection_names_no_place(runs: Path, tmp_path: Path):
     order = tmp_path / "mine.json"
     order.write_text("[2, 3, 1]")
     workdir = tmp_path / "run"
-    train.run(config.parse(FIELDS | {"order": str(order), "data_dir": str(tmp_path)}), workdir)
+    programs.run(config.parse(FIELDS | {"order": str(order), "data_dir": str(tmp_path)}), workdir)
     kept = collect.collect(workdir)
     assert kept["fields"]["order"] == "mine"
     assert kept["order_layers"] == [2, 3, 1]

@@ -1,11 +1,7 @@
 """Runs in processes of their own, to do to them what happens to processes."""
 
-import contextlib
 import json
-import multiprocessing
 import os
-import runpy
-import signal
 import subprocess
 import sys
 import tempfile
@@ -14,75 +10,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import forks
 import jax
 import numpy as np
+from forks import Started
 from helpers import TIMES, run, stored
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.py"
-# The processes of a session compile what they have in common once.
+# Of processes that import for themselves, and may be ended while they write into it.
 _KEPT = tempfile.TemporaryDirectory(prefix="jaxbin-cache-")
-_CACHE = os.environ.setdefault("JAXBIN_TESTS_CACHE", _KEPT.name)  # in what is forked, too
-
-
-# Processes that have imported everything: it takes two seconds each time.
-_FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["jaxbin.train", "jaxbin.runs.advice", "ml_collections"])
-
-
-class Started:
-    """A process with the methods of `subprocess.Popen`."""
-
-    def __init__(self, process: Any):
-        self._process = process
-        process.start()
-
-    @property
-    def returncode(self) -> int | None:
-        return self._process.exitcode
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    def poll(self) -> int | None:
-        return self.returncode
-
-    def kill(self) -> None:
-        self.send_signal(signal.SIGKILL)
-
-    def send_signal(self, number: int) -> None:
-        with contextlib.suppress(ProcessLookupError):  # it has ended
-            os.kill(self._process.pid, number)
-
-    def wait(self, seconds: float | None = None) -> int:
-        self._process.join(seconds)
-        if self._process.exitcode is None:
-            raise TimeoutError(f"the process did not end within {seconds} s")
-        return self._process.exitcode
 
 
 def start(workdir: Path, fields: dict[str, Any]) -> Started:
     """A run whose output goes to `WORKDIR.txt`."""
-    return Started(
-        _FORKS.Process(target=_main, args=(_arguments(workdir, fields), workdir), daemon=True)
-    )
+    return forks.start(_arguments(workdir, fields), output(workdir))
 
 
 def _arguments(workdir: Path, fields: dict[str, Any]) -> list[str]:
     flags = [f"--config.{name}={value}" for name, value in fields.items()]
     return [f"--config={QUICKSTART}", f"--workdir={workdir}", *flags]
-
-
-def _main(arguments: list[str], workdir: Path) -> None:
-    """What `python -m jaxbin.main` does, in a process that was forked."""
-    file = os.open(output(workdir), os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-    jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_compilation_cache_dir", _CACHE)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    sys.argv = ["jaxbin.main", *arguments]
-    runpy.run_module("jaxbin.main", run_name="__main__", alter_sys=True)
 
 
 def start_anew(
@@ -97,7 +43,7 @@ def start_anew(
             env=os.environ
             | {
                 "JAX_PLATFORMS": "cpu",
-                "JAX_COMPILATION_CACHE_DIR": _CACHE,
+                "JAX_COMPILATION_CACHE_DIR": _KEPT.name,
                 "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             },
         )

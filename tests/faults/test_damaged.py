@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import programs
 import pytest
 from helpers import StopAt, kept
 from processes import assert_same_run, lines, state
@@ -30,7 +31,7 @@ def parsed(**changed: Any) -> config.Config:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     workdir = tmp_path_factory.mktemp("whole") / "run"
-    train.run(parsed(), workdir)
+    programs.run(parsed(), workdir)
     return workdir
 
 
@@ -92,7 +93,7 @@ def test_the_run_ends_as_if_nothing_had_happened(whole: Path, interrupted: Path,
     workdir = tmp_path / "run"
     shutil.copytree(interrupted, workdir)
     truncate(workdir / "checkpoints" / "15" / "state" / "manifest.ocdbt", random.Random(1))
-    train.run(parsed(), workdir)
+    programs.run(parsed(), workdir)
     shutil.rmtree(workdir / "checkpoints" / "15.damaged")
     assert_same_run(workdir, whole, FIELDS)
     log = (workdir / "log.txt").read_text()
@@ -105,12 +106,12 @@ def test_a_run_without_a_sound_checkpoint_is_left_as_it_is(interrupted: Path, tm
     for directory in (workdir / "checkpoints").iterdir():
         (directory / "_CHECKPOINT_METADATA").write_text("{}")
     with pytest.raises(UserError, match=r"every checkpoint in .* is damaged \(12: _CHECKPOINT_M"):
-        train.run(parsed(), workdir)
+        programs.run(parsed(), workdir)
     assert (workdir / "checkpoints" / "15").exists()
     assert len((workdir / "metrics.jsonl").read_text().splitlines()) == 4
     # one that is not written any more is read with the same care
     with pytest.raises(UserError, match="is damaged"):
-        train.run(parsed(epochs=1, initialize_from=str(workdir)), tmp_path / "other")
+        programs.run(parsed(epochs=1, initialize_from=str(workdir)), tmp_path / "other")
 
 
 def test_a_damaged_checkpoint_is_not_exported(whole: Path, tmp_path: Path):
@@ -127,11 +128,11 @@ def test_damage_in_the_first_epoch_costs_no_more_than_that(tmp_path: Path):
         train.run(fields, tmp_path / "run", StopAt(1))
     for number in (1, 2):
         (tmp_path / "run" / "checkpoints" / str(number) / "_CHECKPOINT_METADATA").unlink()
-    train.run(fields, tmp_path / "run")
+    programs.run(fields, tmp_path / "run")
     assert "checkpoints/2 is damaged and not used" in (tmp_path / "run" / "log.txt").read_text()
     for path in (tmp_path / "run" / "checkpoints").glob("*.damaged"):
         shutil.rmtree(path)
-    train.run(fields, tmp_path / "whole")
+    programs.run(fields, tmp_path / "whole")
     assert_same_run(tmp_path / "run", tmp_path / "whole", FIELDS)
 
 
@@ -147,8 +148,8 @@ def test_damage_of_the_only_place_is_not_certified_as_sound(tmp_path: Path):
             train.run(fields, tmp_path / "run", StopAt(look))
         assert kept(tmp_path / "run")[-1] == look + 1 + (look == 1)
         assert checksums.damage(tmp_path / "run" / "checkpoints" / "1") is None
-    train.run(fields, tmp_path / "run")
-    train.run(fields, tmp_path / "whole")
+    programs.run(fields, tmp_path / "run")
+    programs.run(fields, tmp_path / "whole")
     assert lines(tmp_path / "run") == lines(tmp_path / "whole")
 
 
@@ -160,7 +161,7 @@ def test_the_best_epoch_is_one_that_a_checkpoint_holds(tmp_path: Path):
     best = records.best_epoch(recorded, "test_accuracy")
     shutil.rmtree(tmp_path / "run" / "checkpoints" / str(best["step"]))
     assert kept(tmp_path / "run")
-    summary = train.run(fields, tmp_path / "run")
+    summary = programs.run(fields, tmp_path / "run")
     assert summary["best"]["step"] in kept(tmp_path / "run")
     assert freeze.freeze(tmp_path / "run", "best").training["epoch"] == summary["best"]["epoch"]
 

@@ -6,10 +6,11 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+import programs
 import pytest
 from helpers import kept
 
-from jaxbin import config, train
+from jaxbin import config
 from jaxbin.binarization import schedule
 from jaxbin.common.errors import UserError
 from jaxbin.engine import program, step
@@ -19,7 +20,7 @@ FIELDS = {"epochs": 4, "epochs_per_layer": 1, "max_steps_per_epoch": 6, "learnin
 
 
 def run(workdir: Path, **changed: Any) -> Any:
-    return train.run(config.parse(config.base_config(**FIELDS | changed)), workdir)
+    return programs.run(config.parse(config.base_config(**FIELDS | changed)), workdir)
 
 
 @pytest.mark.parametrize("dispatch", ["step", "epoch"])

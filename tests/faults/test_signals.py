@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import compilations
 import pytest
 from helpers import kept
 from processes import (
@@ -100,7 +101,7 @@ def test_a_population_stops_and_goes_on_together(tmp_path: Path):
             stdout=log_file,
             stderr=log_file,
             cwd=QUICKSTART.parents[1],
-            env=os.environ | {"JAX_PLATFORMS": "cpu"},
+            env=os.environ | {"JAX_PLATFORMS": "cpu"} | compilations.variables(),
         )
     wait_until(process, first, lambda: recorded(first) == 6)
     process.send_signal(signal.SIGTERM)
@@ -157,7 +158,7 @@ def test_a_closed_pipe_does_not_end_a_run(tmp_path: Path):
         ],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        env=os.environ | {"JAX_PLATFORMS": "cpu"} | compilations.variables(),
     )
     assert process.stdout is not None
     process.stdout.readline()
