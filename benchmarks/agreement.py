@@ -27,7 +27,6 @@ from jaxbin.common import files, provenance
 from jaxbin.engine import preprocessing, step
 from jaxbin.export import __main__ as export
 from jaxbin.export import freeze
-from jaxbin.networks import registry
 from jaxbin.runs import finished
 
 
@@ -35,7 +34,7 @@ def evaluation_logits(workdir: Path, which: str, images: np.ndarray) -> np.ndarr
     """What the run's evaluation step computes of the images, latent weights, masks and all."""
     run = freeze.read_configuration(workdir)
     spec = run.dataset_spec
-    network = registry.build(run.network, spec.classes, run.depth, rules=run.rules)
+    network = run.build_network()
     number = finished.checkpoint_of(files.read_json(workdir / "summary.json")[which])
     variables = freeze.stored_variables(workdir, network, spec, number)
     state = step.TrainState(

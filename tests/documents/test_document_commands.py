@@ -69,6 +69,7 @@ DIGIT_FILES = ("digit.png", "image.png", "photo.png", "folder/a.png", "more/b.pn
 # Commands, and what is added to them.
 COMMANDS = {
     r"python -m jaxbin\.(export|predict|prepare)": "--help",
+    r"python -m jaxbin\.(export|predict) .*--network=.*": "--help",
     r"python -m experiments\.(run|protocol|measure|report|collect|zoo|population)": "--help",
     r"python -m jaxbin\.main": f"--config=configs/quickstart.py {STEPS}",
     r"python -m jaxbin\.main --config=(configs/)?mnist_300(\.py)?.*": DIGITS,
