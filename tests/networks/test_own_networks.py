@@ -17,6 +17,7 @@ import own_networks
 import pytest
 import safetensors.numpy
 from helpers import lines_of, run, stop, untimed
+from PIL import Image
 
 import jaxbin
 from jaxbin import config, data, population, sensitivity
@@ -361,3 +362,40 @@ def test_a_network_of_jaxbins_layers_chooses_them(tmp_path: Path):
     model = jaxbin.load(output, network="own_networks:Chosen")
     assert model.artifact.kernels["last"].dtype == np.uint8
     assert isinstance(model.artifact.definition.held.network, nn.Module)
+
+
+# --- What they reach ------------------------------------------------------------------------------
+
+
+def test_a_binary_transformer_is_about_as_accurate_as_a_float_one(tmp_path: Path):
+    """In ten epochs of a small one; docs/own_network.md has a larger one's 40, three seeds."""
+    fields = VIT | {"epochs": 10, "max_steps_per_epoch": 0, "rate_schedule": "cosine"}
+    run(tmp_path / "float", **fields | {"method": "float"})
+    run(tmp_path / "binary", **fields | {"method": "binary", "map": "parq", "anneal_epochs": 7})
+    of_float, of_binary = (
+        lines_of(tmp_path / name)[-1]["test_accuracy"] for name in ("float", "binary")
+    )
+    assert of_float > 0.75
+    assert of_binary > of_float - 0.05
+    assert lines_of(tmp_path / "binary")[-1]["binary_layers"] == [2, 3, 4, 5, 6, 7]
+
+
+def test_a_network_of_ones_own_on_a_folder_of_real_digits(tmp_path: Path, digits: data.Split):
+    split = data.load(data.spec("mnist_5k"), stage="full", data_dir="").train
+    for part, source, count in (("train", split, 2000), ("test", digits, 500)):
+        for number in range(count):
+            name = tmp_path / "digits" / part / f"digit {source.labels[number]}" / f"{number}.png"
+            name.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(source.images[number, ..., 0]).save(name)
+    fields = {"network": "own_networks:small", "network_options": '{"width": 100}'}
+    fields |= {"dataset": f"folder:{tmp_path / 'digits'}", "stage": "full", "scale": "channel"}
+    fields |= {"method": "binary", "epochs": 8, "learning_rate": 0.003, "batch_size": 100}
+    run(tmp_path / "run", **fields)
+    assert lines_of(tmp_path / "run")[-1]["test_accuracy"] > 0.8
+    output = tmp_path / "model.jaxbin"
+    named = ["--network=own_networks:small", "--checkpoint=last", f"--output={output}"]
+    export.main([f"--workdir={tmp_path / 'run'}", *named])
+    prediction = jaxbin.load(output, network=own_networks.small).predict(digits.images)
+    right = [f"digit {label}" for label in digits.labels]
+    accuracy = sum(a == b for a, b in zip(prediction.names, right, strict=True)) / len(right)
+    assert accuracy == pytest.approx(lines_of(tmp_path / "run")[-1]["test_accuracy"], abs=0.003)
