@@ -2,9 +2,7 @@
 
     python benchmarks/shares.py --network=resnet20
 
-XLA's operations are told apart by the names of what they were made from. One that it fused of
-several counts as what gave it its name, one without a name, as a copy that changes an array's
-order, as what first uses it.
+What XLA fused of several operations counts as the last of them, a copy as what first uses it.
 """
 
 import argparse
@@ -24,7 +22,8 @@ KINDS = {
     "convolutions, kernel gradient": "/kernel_gradient/",
     "convolutions, input gradient": rf"transpose\(.*{_CONVOLUTION}",
     "convolutions, forward": _CONVOLUTION,
-    "binarization": r"/(\w*conv\d|downsample|dense\d?|fc)/(?!dot_general|add)",
+    "dense layers": r"/(dense\d?|fc)/(dot_general|add)",
+    "binarization": r"/(\w*conv\d|downsample|dense\d?|fc)/(?!add)",
     "batch norm, ReLU, shortcuts": r"jvp\(\w+\)",
 }
 _INSTRUCTION = re.compile(r"\s*(?:ROOT )?%([\w.-]+) = \S+ [\w-]+\((.*?)\)[,\n]")
@@ -49,40 +48,30 @@ def names(program: str) -> dict[str, str]:
     return found
 
 
-def kind_of(name: str) -> str:
-    """The kind, of `KINDS` or "other", of an operation made from what has this name."""
-    return next((kind for kind, found in KINDS.items() if re.search(found, name)), "other")
-
-
 def main() -> None:
     """Trace some steps and print a line for every kind of operation."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description="The share of each kind of operation.")
     parser.add_argument("--network", default="resnet20", choices=NETWORKS)
-    parser.add_argument("--batch_size", type=int, default=0, help="0: the published one")
     parser.add_argument("--steps", type=int, default=4, help="steps in the trace")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         os.environ["XLA_FLAGS"] = f"--xla_dump_to={folder} --xla_dump_hlo_as_text"
         import jax
 
-        training = prepare(
-            arguments.network, "float32", arguments.steps, batch_size=arguments.batch_size
-        )
-        training.time_steps()
-        milliseconds = 1e3 * training.time_steps() / arguments.steps
+        training = prepare(arguments.network, "float32", arguments.steps)
+        training.time_steps()  # compiles
+        seconds = training.time_steps() / arguments.steps
+        print(f"{arguments.network}, {1e3 * seconds:.0f} ms a step", flush=True)
         with jax.profiler.trace(folder):
             training.time_steps()
-        (trace,) = Path(folder).rglob("*.xplane.pb")
-        planes = list(jax.profiler.ProfileData.from_file(str(trace)).planes)
-        programs = Path(folder).glob("*cpu_after_optimizations.txt")
-        known = names(max((program.read_text() for program in programs), key=len))
-    spent: collections.Counter[str] = collections.Counter()
+        (traced,) = Path(folder).rglob("*.xplane.pb")
+        planes = [*jax.profiler.ProfileData.from_file(str(traced)).planes]
+        programs = [path.read_text() for path in Path(folder).glob("*after_optimizations.txt")]
+    known, spent = names(max(programs, key=len)), collections.Counter[str]()
     for event in (event for plane in planes for line in plane.lines for event in line.events):
         if event.name in known:
-            spent[kind_of(known[event.name])] += event.duration_ns
-    print(f"{arguments.network}, {milliseconds:.0f} ms a step")
+            kinds = (kind for kind, found in KINDS.items() if re.search(found, known[event.name]))
+            spent[next(kinds, "other")] += event.duration_ns
     for kind, nanoseconds in spent.most_common():
         print(f"{kind:30s} {nanoseconds / sum(spent.values()):6.1%}")
 

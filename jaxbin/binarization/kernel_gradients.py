@@ -39,7 +39,7 @@ _FORMS: dict[str, dict[Shape, str]] = {
         (8, 128, 256, 1): "blocks",
         (8, 256, 256, 1): "blocks",
     },
-    # Of the others plain is at most 2.3 slower than the fastest. VGG-5's have not been timed.
+    # Of the others plain is at most 2.3 ms slower than the fastest. VGG-5's have not been timed.
     "jaxlib 0.11": {
         (32, 3, 16, 1): "blocks",  # 4.1, shifts 6.6, plain 23
         (32, 16, 16, 1): "blocks",  # 11, rows 47, shifts 55, plain 41; AVX-512: plain 6
