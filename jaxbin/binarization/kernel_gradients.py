@@ -42,8 +42,8 @@ _FORMS: dict[str, dict[Shape, str]] = {
     # Of the others plain is at most 2.3 ms slower than the fastest. VGG-5's have not been timed.
     "jaxlib 0.11": {
         (32, 3, 16, 1): "blocks",  # 4.1, shifts 6.6, plain 23
-        (32, 16, 16, 1): "blocks",  # 11, rows 47, shifts 55, plain 41; AVX-512: plain 6
-        (16, 32, 32, 1): "blocks",  # 9.6, rows 12, plain 15, shifts 27; AVX-512: plain 4
+        (32, 16, 16, 1): "blocks",  # 11, plain 41, rows 47, shifts 55
+        (16, 32, 32, 1): "blocks",  # 9.6, rows 12, plain 15, shifts 27
         (32, 3, 64, 1): "blocks",
         (32, 64, 64, 1): "blocks",
     },
