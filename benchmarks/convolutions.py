@@ -92,36 +92,34 @@ def _operations(shapes: Shapes, first: bool) -> dict[str, dict[str, Callable[...
     def taken(inputs: jax.Array, kernel: jax.Array) -> jax.Array:
         return convolution_forms.convolve(inputs, kernel, strides)
 
+    # With strides there is one form of the convolution, and of its input gradient.
+    convolution = {"plain": plain, "row": taken} if strides == 1 else {"plain": plain}
+    forms = kernel_gradients.FORMS
+    if strides != 1:
+        forms = {name: forms[name] for name in kernel_gradients.STRIDED}
     operations = {
-        "forward": {"plain": lambda x, k, g: plain(x, k), "row": lambda x, k, g: taken(x, k)},
-        "input gradient": {"plain": of_inputs(plain), "row": of_inputs(taken)},
+        "forward": {
+            name: lambda x, k, g, form=form: form(x, k) for name, form in convolution.items()
+        },
+        "input gradient": {name: of_inputs(form) for name, form in convolution.items()},
         "kernel gradient": {
-            name: lambda x, k, g, form=form: form(x, g, kernel_shape[:2])
-            for name, form in kernel_gradients.FORMS.items()
+            name: lambda x, k, g, form=form: form(x, g, kernel_shape[:2], strides)
+            for name, form in forms.items()
         },
     }
     if first:
         del operations["input gradient"]
-    if not _has_forms(shapes):
-        operations["kernel gradient"] = {
-            "plain": lambda x, k, g: jax.vjp(lambda k: plain(x, k), k)[1](g)[0]
-        }
-        return {name: {"plain": forms["plain"]} for name, forms in operations.items()}
     return operations
-
-
-def _has_forms(shapes: Shapes) -> bool:
-    """Whether there is anything but the plain form."""
-    _, kernel, strides = shapes
-    return strides == 1 and all(size % 2 for size in kernel[:2])
 
 
 def _taken(operation: str, shapes: Shapes) -> str:
     """The form that a run on this machine takes."""
-    inputs, kernel, _ = shapes
-    if jax.default_backend() != "cpu" or not _has_forms(shapes):
+    inputs, kernel, strides = shapes
+    if jax.default_backend() != "cpu":
         return "plain"
-    return kernel_gradients.chosen_form(inputs, kernel) if "kernel" in operation else "row"
+    if operation == "kernel gradient":
+        return kernel_gradients.chosen_form(inputs, kernel, strides)
+    return "row" if strides == 1 else "plain"
 
 
 def main() -> None:

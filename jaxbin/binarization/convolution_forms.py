@@ -6,6 +6,7 @@ convolution is used is decided here, by the backend. docs/performance.md has the
 
 import contextlib
 import contextvars
+import functools
 from collections.abc import Generator
 
 import flax.linen as nn
@@ -41,8 +42,8 @@ def convolve(inputs: jax.Array, kernel: jax.Array, strides: int = 1) -> jax.Arra
     """
     odd = all(size % 2 == 1 for size in kernel.shape[:2])
     on_cpu = jax.default_backend() == "cpu" and not _portable.get()
-    if on_cpu and strides == 1 and odd:
-        return _convolve_on_cpu(inputs, kernel)
+    if on_cpu and odd:
+        return _convolve_on_cpu(inputs, kernel, strides)
     return plainly(inputs, kernel, padding_of(kernel.shape), strides)
 
 
@@ -55,22 +56,30 @@ def _same_size(inputs: jax.Array, kernel: jax.Array) -> jax.Array:
     return plainly(inputs, kernel, padding_of(kernel.shape), more_rows=1)[:, : inputs.shape[1]]
 
 
-@jax.custom_vjp
-def _convolve_on_cpu(inputs: jax.Array, kernel: jax.Array) -> jax.Array:
-    """`kernel_gradients.convolve` for kernels of odd sizes and strides of 1."""
-    return _same_size(inputs, kernel)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _convolve_on_cpu(inputs: jax.Array, kernel: jax.Array, strides: int) -> jax.Array:
+    """`kernel_gradients.convolve` for kernels of odd sizes."""
+    if strides == 1:
+        return _same_size(inputs, kernel)
+    return plainly(inputs, kernel, padding_of(kernel.shape), strides)
 
 
-def _forward(inputs: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _same_size(inputs, kernel), (inputs, kernel)
+def _forward(
+    inputs: jax.Array, kernel: jax.Array, strides: int
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _convolve_on_cpu(inputs, kernel, strides), (inputs, kernel)
 
 
 def _backward(
-    saved: tuple[jax.Array, jax.Array], gradient: jax.Array
+    strides: int, saved: tuple[jax.Array, jax.Array], gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     inputs, kernel = saved
-    flipped = kernel[::-1, ::-1].swapaxes(2, 3)
-    return _same_size(gradient, flipped), kernel_gradient(inputs, gradient, kernel.shape)
+    of_kernel = kernel_gradient(inputs, gradient, kernel.shape, strides)
+    if strides == 1:
+        return _same_size(gradient, kernel[::-1, ::-1].swapaxes(2, 3)), of_kernel
+    padding = padding_of(kernel.shape)
+    _, transpose = jax.vjp(lambda inputs: plainly(inputs, kernel, padding, strides), inputs)
+    return transpose(gradient)[0], of_kernel
 
 
 _convolve_on_cpu.defvjp(_forward, _backward)

@@ -164,8 +164,9 @@ class Program:
         self._batches.close()
 
     def _train(self, state: TrainState, inputs: EpochInputs, shared: Any, index: Any) -> TrainState:
-        images, labels = self._batches.choose(shared, inputs, index)
-        images = normalize(images, self._spec.mean, self._spec.std)
+        with jax.named_scope("examples"):
+            images, labels = self._batches.choose(shared, inputs, index)
+            images = normalize(images, self._spec.mean, self._spec.std)
         return epoch.train(
             self._traced_step,
             state,

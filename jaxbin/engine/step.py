@@ -173,12 +173,14 @@ def make_train_step(
         gradients, batch_stats, losses, logits = gradients_of(state, images, labels, key)
         if axis_name is not None:
             gradients = jax.lax.pmean(gradients, axis_name)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        updates = jax.tree.map(lambda update: -learning_rate * update, updates)
+        with jax.named_scope("optimizer"):
+            updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+            updates = jax.tree.map(lambda update: -learning_rate * update, updates)
+            params = optax.apply_updates(state.params, updates)
         previous = latent_weights(state.params, layer_names) if latent_reset else ()
         state = dataclasses.replace(
             state,
-            params=optax.apply_updates(state.params, updates),
+            params=params,
             batch_stats=batch_stats,
             opt_state=opt_state,
             previous_latents=previous,

@@ -49,41 +49,56 @@ def test_convolve_and_its_gradients(batch, strides, size):
 
 
 @pytest.mark.parametrize(("batch", "size"), [(1, (3, 3)), (40, (3, 3)), (5, (1, 1)), (5, (5, 3))])
-@pytest.mark.parametrize("form", kernel_gradients.FORMS)
-def test_every_form_of_the_kernel_gradient(form, batch, size, monkeypatch):
-    monkeypatch.setattr(kernel_gradients, "_BLOCK_BYTES", 10_000)  # so that there are several
+@pytest.mark.parametrize(
+    ("form", "strides"),
+    [(form, 1) for form in kernel_gradients.FORMS]
+    + [(form, strides) for form in kernel_gradients.STRIDED for strides in (2, 3)],
+)
+def test_every_form_of_the_kernel_gradient(form, strides, batch, size):
     rng = np.random.default_rng(0)
     inputs = rng.standard_normal((batch, 6, 8, 3))
-    gradient = rng.standard_normal((batch, 6, 8, 4))
-    expected = with_gradients(
-        lambda x, k: plain(x, k, 1), inputs, np.zeros((*size, 3, 4)), gradient
+    kernel = np.zeros((*size, 3, 4))
+    shape = jax.eval_shape(lambda x, k: plain(x, k, strides), inputs, kernel).shape
+    gradient = rng.standard_normal(shape)
+    expected = with_gradients(lambda x, k: plain(x, k, strides), inputs, kernel, gradient)[2]
+    computed = jax.jit(lambda *given: kernel_gradients.FORMS[form](*given, size, strides))(
+        inputs, gradient
     )
-    expected = expected[2]
-    computed = jax.jit(lambda *given: kernel_gradients.FORMS[form](*given, size))(inputs, gradient)
     assert computed.dtype == expected.dtype
     np.testing.assert_allclose(computed, expected, rtol=1e-11, atol=1e-11)
 
 
 @pytest.mark.parametrize(
-    ("version", "shape", "form"),
+    ("version", "shape", "strides", "form"),
     [
-        ((0, 10, 2), (32, 16, 16), "blocks"),
-        ((0, 8, 0), (16, 32, 32), "rows"),
-        ((0, 10, 2), (8, 64, 64), "rows"),
-        ((0, 10, 2), (32, 64, 64), "blocks"),
-        ((0, 10, 2), (7, 512, 512), "plain"),
-        ((0, 11, 0), (32, 64, 64), "blocks"),
-        ((0, 11, 0), (16, 32, 32), "plain"),
-        ((1, 0, 0), (8, 64, 64), "plain"),
+        ((0, 10, 2), (32, 16, 16), 1, "blocks"),
+        ((0, 10, 2), (32, 16, 16), 2, "plain"),
+        ((0, 10, 2), (32, 16, 32), 2, "shifts"),
+        ((0, 10, 2), (32, 16, 32), 1, "plain"),
+        ((0, 8, 0), (16, 32, 32), 1, "rows"),
+        ((0, 10, 2), (8, 64, 64), 1, "rows"),
+        ((0, 10, 2), (32, 64, 64), 1, "blocks"),
+        ((0, 10, 2), (7, 512, 512), 1, "plain"),
+        ((0, 11, 0), (32, 64, 64), 1, "blocks"),
+        ((0, 11, 0), (16, 32, 32), 1, "blocks"),
+        ((0, 11, 0), (32, 16, 32), 2, "plain"),
+        ((1, 0, 0), (8, 64, 64), 1, "plain"),
     ],
 )
-def test_which_form_is_taken(version, shape, form, monkeypatch):
+def test_which_form_is_taken(version, shape, strides, form, monkeypatch):
     monkeypatch.setattr(kernel_gradients.jaxlib.version, "__version_info__", version)
     side, channels, features = shape
     inputs = (128, side, side, channels)
-    assert kernel_gradients.chosen_form(inputs, (3, 3, channels, features)) == form
-    assert kernel_gradients.chosen_form(inputs, (5, 5, channels, features)) == "plain"
-    assert kernel_gradients.chosen_form((128, side, 9, channels), (3, 3, 1, 1)) == "plain"
+    chosen = kernel_gradients.chosen_form
+    assert chosen(inputs, (3, 3, channels, features), strides) == form
+    assert chosen(inputs, (5, 5, channels, features), strides) == "plain"
+    assert chosen((128, side, 9, channels), (3, 3, 1, 1), strides) == "plain"
+
+
+def test_forms_of_the_table_are_for_its_strides():
+    for rows in kernel_gradients._FORMS.values():
+        for (*_, strides), form in rows.items():
+            assert form in (kernel_gradients.FORMS if strides == 1 else kernel_gradients.STRIDED)
 
 
 @pytest.mark.parametrize("values", [3, 100_000], ids=["many ties", "few ties"])
@@ -103,8 +118,12 @@ def test_max_pool_gives_a_tie_to_the_first():
     np.testing.assert_array_equal(gradient[0, :, :, 0], [[1, 0], [0, 0]])
 
 
-@pytest.mark.parametrize("form", ["plain", "blocks", "rows"])
-def test_convolve_has_second_derivatives(form, monkeypatch):
+@pytest.mark.parametrize(
+    ("form", "strides"),
+    [(form, 1) for form in kernel_gradients.FORMS]
+    + [(form, 2) for form in kernel_gradients.STRIDED],
+)
+def test_convolve_has_second_derivatives(form, strides, monkeypatch):
     monkeypatch.setattr(kernel_gradients, "chosen_form", lambda *_: form)
     rng = np.random.default_rng(0)
     inputs, kernel = rng.standard_normal((2, 4, 4, 2)), rng.standard_normal((3, 3, 2, 2))
@@ -114,5 +133,7 @@ def test_convolve_has_second_derivatives(form, monkeypatch):
         return jax.grad(lambda k: (jax.grad(loss)(k) * kernel).sum())(kernel)
 
     np.testing.assert_allclose(
-        curvature(convolution_forms.convolve), curvature(lambda x, k: plain(x, k, 1)), rtol=1e-10
+        curvature(lambda x, k: convolution_forms.convolve(x, k, strides)),
+        curvature(lambda x, k: plain(x, k, strides)),
+        rtol=1e-10,
     )

@@ -114,6 +114,7 @@ COMMANDS = {
     ),
     r"python -m benchmarks\.gpu .*": "--tiny --only=step/mnist_300/float32 --output=gpu",
     r"python benchmarks/convolutions\.py.*": "--networks vgg5 --batch_size=2 --repeats=1",
+    r"python benchmarks/shares\.py.*": "--network=mnist_300 --steps=1",
     r"python benchmarks/inference\.py.*": "--networks mlp300 --repeats=1",
     r"python benchmarks/agreement\.py RUN": "--single=1",
     r"python benchmarks/sizes\.py": "--networks mlp300",

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from jaxbin import config, data
+from jaxbin.binarization import kernel_gradients
 from jaxbin.binarization.layers import BINARIZATION, Conv, forward_order, write_mask
 from jaxbin.engine.devices import Alone, Population
 from jaxbin.engine.epoch import EpochInputs
@@ -184,9 +185,18 @@ def test_packed_inference(network: str, monkeypatch: pytest.MonkeyPatch):
         assert "stablehlo.popcnt" not in program
 
 
-def test_the_forms_for_cpus_would_be_seen(lowered: Lowered, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(
+    ("network", "strides", "form"), [("vgg5", 1, "blocks"), ("resnet", 2, "shifts")]
+)
+def test_the_forms_for_cpus_would_be_seen(
+    network: str, strides: int, form: str, lowered: Lowered, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
-    program, state, inputs = build("vgg5", "float32", dispatch="epoch")
+    table = {strides: form}
+    monkeypatch.setattr(
+        kernel_gradients, "chosen_form", lambda inputs, kernel, strides: table.get(strides, "plain")
+    )
+    program, state, inputs = build(network, "float32", dispatch="epoch")
     train(program, state, inputs)
-    with pytest.raises(AssertionError):
-        check(lowered[0], "vgg5", 3, "float32")
+    with pytest.raises(AssertionError, match="len"):
+        check(lowered[0], network, 3, "float32")
