@@ -88,8 +88,12 @@ def products(name: str) -> Iterator[None]:
         before = jax.config.read("jax_disable_most_optimizations")
         if name.startswith("resnet"):
             patch.setattr(jax.lax, "conv_general_dilated", as_product)
-            patch.setattr(kernel_gradients, "chosen_form", lambda *_: "rows")
-            patch.setattr(kernel_gradients, "_SIXTEENTHS", 1)
+            patch.setattr(
+                kernel_gradients,
+                "chosen_form",
+                lambda inputs, kernel, strides: "rows" if strides == 1 else "shifts",
+            )
+            patch.setattr(kernel_gradients, "_BLOCKS", 1)
             jax.config.update("jax_disable_most_optimizations", True)
         yield
         jax.config.update("jax_disable_most_optimizations", before)

@@ -375,7 +375,7 @@ def test_a_binary_transformer_is_about_as_accurate_as_a_float_one(tmp_path: Path
     of_float, of_binary = (
         lines_of(tmp_path / name)[-1]["test_accuracy"] for name in ("float", "binary")
     )
-    assert of_float > 0.75
+    assert of_float > 0.6
     assert of_binary > of_float - 0.05
     assert lines_of(tmp_path / "binary")[-1]["binary_layers"] == [2, 3, 4, 5, 6, 7]
 
