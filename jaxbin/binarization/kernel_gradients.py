@@ -21,8 +21,8 @@ Shape = tuple[int, int, int, int]
 """Side of the images, input channels, output channels, strides, of a 3x3 convolution."""
 
 # What is not in here gets the plain form. Milliseconds are those of a batch of 128, of 100 for 64
-# channels at 32x32, on two x86-64 cores, with AVX2 unless it says AVX-512: of this form, and of
-# others that were timed beside it.
+# channels at 32x32, on two x86-64 cores: of this form, and of others that were timed beside it.
+# ResNet-20's are with AVX2 unless it says AVX-512; VGG's are older, in other numbers of blocks.
 _FORMS: dict[str, dict[Shape, str]] = {
     # Strided ones by themselves are faster as shifts, 9.4 and 5.9 against 26 and 12; a whole step
     # with them was not in every round, and takes 4 % more memory.
