@@ -21,15 +21,15 @@ Shape = tuple[int, int, int, int]
 """Side of the images, input channels, output channels, strides, of a 3x3 convolution."""
 
 # What is not in here gets the plain form. Milliseconds are those of a batch of 128, of 100 for 64
-# channels at 32x32, on two x86-64 cores, with AVX2 unless it says AVX-512: of this form, and of
-# others that were timed beside it.
+# channels at 32x32, on two x86-64 cores: of this form, and of others that were timed beside it.
+# ResNet-20's are with AVX2 unless it says AVX-512; VGG's are older, in other numbers of blocks.
 _FORMS: dict[str, dict[Shape, str]] = {
+    # Strided ones by themselves are faster as shifts, 9.4 and 5.9 against 26 and 12; a whole step
+    # with them was not in every round, and takes 4 % more memory.
     "jaxlib 0.10": {
         (32, 3, 16, 1): "blocks",  # 4.1, shifts 5.2, rows 9.1, plain 26
         (32, 16, 16, 1): "blocks",  # 13, rows 43, shifts 66, plain 259; AVX-512: 14, plain 6
-        (32, 16, 32, 2): "shifts",  # 9.4, plain 26
         (16, 32, 32, 1): "rows",  # 9.8, blocks 12, shifts 14, plain 24
-        (16, 32, 64, 2): "shifts",  # 5.9, plain 12
         (8, 64, 64, 1): "rows",  # 9.9, shifts 11, blocks 16, plain 21
         (32, 64, 64, 1): "blocks",  # 74 to 92, plain 158 to 240
         # VGG-9's, timed together only: with them a step went from 2026 to 1637.
