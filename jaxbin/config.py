@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
+import jax.numpy as jnp
 import ml_collections
 
 from jaxbin import contradictions, data
@@ -48,19 +49,19 @@ class Config(Fields):
                 f"{self.dataset!r}: {one_line(error)}"
             ) from None
 
-    def build_network(self, axis_name: str | None = None, dtype: Any = None) -> nn.Module:
-        """The run's network, for images and classes of its dataset.
+    def build_network(self, axis_name: str | None = None) -> nn.Module:
+        """The run's network, for images and classes of its dataset, computing in its precision.
 
         Args:
           axis_name: the mapped axis over whose devices batch norm averages; None for one device.
-          dtype: what to compute in; None for the type of inputs and parameters.
 
         Raises:
           UserError: there is no such network, or it does not fit the dataset.
         """
-        return self._network(self.rules, axis_name, dtype)
+        return self._network(self.rules, axis_name)
 
-    def _network(self, rules: Rules, axis_name: str | None = None, dtype: Any = None) -> nn.Module:
+    def _network(self, rules: Rules, axis_name: str | None = None) -> nn.Module:
+        dtype = jnp.bfloat16 if self.precision == "bfloat16" else None
         spec = self.dataset_spec
         if own.is_reference(self.network):
             shape, options = spec.image_shape, self.network_options

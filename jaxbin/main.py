@@ -27,11 +27,10 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from jaxbin import config, train
+from jaxbin import config
 from jaxbin.common import cache, configurations
 from jaxbin.common.errors import UserError, one_line, shown
 from jaxbin.engine import processes
-from jaxbin.runs import advice, run_directory, terminal
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The configuration file.")
 _WORKDIR = flags.DEFINE_string(
@@ -65,17 +64,7 @@ def main(argv: Sequence[str]) -> None:
         if len(argv) > 1:
             raise UserError(f"argument {argv[1]!r} is not accepted; flags begin with --")
         _join_others()
-        parsed = config.parse(_CONFIG.value)
-        if parsed.list_layers:
-            print(terminal.layer_table(parsed))
-            return
-        cache.keep_compiled(parsed.compilation_cache)
-        workdir = Path(_WORKDIR.value) if _WORKDIR.value else run_directory.default_workdir(parsed)
-        if processes.is_first():
-            terminal.log_to_terminal()
-            for line in [] if parsed.evaluate_only else advice.before(parsed):
-                terminal.logger.warning("note: %s", line)
-        train.run(parsed, workdir, stopping.requests())
+        _run(config.parse(_CONFIG.value))
     except stopping.Stopped as stopped:
         stopping.leave(stopped)
     except UserError as error:
@@ -90,6 +79,24 @@ def main(argv: Sequence[str]) -> None:
             traceback.print_exc()
             processes.leave(1)
         raise
+
+
+def _run(parsed: config.Config) -> None:
+    """Train, evaluate or list what a configuration says."""
+    # Only here: --help and refusals need not wait for Orbax and the rest.
+    from jaxbin import train
+    from jaxbin.runs import advice, run_directory, terminal
+
+    if parsed.list_layers:
+        print(terminal.layer_table(parsed))
+        return
+    cache.keep_compiled(parsed.compilation_cache)
+    workdir = Path(_WORKDIR.value) if _WORKDIR.value else run_directory.default_workdir(parsed)
+    if processes.is_first():
+        terminal.log_to_terminal()
+        for line in [] if parsed.evaluate_only else advice.before(parsed):
+            terminal.logger.warning("note: %s", line)
+    train.run(parsed, workdir, stopping.requests())
 
 
 def _join_others() -> None:

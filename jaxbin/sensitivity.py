@@ -24,7 +24,7 @@ from jaxbin.binarization.layers import (
     replace_latent_weights,
     write_mask,
 )
-from jaxbin.binarization.methods import Rules, computed_weights
+from jaxbin.binarization.methods import Rules
 from jaxbin.binarization.wrapped import layers_of
 from jaxbin.common.errors import UserError
 from jaxbin.engine.preprocessing import normalize
@@ -73,15 +73,9 @@ class Trained:
     def binary_weights(self) -> tuple[jax.Array, ...]:
         """What layers 1..L would compute with if they were binary."""
         layers = layers_of(self.network, self.layer_names)
+        on, done = jnp.array(True), jnp.ones(())
         return tuple(
-            computed_weights(
-                latent,
-                jnp.array(True),
-                jnp.ones(()),
-                self.rules.of(layer.name),
-                fan_in=layer.to_matrix(latent).shape[0],
-                output_axis=layer.outputs,
-            )
+            layer.weights(latent, on, done, self.rules.of(layer.name))
             for layer, latent in zip(layers, self.latents, strict=True)
         )
 
@@ -110,8 +104,7 @@ def load_trained(workdir: Path, network: str = "") -> Trained:
         )
     number = finished.checkpoint_of(freeze.read_summary(workdir, run)["last"])
     spec = run.dataset_spec
-    dtype = jnp.bfloat16 if run.precision == "bfloat16" else None
-    built = run.build_network(dtype=dtype)
+    built = run.build_network()
     variables = freeze.stored_variables(workdir, built, spec, number)
     dataset = data.load(
         spec,
@@ -225,13 +218,8 @@ def _zero_shot_functions(trained: Trained) -> tuple[Any, Any]:
     def updated(batch_stats: PyTree, mask: PyTree, images: jax.Array) -> PyTree:
         variables = {"params": params, "batch_stats": batch_stats, BINARIZATION: mask}
         images = normalize(images, spec.mean, spec.std)
-        _, changed = trained.network.apply(
-            variables,
-            images,
-            train=True,
-            mutable=["batch_stats"],
-            rngs={"params": jax.random.key(0)},
-        )
+        given: Any = {"mutable": ["batch_stats"], "rngs": {"params": jax.random.key(0)}}
+        _, changed = trained.network.apply(variables, images, train=True, **given)
         return changed.get("batch_stats", {})
 
     @jax.jit

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxbin.binarization.layers import BINARIZATION, Conv, Dense, write_mask
-from jaxbin.binarization.methods import Rules, computed_weights
+from jaxbin.binarization.methods import Rule, Rules, computed_weights
 from jaxbin.common.errors import UserError
 
 _MODES: dict[str, Callable[[bool], bool]] = {
@@ -36,6 +36,14 @@ class Layer:
 
     name: str
     outputs: tuple[int, ...] = (-1,)
+
+    def weights(self, latent: Any, mask: Any, progress: Any, rule: Rule) -> jax.Array:
+        """What the layer computes with, see `jaxbin.binarization.methods.computed_weights`."""
+        outputs = math.prod(latent.shape[axis] for axis in self.outputs)
+        fan_in = latent.size // outputs
+        return computed_weights(
+            latent, mask, progress, rule, fan_in=fan_in, output_axis=self.outputs
+        )
 
     def to_matrix(self, kernel: Any) -> Any:
         """A kernel as (inputs, outputs), each in the order of its axes."""
@@ -103,16 +111,10 @@ class Binarizable(nn.Module):
         masks: dict[str, Any] = _flat(self.variables.get(BINARIZATION, {}))
         params = _flat(variables["params"])
         for layer in self.layers:
-            path, latent = f"{layer.name}/kernel", params[f"{layer.name}/kernel"]
-            size = math.prod(latent.shape[axis] for axis in layer.outputs)
-            params[path] = computed_weights(
-                latent,
-                masks[f"{layer.name}/mask"],
-                masks.get(f"{layer.name}/progress", 1.0),
-                self.rules.of(layer.name),
-                fan_in=latent.size // size,
-                output_axis=layer.outputs,
-            )
+            name, path = layer.name, f"{layer.name}/kernel"
+            progress = masks.get(f"{name}/progress", 1.0)
+            rule = self.rules.of(name)
+            params[path] = layer.weights(params[path], masks[f"{name}/mask"], progress, rule)
         return {"params": flax.traverse_util.unflatten_dict(params, sep="/")}
 
 

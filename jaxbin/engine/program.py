@@ -57,8 +57,7 @@ class Program:
                 "training examples"
             )
         self.traces: list[None] = []
-        dtype = jnp.bfloat16 if config.precision == "bfloat16" else None
-        self.network = config.build_network(layout.axis_name, dtype)
+        self.network = config.build_network(layout.axis_name)
         self._optimizer = step.make_optimizer(
             config.optimizer, config.momentum, config.weight_decay, config.nesterov
         )

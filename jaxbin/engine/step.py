@@ -194,31 +194,25 @@ def make_train_step(
 def make_gradients(
     network: nn.Module, accumulation_steps: int = 1, label_smoothing: float = 0.0
 ) -> Callable[..., tuple[PyTree, PyTree, jax.Array, jax.Array]]:
-    """Gradients of the mean loss: `(state, images, labels, key) -> (gradients, batch_stats, losses,
-    logits)`, of this device's share of a batch.
+    """`(state, images, labels, key) -> (gradients of the mean loss, batch_stats, losses, logits)`.
+
+    All are of this device's share of a batch.
 
     With `accumulation_steps` above 1 the share is taken in that many consecutive parts, one after
     the other, and needs memory for one of them. The gradient is the same but for rounding, except
-    that batch norm sees a part where it would see the batch: it normalizes by the statistics of
-    the part, and its running averages move once for each part.
+    that batch norm normalizes by the part, and its running averages move once for each.
 
     `label_smoothing` is the share of a label that is spread evenly over all classes.
     """
 
     def gradients_of_part(
-        state: TrainState,
-        batch_stats: PyTree,
-        images: jax.Array,
-        labels: jax.Array,
-        key: jax.Array | None,
+        state: TrainState, batch_stats: PyTree, part: tuple[jax.Array, jax.Array, jax.Array | None]
     ) -> tuple[PyTree, PyTree, jax.Array, jax.Array]:
+        images, labels, key = part
+
         def loss_of(params: PyTree) -> tuple[jax.Array, tuple[PyTree, jax.Array, jax.Array]]:
             logits, changed = network.apply(
-                {
-                    "params": params,
-                    "batch_stats": batch_stats,
-                    BINARIZATION: state.binarization,
-                },
+                _variables(state, params, batch_stats),
                 images,
                 train=True,
                 mutable=["batch_stats"],
@@ -234,11 +228,11 @@ def make_gradients(
         state: TrainState, images: jax.Array, labels: jax.Array, key: jax.Array | None = None
     ) -> tuple[PyTree, PyTree, jax.Array, jax.Array]:
         if accumulation_steps == 1:
-            return gradients_of_part(state, state.batch_stats, images, labels, key)
+            return gradients_of_part(state, state.batch_stats, (images, labels, key))
 
         def add_part(carry: PyTree, part: PyTree) -> tuple[PyTree, PyTree]:
             total, batch_stats = carry
-            gradients, batch_stats, *outputs = gradients_of_part(state, batch_stats, *part)
+            gradients, batch_stats, *outputs = gradients_of_part(state, batch_stats, part)
             return (jax.tree.map(jnp.add, total, gradients), batch_stats), outputs
 
         parts = jax.tree.map(
@@ -256,6 +250,10 @@ def make_gradients(
     return gradients_of
 
 
+def _variables(state: TrainState, params: PyTree, batch_stats: PyTree) -> dict[str, PyTree]:
+    return {"params": params, "batch_stats": batch_stats, BINARIZATION: state.binarization}
+
+
 def make_eval_step(network: nn.Module) -> Callable[..., tuple[Any, jax.Array]]:
     """The evaluation step `(state, images, labels, counted) -> (metrics, logits)`.
 
@@ -266,11 +264,7 @@ def make_eval_step(network: nn.Module) -> Callable[..., tuple[Any, jax.Array]]:
     def eval_step(
         state: TrainState, images: jax.Array, labels: jax.Array, counted: jax.Array
     ) -> tuple[Any, jax.Array]:
-        variables = {
-            "params": state.params,
-            "batch_stats": state.batch_stats,
-            BINARIZATION: state.binarization,
-        }
+        variables = _variables(state, state.params, state.batch_stats)
         logits: Any = network.apply(variables, images, train=False)
         losses = cross_entropy(logits, labels)
         metrics = Metrics.single_from_model_output(

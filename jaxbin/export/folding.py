@@ -3,9 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import flax.linen as nn
 import flax.traverse_util
 import numpy as np
 
+from jaxbin.binarization.layers import forward_order, norms_after
 from jaxbin.binarization.methods import Rules, channel_scales
 from jaxbin.binarization.wrapped import Layer
 from jaxbin.common.errors import UserError
@@ -34,14 +36,23 @@ def other_variables(variables: Mapping[str, Any], layers: Sequence[Layer]) -> di
     }
 
 
-def check_foldable(variables: Mapping[str, Any], folded: set[str]) -> None:
-    """Raise a UserError if a network has parameters in other modules than these."""
+def norms_of(
+    network: nn.Module, image_shape: tuple[int, ...], variables: Mapping[str, Any]
+) -> dict[str, str]:
+    """The batch norm that is folded into each layer, if one is, by the layer's name.
+
+    Raises:
+      UserError: the network has parameters elsewhere.
+    """
+    norms = norms_after(network, image_shape)
+    folded = {*forward_order(network, image_shape), *norms.values()}
     modules = {path.rpartition("/")[0] for path in flat_arrays(variables["params"])}
     if others := sorted(modules - folded):
         raise UserError(
             f"this network cannot be exported: {', '.join(others)} is no layer, and no batch norm "
             "right after one; accepted: networks of the paper, or jaxbin.binarizable(network, ...)"
         )
+    return norms
 
 
 def check_annealed(flat: Mapping[str, np.ndarray], layers: Sequence[Layer]) -> None:
@@ -55,7 +66,7 @@ def check_annealed(flat: Mapping[str, np.ndarray], layers: Sequence[Layer]) -> N
             )
 
 
-def scales(flat: Mapping[str, np.ndarray], layer: Layer, rules: Rules) -> np.ndarray:
+def _scales(flat: Mapping[str, np.ndarray], layer: Layer, rules: Rules) -> np.ndarray:
     """What a layer's weights of -1 and +1 are multiplied by, (outputs,); 1 for a float layer."""
     latent = layer.to_matrix(flat[f"{layer.name}/kernel"])
     if not flat[f"{layer.name}/mask"]:
@@ -68,13 +79,13 @@ def channels(
     layer: Layer,
     norm: str,
     rows: tuple[str, ...],
-    scales: np.ndarray,
+    rules: Rules,
 ) -> np.ndarray:
     """What `Artifact.channels` holds of a layer, (rows, outputs), in float64.
 
-    Where there is no batch norm, `norm` is "" and finds nothing: scale 1, shift the bias. `scales`
-    are those of the layer's weights, (outputs,).
+    Where there is no batch norm, `norm` is "" and finds nothing: scale 1, shift the bias.
     """
+    scales = _scales(flat, layer, rules)
     if rows == OWN:
         return scales[None]
     outputs = flat[f"{layer.name}/kernel"].shape[-1]

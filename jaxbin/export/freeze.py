@@ -11,7 +11,7 @@ import flax.traverse_util
 import numpy as np
 
 from jaxbin import config, data
-from jaxbin.binarization.layers import BINARIZATION, forward_order, norms_after, variable_shapes
+from jaxbin.binarization.layers import BINARIZATION, forward_order, variable_shapes
 from jaxbin.binarization.methods import Rules
 from jaxbin.binarization.wrapped import Binarizable, layers_of
 from jaxbin.common import files
@@ -80,13 +80,12 @@ def freeze_variables(
       precision: of products, as in the configuration.
       training: where the weights come from.
 
-    In bfloat16 a batch norm is not folded: rounding between it and its layer is part of what was
-    trained. A scale of binary weights goes into what their outputs are multiplied by. Of a network
-    of one's own nothing is folded: what stands behind its layers is not known.
+    In bfloat16 a batch norm is not folded: rounding before it is part of what was trained. A scale
+    of binary weights goes into what their outputs are multiplied by. Of a network of one's own
+    nothing is folded: what stands behind its layers is not known.
 
     Raises:
-      UserError: a layer is neither wholly binary nor float, or the network has parameters that an
-        artifact has no place for.
+      UserError: a layer is neither binary nor float, or a parameter has no place in an artifact.
     """
     layers = layers_of(network, forward_order(network, spec.image_shape))
     flat = {
@@ -95,19 +94,16 @@ def freeze_variables(
         for name, array in folding.flat_arrays(variables.get(collection, {})).items()
     }
     definition = network if isinstance(network, Binarizable) else None
-    rows = OWN if definition else UNFOLDED if precision == "bfloat16" else FOLDED
-    norms = {} if definition else norms_after(network, spec.image_shape)
-    if not definition:
-        folding.check_foldable(variables, {layer.name for layer in layers} | {*norms.values()})
+    rows, norms, others = OWN, {}, folding.other_variables(variables, layers)
+    if definition is None:
+        rows, others = UNFOLDED if precision == "bfloat16" else FOLDED, {}
+        norms = folding.norms_of(network, spec.image_shape, variables)
     folding.check_annealed(flat, layers)
     rules: Rules = getattr(network, "rules", Rules())
     columns = [
-        folding.channels(
-            flat, layer, norms.get(layer.name, ""), rows, folding.scales(flat, layer, rules)
-        )
-        for layer in layers
+        folding.channels(flat, layer, norms.get(layer.name, ""), rows, rules) for layer in layers
     ]
-    others = folding.other_variables(variables, layers) if definition else {}
+    kernels = {layer.name: folding.kernel(flat, layer, float_dtype) for layer in layers}
     return Artifact(
         network=network_name[0],
         depth=network_name[1],
@@ -118,7 +114,7 @@ def freeze_variables(
         precision=precision,
         rows=rows,
         layers=tuple(layer.name for layer in layers),
-        kernels={layer.name: folding.kernel(flat, layer, float_dtype) for layer in layers} | others,
+        kernels=kernels | others,
         channels=np.concatenate(columns, axis=1).astype(np.float32),
         training=training or {},
         definition=definition,

@@ -77,13 +77,10 @@ def default_workdir(config: Config) -> Path:
 
 def _rule_parts(config: Config) -> list[str]:
     """What the name of a run says of fields that differ from the published method's."""
-    named = {
-        "scale": config.scale,
-        "map": config.map,
-        "grain": config.grain,
-        "rate_schedule": config.rate_schedule,
-    }
-    return [value for name, value in named.items() if value != FIELDS[name].default]
+    names = ("scale", "map", "grain", "rate_schedule")
+    return [
+        getattr(config, name) for name in names if getattr(config, name) != FIELDS[name].default
+    ]
 
 
 def check(workdir: Path, config: Config) -> None:
@@ -105,12 +102,10 @@ def check(workdir: Path, config: Config) -> None:
                 f"workdir={str(workdir)!r} was left unfinished by an older jaxbin, which counted "
                 "checkpoints in epochs; accepted: that version, or another --workdir"
             )
-    if config.initialize_from:
-        source = Path(config.initialize_from)
-        if os.path.exists(source) and not source.is_dir():
-            weights.read_file(source, config)
-        else:
-            _check_weights("initialize_from", source, config)
+    if os.path.isfile(config.initialize_from):
+        weights.read_file(Path(config.initialize_from), config)
+    elif config.initialize_from:
+        _check_weights("initialize_from", Path(config.initialize_from), config)
     data.check_directory(config.dataset, config.data_dir, config.download)
 
 
