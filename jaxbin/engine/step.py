@@ -194,9 +194,7 @@ def make_train_step(
 def make_gradients(
     network: nn.Module, accumulation_steps: int = 1, label_smoothing: float = 0.0
 ) -> Callable[..., tuple[PyTree, PyTree, jax.Array, jax.Array]]:
-    """`(state, images, labels, key) -> (gradients of the mean loss, batch_stats, losses, logits)`.
-
-    All are of this device's share of a batch.
+    """`(state, images, labels, key) -> (gradients, batch_stats, losses, logits)`, of a share.
 
     With `accumulation_steps` above 1 the share is taken in that many consecutive parts, one after
     the other, and needs memory for one of them. The gradient is the same but for rounding, except
