@@ -20,6 +20,7 @@ def main(argv: Sequence[str]) -> None:
     parser = command_line.make_parser("python -m experiments.measure", __doc__ or "")
     parser.add_argument("run", type=Path)
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--network", default="", help="the run's, if it is one of your own")
     parser.add_argument("--measures", default=",".join(sensitivity.MEASURES))
     samples = command_line.number(int, least=2)
     parser.add_argument(
@@ -31,7 +32,7 @@ def main(argv: Sequence[str]) -> None:
         if name not in sensitivity.MEASURES:
             accepted = ", ".join(sensitivity.MEASURES)
             raise UserError(f"--measures={name!r} is unknown; accepted: {accepted}")
-    trained = sensitivity.load_trained(arguments.run)
+    trained = sensitivity.load_trained(arguments.run, arguments.network)
     command_line.make_directory("--output", arguments.output)
     for name in names:
         started = time.perf_counter()

@@ -1,7 +1,6 @@
 """One training step and one evaluation step, for one device's share of a batch.
 
-Nothing here knows of files, flags or printing. A step learns that it is one of several devices
-only through the name of the mapped axis.
+Nothing here knows of files, flags or printing, and of other devices only the mapped axis's name.
 """
 
 import dataclasses
@@ -24,6 +23,7 @@ from jaxbin.binarization.layers import (
     replace_latent_weights,
     write_mask,
 )
+from jaxbin.binarization.wrapped import Binarizable
 
 PyTree = Any
 
@@ -76,8 +76,7 @@ class TrainState:
 def in_top5(**outputs: Any) -> jax.Array:
     """Whether fewer than five classes beat the label's, (batch,) float32.
 
-    Of equal logits the one of the lower class wins, as in `argmax`. Counting takes one pass where
-    sorting takes many.
+    Of equal logits the one of the lower class wins, as in `argmax`.
 
     Args:
       **outputs: `logits` (batch, classes), `labels` (batch,), and what other metrics are made of.
@@ -173,6 +172,8 @@ def make_train_step(
         gradients, batch_stats, losses, logits = gradients_of(state, images, labels, key)
         if axis_name is not None:
             gradients = jax.lax.pmean(gradients, axis_name)
+            if isinstance(network, Binarizable):  # whose batch norm may know of no axis
+                batch_stats = jax.lax.pmean(batch_stats, axis_name)
         with jax.named_scope("optimizer"):
             updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
             updates = jax.tree.map(lambda update: -learning_rate * update, updates)

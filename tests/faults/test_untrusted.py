@@ -132,7 +132,7 @@ def test_the_source_has_no_other_way_to_execute_a_file(name: str):
         path.name
         for path in (ROOT / "jaxbin").rglob("*.py")
         if any(
-            name in line.split("#")[0] and '"""' not in line
+            name in line.split("#")[0].replace("allow_pickle=False", "") and '"""' not in line
             for line in path.read_text(encoding="utf-8").splitlines()
         )
     ]

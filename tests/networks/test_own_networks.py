@@ -2,7 +2,10 @@
 
 import dataclasses
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,7 @@ from jaxbin.engine.preprocessing import normalize
 from jaxbin.engine.step import cross_entropy
 from jaxbin.export import __main__ as export
 from jaxbin.export import freeze
+from jaxbin.networks import torch_weights
 from jaxbin.runs import terminal
 
 VIT = {
@@ -232,6 +236,51 @@ def test_sensitivity_of_every_layer(tmp_path: Path):
     assert scores[1] == pytest.approx(error, rel=1e-4)
 
 
+DEVICES = """
+import sys
+import jax, numpy as np
+from jaxbin import config, data, train
+from jaxbin.engine.devices import Alone
+from jaxbin.engine.plan import plan_epoch
+from jaxbin.engine.program import Program
+
+assert jax.device_count() == 2
+for name, options in (("Separable", '{"outputs": 10}'), ("Plain", "")):
+    parsed = config.parse(dict(network=f"own_networks:{name}", network_options=options, epochs=1,
+                               max_steps_per_epoch=2, method="binary", scale="channel",
+                               batch_size=50, learning_rate=0.01, dispatch="step"))
+    dataset = data.load(parsed.dataset_spec, stage="validation", data_dir="")
+    program = Program(parsed, dataset, Alone())
+    plans = [plan_epoch(parsed, 0, program.steps)]
+    state = program.begin_epoch(program.place([program.initial_state(parsed)]), plans)
+    inputs = program.open_epoch([parsed.seed], 0, plans)
+    for batch in program.batches(0, 0):
+        state = program.train(state, inputs, batch)
+    for leaf in jax.tree.leaves((state.params, state.batch_stats)):
+        np.testing.assert_array_equal(leaf[0], leaf[1])
+    print(name, float(program.fetch_measured(state, 0).metrics.compute()["loss"]))
+"""
+
+
+def test_two_devices_hold_one_state(tmp_path: Path):
+    """Of a batch norm that knows nothing of devices; without one they compute what one does."""
+    variables = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-c", DEVICES],
+        env=os.environ | variables,
+        cwd=Path(own_networks.__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    fields = {"network": "own_networks:Plain", "epochs": 1, "max_steps_per_epoch": 2}
+    fields |= {"method": "binary", "scale": "channel", "batch_size": 50, "learning_rate": 0.01}
+    run(tmp_path / "run", **fields)
+    loss = float(done.stdout.split()[-1])
+    assert loss == pytest.approx(lines_of(tmp_path / "run")[0]["train_loss"], rel=1e-4)
+
+
 # --- Where weights come from ----------------------------------------------------------------------
 
 
@@ -311,6 +360,30 @@ def test_files_of_other_weights_are_refused(tmp_path: Path, arrays: Any, name: s
     with pytest.raises(UserError, match=problem):
         run(tmp_path / "run", network="own_networks:small", initialize_from=str(path), epochs=1)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_of_the_published_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Its arrays by PyTorch name; test_torch_import.py reads such files."""
+    parsed = config.parse({"network": "mlp300"})
+    network, shape = parsed.build_network(), parsed.dataset_spec.image_shape
+    variables = network.init(jax.random.key(5), np.zeros((1, *shape), np.float32), train=False)
+    arrays = torch_weights.arrays_from_variables(network, shape, variables)
+    monkeypatch.setattr(torch_weights, "load_checkpoint", lambda path: arrays)
+    (tmp_path / "best.pth").write_bytes(b"")
+    given = {"epochs": 1, "max_steps_per_epoch": 1, "learning_rate": 1e-9}
+    run(tmp_path / "run", **given, initialize_from=str(tmp_path / "best.pth"))
+    assert "best.pth: 18 arrays taken\n" in (tmp_path / "run" / "log.txt").read_text()
+    stored = freeze.stored_variables(tmp_path / "run", network, parsed.dataset_spec, 1)["params"]
+    np.testing.assert_allclose(
+        stored["dense1"]["kernel"], variables["params"]["dense1"]["kernel"], atol=1e-6
+    )
+    with pytest.raises(UserError, match="the arrays hold 3 layers and 3 batch norms; the network"):
+        run(
+            tmp_path / "x",
+            network="own_networks:small",
+            **given,
+            initialize_from=str(tmp_path / "best.pth"),
+        )
 
 
 # --- Networks that others wrote -------------------------------------------------------------------
