@@ -1,5 +1,7 @@
 """Networks as users write them, which know nothing of jaxbin."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -51,6 +53,20 @@ class Separable(nn.Module):
             x = nn.relu(nn.BatchNorm(not training, momentum=0.9, name=f"norm{number}")(x))
             x = nn.Conv(width, (1, 1), name=f"wide{number}")(x)
         return nn.Dense(self.outputs, name="head")(nn.relu(x).mean(axis=(1, 2)))
+
+
+class Synchronized(nn.Module):
+    """Batch norm that averages over the devices of a run, computing in the run's precision."""
+
+    classes: int
+    axis_name: str | None = None
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+        x = nn.Dense(12, dtype=self.dtype, name="first")(images.reshape(len(images), -1))
+        norm = nn.BatchNorm(not train, axis_name=self.axis_name, dtype=self.dtype, name="norm")
+        return nn.Dense(self.classes, dtype=self.dtype, name="last")(nn.relu(norm(x)))
 
 
 class Plain(nn.Module):

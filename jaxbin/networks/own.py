@@ -99,7 +99,8 @@ def build(
         f"cannot take images of {size}",
         lambda: binarizable(module, images, rules=rules, train=False),
     )
-    _check(label, wrapped, images, classes)
+    if given.get("axis_name") is None:  # which only a mapped function can be called with
+        _check(label, wrapped, images, classes)
     if not wrapped.layers and rules != Rules() and "rules" not in accepted:
         raise UserError(
             f"network={shown(label)} has layers of jaxbin's but takes no `rules`, so that it is "

@@ -245,10 +245,11 @@ from jaxbin.engine.plan import plan_epoch
 from jaxbin.engine.program import Program
 
 assert jax.device_count() == 2
-for name, options in (("Separable", '{"outputs": 10}'), ("Plain", "")):
+for name, options in (("Separable", '{"outputs": 10}'), ("Plain", ""), ("Synchronized", "")):
     parsed = config.parse(dict(network=f"own_networks:{name}", network_options=options, epochs=1,
                                max_steps_per_epoch=2, method="binary", scale="channel",
-                               batch_size=50, learning_rate=0.01, dispatch="step"))
+                               batch_size=50, learning_rate=0.1, optimizer="sgd",
+                               dispatch="step"))
     dataset = data.load(parsed.dataset_spec, stage="validation", data_dir="")
     program = Program(parsed, dataset, Alone())
     plans = [plan_epoch(parsed, 0, program.steps)]
@@ -274,11 +275,26 @@ def test_two_devices_hold_one_state(tmp_path: Path):
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    fields = {"network": "own_networks:Plain", "epochs": 1, "max_steps_per_epoch": 2}
-    fields |= {"method": "binary", "scale": "channel", "batch_size": 50, "learning_rate": 0.01}
-    run(tmp_path / "run", **fields)
-    loss = float(done.stdout.split()[-1])
-    assert loss == pytest.approx(lines_of(tmp_path / "run")[0]["train_loss"], rel=1e-4)
+    losses = dict(line.split() for line in done.stdout.splitlines()[-3:])
+    fields = {"epochs": 1, "max_steps_per_epoch": 2, "method": "binary", "scale": "channel"}
+    fields |= {"batch_size": 50, "learning_rate": 0.1, "optimizer": "sgd"}
+    for name in ("Plain", "Synchronized"):
+        run(tmp_path / name, network=f"own_networks:{name}", **fields)
+        loss = lines_of(tmp_path / name)[0]["train_loss"]
+        assert float(losses[name]) == pytest.approx(loss, rel=1e-4)
+
+
+def test_the_runs_precision_is_the_networks(tmp_path: Path, digits: data.Split):
+    fields = {"network": "own_networks:Synchronized", "epochs": 1, "max_steps_per_epoch": 5}
+    fields |= {"method": "binary", "precision": "bfloat16", "stage": "full", "scale": "channel"}
+    run(tmp_path / "run", **fields, learning_rate=0.01)
+    parsed = config.parse(fields)
+    assert parsed.build_network().held.network.dtype == jax.numpy.bfloat16
+    output, named = tmp_path / "m.jaxbin", "--network=own_networks:Synchronized"
+    export.main([f"--workdir={tmp_path / 'run'}", named, f"--output={output}"])
+    logits = jaxbin.load(output, network=own_networks.Synchronized).predict(digits.images).logits
+    accuracy = (logits.argmax(1) == digits.labels).mean()
+    assert accuracy == pytest.approx(lines_of(tmp_path / "run")[0]["test_accuracy"], abs=0.003)
 
 
 # --- Where weights come from ----------------------------------------------------------------------
