@@ -73,6 +73,12 @@ COMMANDS = {
     r"python -m experiments\.(run|protocol|measure|report|collect|zoo|population)": "--help",
     r"python -m jaxbin\.main": f"--config=configs/quickstart.py {STEPS}",
     r"python -m jaxbin\.main --config=(configs/)?mnist_300(\.py)?.*": DIGITS,
+    r"python -m jaxbin\.main --config=mine\.py .*network=nets:.*method=float.*": (
+        f"{STEPS} --config.warmup_epochs=0"
+    ),
+    r"python -m jaxbin\.main --config=mine\.py .*network=nets:.*map=parq.*": (
+        f"{STEPS} --config.warmup_epochs=0 --config.anneal_epochs=1"
+    ),
     r"python -m jaxbin\.main --config=mine\.py .*network=nets:.*": STEPS,
     r"python -m jaxbin\.main --config=mine\.py .*folder:.*": STEPS,
     r"python -m jaxbin\.main --config=mine\.py .*": STEPS,
