@@ -4,12 +4,9 @@
 folder of the same form. Inputs are made by formula, so the vectors need no data.
 """
 
-import contextlib
 import dataclasses
-import functools
 import os
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import flax.linen as nn
@@ -19,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxbin.binarization import kernel_gradients, orders, schedule
+from jaxbin.binarization import orders, schedule
 from jaxbin.binarization.layers import forward_order, write_mask
 from jaxbin.engine import step
 from jaxbin.networks import registry, torch_weights
@@ -60,45 +57,6 @@ def batch(k: int, seed: int, image_shape: tuple[int, ...], size: int, classes: i
     return images.transpose(0, 2, 3, 1), rng.integers(0, classes, size).astype(np.int32)
 
 
-def as_product(inputs, kernel, window_strides, padding, dimension_numbers):
-    """`lax.conv_general_dilated`, of NHWC and HWIO, as one matrix product."""
-    assert dimension_numbers == kernel_gradients.DIMENSIONS
-    height, width, channels, features = kernel.shape
-    padded = jnp.pad(inputs, ((0, 0), *padding, (0, 0)))
-    rows, columns = (
-        (padded.shape[axis + 1] - kernel.shape[axis]) // window_strides[axis] + 1 for axis in (0, 1)
-    )
-    pieces = [
-        padded[:, i:, j:][:, :: window_strides[0], :: window_strides[1]][:, :rows, :columns]
-        for i in range(height)
-        for j in range(width)
-    ]
-    return jnp.concatenate(pieces, axis=3) @ kernel.reshape(height * width * channels, features)
-
-
-@contextlib.contextmanager
-def products(name: str) -> Iterator[None]:
-    """Convolutions of ResNets as products, and compiled quickly.
-
-    XLA's own convolution in float64, on a CPU, is a loop: two minutes of a processor for the four
-    files instead of one. VGG-5 is computed with it, and tests/binarization/test_convolution.py
-    compares all forms of the kernel gradient and strides with it.
-    """
-    with pytest.MonkeyPatch.context() as patch:
-        before = jax.config.read("jax_disable_most_optimizations")
-        if name.startswith("resnet"):
-            patch.setattr(jax.lax, "conv_general_dilated", as_product)
-            patch.setattr(
-                kernel_gradients,
-                "chosen_form",
-                lambda inputs, kernel, strides: "rows" if strides == 1 else "shifts",
-            )
-            patch.setattr(kernel_gradients, "_BLOCKS", 1)
-            jax.config.update("jax_disable_most_optimizations", True)
-        yield
-        jax.config.update("jax_disable_most_optimizations", before)
-
-
 class Run:
     """One file's 8 steps through the step functions that production uses."""
 
@@ -133,8 +91,7 @@ class Run:
         self.train_step = jax.jit(train)
         self.eval_step = jax.jit(step.make_eval_step(self.network))
         self.masks, self.losses, self.train_outputs, self.eval_outputs = [], [], [], []
-        with products(name):
-            self.run()
+        self.run()
 
     def batch(self, k: int):
         return batch(k, self.seed, self.image_shape, self.batch_size, self.classes)
@@ -155,8 +112,8 @@ class Run:
                 self.state, metrics, logits = self.train_step(
                     self.state, images, labels, np.float64(self.learning_rate)
                 )
-                self.losses.append(float(metrics.compute()["loss"]))
-                self.train_outputs.append(np.asarray(logits))
+                self.losses.append(metrics.compute()["loss"])
+                self.train_outputs.append(logits)
             if self.reset:
                 self.state = step.reset_latents(self.state, self.names)
                 self.evaluate(500 + epoch)
@@ -168,20 +125,19 @@ class Run:
         steps = len(self.losses)
         state = dataclasses.replace(self.state, batch_stats=self.unbiased(steps))
         _, logits = self.eval_step(state, images, labels, np.ones(len(labels), bool))
-        self.eval_outputs.append(np.asarray(logits))
+        self.eval_outputs.append(logits)
 
     def unbiased(self, steps: int):
         """Running variances as PyTorch averages them (golden/README: exact for constant n)."""
-        counts = self.values_per_channel
+        counts = self.values_per_channel()
         start = 0.9**steps
-        flat = flax.traverse_util.flatten_dict(jax.device_get(self.state.batch_stats), sep="/")
+        flat = flax.traverse_util.flatten_dict(self.state.batch_stats, sep="/")
         for name in flat:
             if name.endswith("/var"):
                 n = counts[name.removesuffix("/var")]
                 flat[name] = start + (flat[name] - start) * n / (n - 1)
         return flax.traverse_util.unflatten_dict(flat, sep="/")
 
-    @functools.cached_property
     def values_per_channel(self) -> dict[str, int]:
         """For each batch norm, how many values of a batch share a channel."""
         counts = {}
@@ -198,22 +154,14 @@ class Run:
 
     def outputs(self, logits, expected) -> np.ndarray:
         """Logits, as log-probabilities where the published network ends in a log-softmax."""
-        computed = np.stack(logits)
-        if not np.allclose(log_of_sum(expected), 0):
-            return computed
-        return computed - log_of_sum(computed)
+        log_probabilities = np.allclose(jax.nn.logsumexp(expected, axis=-1), 0)
+        return np.array(jax.nn.log_softmax(jnp.stack(logits)) if log_probabilities else logits)
 
     def final(self) -> dict[str, np.ndarray]:
         """Parameters and running statistics by PyTorch name, in PyTorch's layout."""
         stats = self.unbiased(EPOCHS * STEPS_PER_EPOCH)
         variables = {"params": self.state.params, "batch_stats": stats}
         return torch_weights.arrays_from_variables(self.network, self.image_shape, variables)
-
-
-def log_of_sum(logits: np.ndarray) -> np.ndarray:
-    """log(sum(exp)) of each example's logits, (..., 1)."""
-    largest = logits.max(-1, keepdims=True)
-    return largest + np.log(np.exp(logits - largest).sum(-1, keepdims=True))
 
 
 def summary(values: np.ndarray) -> np.ndarray:
