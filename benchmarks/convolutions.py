@@ -5,10 +5,13 @@
 
 One line for each form of each operation (forward, input gradient, kernel gradient), milliseconds of
 the fastest and the median of `--repeats` timings; `*` marks the form that a run takes. The table is
-in `jaxbin.binarization.kernel_gradients`; a new jaxlib asks for another run of this.
+in `jaxbin.binarization.kernel_gradients`; a new jaxlib asks for another run of this. `--torch` adds
+PyTorch's operations (pip install torch), timed in a process of their own before jaxbin's.
 """
 
 import argparse
+import multiprocessing
+import statistics
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -53,8 +56,11 @@ def convolutions(name: str, batch_size: int) -> dict[Shapes, int]:
     return found
 
 
-def measure(shapes: Shapes, first: bool, repeats: int) -> Iterator[dict[str, Any]]:
+def measure(
+    shapes: Shapes, first: bool, repeats: int, beside_torch: bool = False
+) -> Iterator[dict[str, Any]]:
     """A line for every form of every operation; of the first layer without the input gradient."""
+    of_torch = _seconds_of_torch((*shapes, repeats)) if beside_torch else {}
     inputs_shape, kernel_shape, strides = shapes
     rng = np.random.default_rng(0)
     inputs = jnp.asarray(rng.standard_normal(inputs_shape), jnp.float32)
@@ -66,7 +72,9 @@ def measure(shapes: Shapes, first: bool, repeats: int) -> Iterator[dict[str, Any
         )
         calls = {name: (jax.jit(form), (inputs, kernel, gradient)) for name, form in forms.items()}
         seconds = time_in_turn(calls, repeats, 1)
-        for name in forms:
+        if operation in of_torch:
+            seconds["torch"] = of_torch[operation]
+        for name in seconds:
             yield {
                 "inputs": inputs_shape,
                 "kernel": kernel_shape,
@@ -76,6 +84,25 @@ def measure(shapes: Shapes, first: bool, repeats: int) -> Iterator[dict[str, Any
                 "taken": name == _taken(operation, shapes),
                 "seconds": seconds[name],
             }
+
+
+def _seconds_of_torch(given: tuple[Any, ...]) -> dict[str, dict[str, float]]:
+    """The fastest and the median timing of each operation, from a process that has ended since.
+
+    One that waits would keep its threads spinning beside jaxbin's.
+    """
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        timings: dict[str, list[float]] = pool.apply(_time_torch, given)
+    return {
+        operation: {"fastest": min(seconds), "median": statistics.median(seconds)}
+        for operation, seconds in timings.items()
+    }
+
+
+def _time_torch(*given: Any) -> dict[str, list[float]]:
+    import torch_step
+
+    return torch_step.time_convolution(*given)
 
 
 def _operations(shapes: Shapes, first: bool) -> dict[str, dict[str, Callable[..., jax.Array]]]:
@@ -89,11 +116,10 @@ def _operations(shapes: Shapes, first: bool) -> dict[str, dict[str, Callable[...
     def of_inputs(form: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
         return lambda x, k, g: jax.vjp(lambda x: form(x, k), x)[1](g)[0]
 
-    def taken(inputs: jax.Array, kernel: jax.Array) -> jax.Array:
-        return convolution_forms.convolve(inputs, kernel, strides)
-
     # With strides there is one form of the convolution, and of its input gradient.
-    convolution = {"plain": plain, "row": taken} if strides == 1 else {"plain": plain}
+    convolution = {"plain": plain}
+    if strides == 1:
+        convolution["row"] = convolution_forms.with_more_rows
     forms = kernel_gradients.FORMS
     if strides != 1:
         forms = {name: forms[name] for name in kernel_gradients.STRIDED}
@@ -119,7 +145,9 @@ def _taken(operation: str, shapes: Shapes) -> str:
         return "plain"
     if operation == "kernel gradient":
         return kernel_gradients.chosen_form(inputs, kernel, strides)
-    return "row" if strides == 1 else "plain"
+    channels = kernel[2 if operation == "forward" else 3]
+    more_rows = strides == 1 and convolution_forms.takes_more_rows(channels)
+    return "row" if more_rows else "plain"
 
 
 def main() -> None:
@@ -131,6 +159,7 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", default=["resnet20"], choices=choices)
     parser.add_argument("--batch_size", type=int, default=0, help="0: the published one")
     parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--torch", action="store_true", help="PyTorch's operations, too")
     parser.add_argument("--output", type=Path, help="JSON file for the results")
     arguments = parser.parse_args()
     results = []
@@ -140,7 +169,7 @@ def main() -> None:
         for number, (shapes, count) in enumerate(counted.items()):
             (_, side, _, channels), kernel, strides = shapes
             what = f"{count} x {side}², {channels}→{kernel[3]}, {kernel[0]}x{kernel[1]}/{strides}"
-            for line in measure(shapes, number == 0, arguments.repeats):
+            for line in measure(shapes, number == 0, arguments.repeats, arguments.torch):
                 results.append({"network": network, "count": count, **line})
                 milliseconds = {name: 1e3 * time for name, time in line["seconds"].items()}
                 print(

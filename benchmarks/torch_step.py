@@ -4,6 +4,7 @@ Development only: it needs torch, shares no code with the package, and is no ref
 The layers, shapes, optimizer and data path are those of `jaxbin.networks.registry` and `configs/`.
 """
 
+import time
 from collections.abc import Callable
 
 import torch
@@ -142,3 +143,40 @@ def make_step(
 def batch_size_of(network: str) -> int:
     """The published batch size."""
     return 128 if network == "resnet20" else 100
+
+
+def time_convolution(
+    inputs: tuple[int, ...], kernel: tuple[int, ...], strides: int, repeats: int
+) -> dict[str, list[float]]:
+    """Seconds of each of `repeats` timings of a convolution and its gradients, channels last.
+
+    Args:
+      inputs: batch, height, width, channels.
+      kernel: height, width, channels in and out.
+    """
+    batch, height, width, channels = inputs
+    order = torch.channels_last
+    images = torch.randn(batch, channels, height, width).contiguous(memory_format=order)
+    weights = torch.randn(kernel[3], channels, *kernel[:2]).contiguous(memory_format=order)
+    given = (strides, kernel[0] // 2, 1, 1)  # strides, padding, dilation, groups
+    gradient = torch.randn_like(functional.conv2d(images, weights, None, *given))
+
+    def backward(*wanted: bool) -> Callable[[], object]:
+        what = torch.ops.aten.convolution_backward
+        lists = ([strides] * 2, [kernel[0] // 2] * 2, [1, 1])
+        return lambda: what(gradient, images, weights, None, *lists, False, [0, 0], 1, wanted)
+
+    seconds = {}
+    for operation, call in {
+        "forward": lambda: functional.conv2d(images, weights, None, *given),
+        "input gradient": backward(True, False, False),
+        "kernel gradient": backward(False, True, False),
+    }.items():
+        timings = []
+        with torch.no_grad():
+            for _ in range(repeats + 2):
+                started = time.perf_counter()
+                call()
+                timings.append(time.perf_counter() - started)
+        seconds[operation] = timings[2:]  # the first ones prepare kernels
+    return seconds

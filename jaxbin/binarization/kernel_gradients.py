@@ -12,40 +12,47 @@ import jaxlib.version
 
 DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
-# Blocks of the batch, whose copies stay in the cache. More gain nothing and cost time to compile.
-_BLOCKS = 16
+# Pieces of the batch, each an operation of its own. More gain nothing and cost time to compile.
+_PIECES = 16
+# Numbers of inputs and gradient together that a turn of the loop takes: its copies are three times
+# as many and stay in the cache. Half and twice as many were up to a tenth slower.
+_NUMBERS_IN_TURN = 2**18
 
 Size = tuple[int, int]
 Form = Callable[[jax.Array, jax.Array, Size, int], jax.Array]
 Shape = tuple[int, int, int, int]
 """Side of the images, input channels, output channels, strides, of a 3x3 convolution."""
 
-# What is not in here gets the plain form. Milliseconds are those of a batch of 128, of 100 for 64
-# channels at 32x32, on two x86-64 cores: of this form, and of others that were timed beside it.
-# ResNet-20's are with AVX2 unless it says AVX-512; VGG's are older, in other numbers of blocks.
+# What is not in here gets the plain form. Milliseconds are the fastest of 8 timings at a batch of
+# 128, of 100 for VGG's, on two x86-64 cores with AVX2: of this form, and of others beside it.
 _FORMS: dict[str, dict[Shape, str]] = {
-    # Strided ones by themselves are faster as shifts, 9.4 and 5.9 against 26 and 12; a whole step
-    # with them was not in every round, and takes 4 % more memory.
     "jaxlib 0.10": {
-        (32, 3, 16, 1): "blocks",  # 4.1, shifts 5.2, rows 9.1, plain 26
-        (32, 16, 16, 1): "blocks",  # 13, rows 43, shifts 66, plain 259; AVX-512: 14, plain 6
-        (16, 32, 32, 1): "rows",  # 9.8, blocks 12, shifts 14, plain 24
-        (8, 64, 64, 1): "rows",  # 9.9, shifts 11, blocks 16, plain 21
-        (32, 64, 64, 1): "blocks",  # 74 to 92, plain 158 to 240
-        # VGG-9's, timed together only: with them a step went from 2026 to 1637.
-        (32, 3, 64, 1): "blocks",
-        (16, 64, 128, 1): "blocks",
-        (16, 128, 128, 1): "blocks",
-        (8, 128, 256, 1): "blocks",
-        (8, 256, 256, 1): "blocks",
+        (32, 3, 16, 1): "blocks",  # 3.8, shifts 4.1, rows 4.5, plain 42
+        (32, 16, 16, 1): "blocks",  # 11, rows 15, shifts 60, plain 191; with AVX-512: 14, plain 6
+        (32, 16, 32, 2): "shifts",  # 7.9, plain 20
+        (16, 32, 32, 1): "rows",  # 9.7, shifts 15, blocks 18, plain 32
+        (16, 32, 64, 2): "shifts",  # 6.4, plain 13
+        (8, 64, 64, 1): "rows",  # 7.2, shifts 11, blocks 14, plain 20
+        (32, 3, 64, 1): "blocks",  # 12, rows 12, shifts 28, plain 49
+        (32, 64, 64, 1): "rows",  # 77, shifts 203, blocks 229, plain 1602
+        (16, 64, 128, 1): "rows",  # 28, blocks 63, shifts 86, plain 134
+        (16, 128, 128, 1): "rows",  # 52, blocks 157, shifts 195, plain 267
+        (8, 128, 256, 1): "rows",  # 25, shifts 33, blocks 75, plain 89
+        (8, 256, 256, 1): "rows",  # 50, blocks 178, shifts 122, plain 126
     },
-    # Of the others plain is at most 2.3 ms slower than the fastest. VGG-5's have not been timed.
     "jaxlib 0.11": {
-        (32, 3, 16, 1): "blocks",  # 4.1, shifts 6.6, plain 23
-        (32, 16, 16, 1): "blocks",  # 11, plain 41, rows 47, shifts 55
-        (16, 32, 32, 1): "blocks",  # 9.6, rows 12, plain 15, shifts 27
-        (32, 3, 64, 1): "blocks",
-        (32, 64, 64, 1): "blocks",
+        (32, 3, 16, 1): "blocks",  # 2.3, rows 4.3, shifts 4.0, plain 6.5
+        (32, 16, 16, 1): "blocks",  # 8.4, rows 12, shifts 46, plain 23
+        (32, 16, 32, 2): "shifts",  # 6.1, plain 8.5
+        (16, 32, 32, 1): "rows",  # 8.5, blocks 8.1, plain 10, shifts 32
+        (16, 32, 64, 2): "shifts",  # 4.4, plain 5.5
+        (8, 64, 64, 1): "rows",  # 9.1, shifts 10, blocks 10, plain 10
+        (32, 3, 64, 1): "blocks",  # 13, rows 14, shifts 31, plain 32
+        (32, 64, 64, 1): "rows",  # 84, blocks 166, shifts 243, plain 879
+        (16, 64, 128, 1): "rows",  # 38, blocks 71, shifts 77, plain 109
+        (16, 128, 128, 1): "rows",  # 79, blocks 127, shifts 145, plain 240
+        (8, 128, 256, 1): "rows",  # 32, shifts 41, blocks 52, plain 59
+        (8, 256, 256, 1): "rows",  # 55, shifts 116, blocks 124, plain 123
     },
 }
 
@@ -165,22 +172,46 @@ def _over_pixels(inputs: jax.Array, gradient: jax.Array) -> jax.Array:
     return jax.lax.dot_general(inputs, gradient, ((pixels, pixels), ((), ())))
 
 
-def _in_blocks(form: Form) -> Form:
-    """The sum of what a form makes of each block of the batch."""
+def _in_pieces(form: Form) -> Form:
+    """The sum of what a form makes of each piece of the batch."""
 
     def summed(inputs: jax.Array, gradient: jax.Array, size: Size, strides: int) -> jax.Array:
-        blocks = min(_BLOCKS, len(inputs))
-        split = zip(jnp.array_split(inputs, blocks), jnp.array_split(gradient, blocks), strict=True)
-        return jnp.asarray(sum(form(*block, size, strides) for block in split))
+        pieces = min(_PIECES, len(inputs))
+        split = zip(jnp.array_split(inputs, pieces), jnp.array_split(gradient, pieces), strict=True)
+        return jnp.asarray(sum(form(*piece, size, strides) for piece in split))
+
+    return summed
+
+
+def _in_turn(form: Form) -> Form:
+    """The same in a loop, a few images at a time, which must not have convolutions in it."""
+
+    def summed(inputs: jax.Array, gradient: jax.Array, size: Size, strides: int) -> jax.Array:
+        examples = len(inputs)
+        few = max(1, min(examples, _NUMBERS_IN_TURN * examples // (inputs.size + gradient.size)))
+        turns = examples // few
+
+        def add(total: jax.Array, some: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+            return total + form(*some, size, strides), None
+
+        looped = [
+            array[: turns * few].reshape(turns, few, *array.shape[1:])
+            for array in (inputs, gradient)
+        ]
+        zeros = jnp.zeros((*size, inputs.shape[3], gradient.shape[3]), inputs.dtype)
+        total, _ = jax.lax.scan(add, zeros, tuple(looped))
+        if turns * few < examples:
+            total += form(inputs[turns * few :], gradient[turns * few :], size, strides)
+        return total
 
     return summed
 
 
 FORMS: dict[str, Form] = {
     "plain": _plain,
-    "blocks": _in_blocks(_transposed),
-    "rows": _in_blocks(_product),
-    "shifts": _in_blocks(_products),
+    "blocks": _in_pieces(_transposed),
+    "rows": _in_turn(_product),
+    "shifts": _in_pieces(_products),
 }
 """Every form: `(inputs, gradient, size of the kernel, strides) -> kernel's gradient`."""
 

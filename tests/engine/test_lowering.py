@@ -186,7 +186,8 @@ def test_packed_inference(network: str, monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize(
-    ("network", "strides", "form"), [("vgg5", 1, "blocks"), ("resnet", 2, "shifts")]
+    ("network", "strides", "form"),
+    [("vgg5", 1, "blocks"), ("vgg5", 1, "rows"), ("resnet", 2, "shifts")],
 )
 def test_the_forms_for_cpus_would_be_seen(
     network: str, strides: int, form: str, lowered: Lowered, monkeypatch: pytest.MonkeyPatch
