@@ -8,15 +8,17 @@ round by round. PyTorch is measured in both of its memory orders.
 """
 
 import argparse
-import json
 import multiprocessing
 import statistics
 import time
 from pathlib import Path
 from typing import Any
 
+import result_file
 import torch_step
 import training
+
+from jaxbin.common import provenance
 
 NETWORKS = ("vgg5", "vgg9", "resnet20")
 SIDES = ("jaxbin", "torch", "torch channels_last")
@@ -83,10 +85,8 @@ def main() -> None:
     if arguments.output:
         import torch  # pyright: ignore[reportMissingImports]
 
-        from jaxbin.common import provenance
-
-        content = {**provenance.environment(), "torch": torch.__version__, "results": results}
-        arguments.output.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        environment = {**provenance.environment(), "torch": torch.__version__}
+        result_file.write(arguments.output, results, environment)
 
 
 if __name__ == "__main__":

@@ -50,6 +50,61 @@ def population_table(results: dict[str, Any]) -> str:
     )
 
 
+def torch_table(results: dict[str, Any]) -> str:
+    """The output of `benchmarks/against_torch.py`."""
+    rows = []
+    for line in results["results"]:
+        milliseconds = line["milliseconds_per_step"]
+        low, high = line["ratio_min_max"]
+        sides = " | ".join(
+            f"{milliseconds[side]:.0f}" for side in ("jaxbin", "torch", "torch channels_last")
+        )
+        rows.append(
+            f"| {line['network']} | {sides} | {line['ratio_to_faster_torch']:.2f} "
+            f"| {low:.2f} to {high:.2f} |"
+        )
+    return "\n".join(
+        [
+            f"{_measured(results)}, PyTorch {results['torch']}, milliseconds per step:",
+            "",
+            "| network | jaxbin | PyTorch | PyTorch, channels last | ratio to the faster one "
+            "| from round to round |",
+            "| --- | --: | --: | --: | --: | --- |",
+            *rows,
+        ]
+    )
+
+
+def convolution_table(results: dict[str, Any]) -> str:
+    """The output of `benchmarks/convolutions.py --torch`."""
+    of_operation: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for line in results["results"]:
+        inputs, kernel = line["inputs"], line["kernel"]
+        strides = f", stride {line['strides']}" if line["strides"] > 1 else ""
+        shape = f"{inputs[1]}², {kernel[2]}→{kernel[3]}{strides}"
+        key = (line["network"], line["count"], shape, line["operation"])
+        of_operation.setdefault(key, []).append(line)
+    rows = []
+    for (network, count, shape, operation), lines in of_operation.items():
+        milliseconds = {line["form"]: 1e3 * line["seconds"]["fastest"] for line in lines}
+        (form,) = [line["form"] for line in lines if line["taken"]]
+        taken, of_torch = milliseconds.pop(form), milliseconds.pop("torch")
+        others = ", ".join(f"{name} {time:.1f}" for name, time in milliseconds.items())
+        rows.append(
+            f"| {network} | {count} | {shape} | {operation} | {form} | {taken:.1f} "
+            f"| {of_torch:.1f} | {taken / of_torch:.2f} | {others} |"
+        )
+    return "\n".join(
+        [
+            f"{_measured(results)}, the fastest timing of each, milliseconds:",
+            "",
+            "| network | layers | shape | operation | form | ms | PyTorch | ratio | other forms |",
+            "| --- | --: | --- | --- | --- | --: | --: | --: | --- |",
+            *rows,
+        ]
+    )
+
+
 def inference_table(results: dict[str, Any]) -> str:
     """The output of `benchmarks/inference.py`: bytes, one image, many images."""
     lines = results["results"]

@@ -140,6 +140,14 @@ _TABLES: dict[str, tuple[str, str, Callable[[Any], str]]] = {
     "populations": ("docs/experiments.md", "populations.json", benchmark_tables.population_table),
     "recipes in 10 epochs": ("docs/recipes.md", "resnet20_10_epochs.json", recipe_table),
     "recipes in 30 epochs": ("docs/recipes.md", "resnet20_30_epochs.json", recipe_table),
+    **{
+        f"{name}, jax {version}": ("docs/performance.md", f"{file}_jax_{version}.json", table)
+        for version in ("0.10", "0.12")
+        for name, file, table in (
+            ("against torch", "against_torch", benchmark_tables.torch_table),
+            ("convolutions", "convolutions", benchmark_tables.convolution_table),
+        )
+    },
     "gpu": ("docs/performance.md", "gpu.json", gpu_tables),
     "inference": ("docs/inference.md", "inference_cpu.json", benchmark_tables.inference_table),
     "products": (

@@ -36,14 +36,9 @@ class StoredImages:
 
     def read(self, positions: Sequence[int]) -> list[tuple[bytes, int]]:
         """The encoded images at `positions`, with their labels."""
-        # TFDS would read the same, in twice the time.
-        from tensorflow_datasets.proto import tf_example_pb2
-
-        parse = tf_example_pb2.Example.FromString  # pyright: ignore[reportAttributeAccessIssue]
-        records = _open_shards(self.shards).__getitems__(list(positions))
-        features = [parse(record).features.feature for record in records]
         return [
-            (one["image"].bytes_list.value[0], one["label"].int64_list.value[0]) for one in features
+            (one["image"].bytes_list.value[0], one["label"].int64_list.value[0])
+            for one in features(_cached(self.shards), positions)
         ]
 
     def describe(self, position: int) -> str:
@@ -51,11 +46,25 @@ class StoredImages:
         return f"{self.directory} ({self.split}), image {position}"
 
 
-@functools.cache
-def _open_shards(shards: tuple[str, ...]) -> Any:
+def open_shards(shards: Sequence[str]) -> Any:
+    """The records of array_record files, one after another."""
     from array_record.python.array_record_data_source import ArrayRecordDataSource
 
     return ArrayRecordDataSource(shards)
+
+
+def features(records: Any, positions: Sequence[int]) -> list[Any]:
+    """What `tf.train.Example`s at `positions` of opened shards hold, each a mapping from names.
+
+    TFDS would read the same, in twice the time. In a record that is cut short nothing is found.
+    """
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    parse = tf_example_pb2.Example.FromString  # pyright: ignore[reportAttributeAccessIssue]
+    return [parse(record).features.feature for record in records.__getitems__(list(positions))]
+
+
+_cached = functools.cache(open_shards)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +112,7 @@ def stored_images(directory: Path, split: str) -> StoredImages:
     try:
         info = tfds.builder_from_directory(directory).info
         shards = tuple(str(path) for path in info.splits[split].filepaths)
-        images = StoredImages(str(directory), split, shards, len(_open_shards(shards)))
+        images = StoredImages(str(directory), split, shards, len(_cached(shards)))
         images.read([0, len(images) - 1])
     # TFDS, protobuf and array_record document no exceptions for damaged or foreign files.
     except Exception as error:

@@ -11,9 +11,11 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from jaxbin.data import sources
 from jaxbin.data.specs import DataError, DatasetSpec, Split
 
 _CHUNK_RECORDS = 1000
+_NAMES = ("image", "label", "id")
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,7 @@ def read_records(directory: Path, split: str, spec: DatasetSpec) -> Records:
     # TFDS, protobuf and array_record document no exceptions for damaged or foreign files.
     except Exception as error:
         raise DataError(f"{source} cannot be read: {type(error).__name__}: {error}") from error
-    # array_record gives empty records, and TFDS None, where a file is cut short.
-    empty = sum(any(value is None for value in example.values()) for example in examples)
+    empty = sum(not {"image", "label"} <= example.keys() for example in examples)
     if empty:
         raise DataError(f"{source} is damaged: {empty} of its {len(examples)} records are empty")
     expected = spec.original_train_examples if split == "train" else spec.test_examples
@@ -64,16 +65,21 @@ def read_records(directory: Path, split: str, spec: DatasetSpec) -> Records:
 
 
 def _read_examples(directory: Path, split: str) -> list[dict[str, Any]]:
-    builder = tfds.builder_from_directory(directory)
-    # Decoding in TFDS is several times slower, and warns that OpenCV is missing.
-    decoders = {"image": tfds.decode.SkipDecoding()}
-    # The decorator that TFDS puts on this method hides its parameters from pyright.
-    data_source = builder.as_data_source(split, decoders=decoders)  # pyright: ignore[reportCallIssue]
+    """What each record holds of image, label and id; an empty record, as of a cut file, nothing."""
+    files = tfds.builder_from_directory(directory).info.splits[split].filepaths
+    records = sources.open_shards([str(path) for path in files])
     examples: list[dict[str, Any]] = []
-    for start in range(0, len(data_source), _CHUNK_RECORDS):
-        stop = min(start + _CHUNK_RECORDS, len(data_source))
-        examples.extend(data_source.__getitems__(list(range(start, stop))))
+    for start in range(0, len(records), _CHUNK_RECORDS):
+        positions = range(start, min(start + _CHUNK_RECORDS, len(records)))
+        examples.extend(
+            {name: _value(found[name]) for name in _NAMES if name in found}
+            for found in sources.features(records, positions)
+        )
     return examples
+
+
+def _value(feature: Any) -> Any:
+    return (feature.bytes_list.value or feature.int64_list.value)[0]
 
 
 def stored_positions(records: Records) -> np.ndarray:
