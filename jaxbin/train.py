@@ -3,6 +3,7 @@
 For each epoch: update the mask, train, evaluate, record, save.
 """
 
+import concurrent.futures
 import contextlib
 import functools
 import json
@@ -21,7 +22,7 @@ from jaxbin.config import Config
 from jaxbin.engine import processes
 from jaxbin.engine.devices import Alone, Layout
 from jaxbin.engine.plan import plan_epoch
-from jaxbin.engine.program import Program, check_devices, matmul_precision
+from jaxbin.engine.program import Program, check_devices, initial_state, matmul_precision
 from jaxbin.engine.step import NEVER, TrainState
 from jaxbin.engine.stopping import Requests
 from jaxbin.runs import lines, records, run_directory, terminal, weights
@@ -57,7 +58,9 @@ def run(config: Config, workdir: Path, requests: Requests | None = None) -> dict
         logger.info("%s has already ended", workdir)
         logger.info(terminal.summary_lines(summary))
         return summary
-    dataset = load_dataset(config)
+    with concurrent.futures.ThreadPoolExecutor(1) as meanwhile:
+        meanwhile.submit(_compile_initialization, config)
+        dataset = load_dataset(config)
     if config.evaluate_only:
         return _evaluate_run(config, workdir, dataset)
     start_at = processes.from_first(
@@ -227,6 +230,12 @@ def ended(config: Config, workdir: Path) -> dict[str, Any] | None:
     summary = files.read_json(path)
     given_more = summary["epochs"] < config.run_epochs and not summary["stopped_early"]
     return None if given_more else summary
+
+
+def _compile_initialization(config: Config) -> None:
+    """What needs no images and takes seconds; `Program.initial_state` finds it compiled."""
+    with jax.default_matmul_precision(matmul_precision(config)):
+        initial_state(config, config.build_network(Alone().axis_name))
 
 
 def load_dataset(config: Config) -> data.Dataset:

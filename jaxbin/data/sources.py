@@ -46,8 +46,12 @@ class StoredImages:
         return f"{self.directory} ({self.split}), image {position}"
 
 
-def open_shards(shards: Sequence[str]) -> Any:
-    """The records of array_record files, one after another."""
+def open_shards(shards: Sequence[Any]) -> Any:
+    """The records of array_record files, one after another.
+
+    Args:
+      shards: paths, or TFDS's file instructions, which know how many records there should be.
+    """
     from array_record.python.array_record_data_source import ArrayRecordDataSource
 
     return ArrayRecordDataSource(shards)

@@ -66,8 +66,8 @@ def read_records(directory: Path, split: str, spec: DatasetSpec) -> Records:
 
 def _read_examples(directory: Path, split: str) -> list[dict[str, Any]]:
     """What each record holds of image, label and id; an empty record, as of a cut file, nothing."""
-    files = tfds.builder_from_directory(directory).info.splits[split].filepaths
-    records = sources.open_shards([str(path) for path in files])
+    info = tfds.builder_from_directory(directory).info
+    records = sources.open_shards(info.splits[split].file_instructions)
     examples: list[dict[str, Any]] = []
     for start in range(0, len(records), _CHUNK_RECORDS):
         positions = range(start, min(start + _CHUNK_RECORDS, len(records)))

@@ -90,11 +90,8 @@ class Program:
         self._evaluations: dict[int, devices.OneDevice] = {}
 
     def initial_state(self, config: Config) -> TrainState:
-        """The state of a run before its first epoch, from its seed, on the host."""
-        key, names = random_keys(config.seed)[0], config.layer_names
-        variables = _initialized(self.network, self._spec.image_shape, key)
-        state = step.create_state(self._optimizer, names, variables, config.latent_reset)
-        return dataclasses.replace(state, measured=epoch.nothing_measured(state, names))
+        """The state of a run before its first epoch, from its seed."""
+        return initial_state(config, self.network)
 
     def place(self, states: Sequence[TrainState]) -> TrainState:
         """The members' states, from the host, on the devices."""
@@ -187,12 +184,36 @@ class Program:
         return epoch.add(metrics, seen, self.layout)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _initialized(
-    network: nn.Module, image_shape: tuple[int, ...], key: jax.Array
-) -> dict[str, PyTree]:
-    """The variables of a network; compiled once for all members and seeds."""
-    return dict(network.init(key, jnp.zeros((1, *image_shape)), train=False))
+def initial_state(config: Config, network: nn.Module) -> TrainState:
+    """The state of a run before its first epoch, from its seed; compiled once for all seeds.
+
+    Args:
+      config: the run.
+      network: its network, averaging over any axis.
+    """
+    return _initial_state(
+        network,
+        (config.optimizer, config.momentum, config.weight_decay, config.nesterov),
+        config.layer_names,
+        config.dataset_spec.image_shape,
+        config.latent_reset,
+        random_keys(config.seed)[0],
+    )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+def _initial_state(
+    network: nn.Module,
+    optimizer: tuple[str, float, float, bool],
+    layer_names: tuple[str, ...],
+    image_shape: tuple[int, ...],
+    latent_reset: bool,
+    key: jax.Array,
+) -> TrainState:
+    variables = network.init(key, jnp.zeros((1, *image_shape)), train=False)
+    made = step.make_optimizer(*optimizer)
+    state = step.create_state(made, layer_names, dict(variables), latent_reset)
+    return dataclasses.replace(state, measured=epoch.nothing_measured(state, layer_names))
 
 
 def _several(one: devices.OneDevice, steps: int) -> devices.OneDevice:

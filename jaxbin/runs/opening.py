@@ -64,8 +64,7 @@ def open_run(
                 else weights.from_file(source, first_state, config, logger)
             )
         run_records = records.open_records(workdir, *divmod(start_at, steps))
-        if run_records.writer is not None:
-            stack.enter_context(contextlib.closing(run_records.writer))
+        stack.enter_context(contextlib.closing(run_records))
         run = Run(config, workdir, logger, start, start_at, steps, saved, run_records)
         run.best = _best_of(run, there)
         if start_at:
@@ -104,6 +103,6 @@ def open_shared_run(
         if not opened:
             silent = logging.getLogger("jaxbin.silent")
             silent.propagate = False
-            memory = records.Records(workdir, lines, None)
+            memory = records.Records(workdir, lines, written=False)
             opened.append(Run(config, workdir, silent, start, start_at, steps, None, memory, best))
         yield opened[0]

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import logging
 import math
@@ -9,12 +10,13 @@ import os
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-from tensorboardX import SummaryWriter
+from typing import TYPE_CHECKING, Any
 
 from jaxbin.common import files
 from jaxbin.common.errors import UserError
+
+if TYPE_CHECKING:
+    from tensorboardX import SummaryWriter
 
 
 def best_epoch(lines: list[dict[str, Any]], metric: str) -> dict[str, Any]:
@@ -35,17 +37,31 @@ def score(line: Mapping[str, Any], metric: str) -> float:
 class Records:
     """The growing records of a run: `lines` are those of `metrics.jsonl`.
 
-    Without a `writer` nothing is written: another process does.
+    If they are not `written`, another process writes them. `first` is the first epoch of this
+    process: of what TensorBoard has of it and later ones nothing counts.
     """
 
     workdir: Path
     lines: list[dict[str, Any]]
-    writer: SummaryWriter | None
+    written: bool
+    first: int = 0
+
+    @functools.cached_property
+    def _tensorboard(self) -> "SummaryWriter":
+        # With it comes PyTorch where that is installed, which takes longer than the first epoch.
+        from tensorboardX import SummaryWriter
+
+        return SummaryWriter(str(self.workdir / "tensorboard"), purge_step=self.first)
+
+    def close(self) -> None:
+        """Write what TensorBoard's files still lack."""
+        if "_tensorboard" in vars(self):
+            self._tensorboard.close()
 
     def add(self, line: dict[str, Any]) -> None:
         """Record an epoch: in `metrics.jsonl` before this returns, in TensorBoard in time."""
         self.lines.append(line)
-        if self.writer is None:
+        if not self.written:
             return
         path = self.workdir / "metrics.jsonl"
         with files.written(path), path.open("a", encoding="utf-8") as file:
@@ -54,19 +70,19 @@ class Records:
             os.fsync(file.fileno())
         for name, value in line.items():
             if isinstance(value, (int, float)) and name not in ("epoch", "step"):
-                self.writer.add_scalar(name, value, line["epoch"])
-        self.writer.add_scalar("binary_layers", len(line["binary_layers"]), line["epoch"])
+                self._tensorboard.add_scalar(name, value, line["epoch"])
+        self._tensorboard.add_scalar("binary_layers", len(line["binary_layers"]), line["epoch"])
 
     def add_latents(self, epoch: int, names: tuple[str, ...], latents: tuple[Any, ...]) -> None:
         """Histograms and statistics of the latent weights of layers 1..L, for TensorBoard."""
-        if self.writer is None:
+        if not self.written:
             return
         for number, (name, latent) in enumerate(zip(names, latents, strict=True), start=1):
             tag = f"latent/{number}_{name.replace('/', '_')}"
-            self.writer.add_histogram(tag, latent, epoch)
-            self.writer.add_scalar(f"{tag}/mean", latent.mean(), epoch)
-            self.writer.add_scalar(f"{tag}/std", latent.std(), epoch)
-            self.writer.add_scalar(f"{tag}/share_positive", (latent >= 0).mean(), epoch)
+            self._tensorboard.add_histogram(tag, latent, epoch)
+            self._tensorboard.add_scalar(f"{tag}/mean", latent.mean(), epoch)
+            self._tensorboard.add_scalar(f"{tag}/std", latent.std(), epoch)
+            self._tensorboard.add_scalar(f"{tag}/share_positive", (latent >= 0).mean(), epoch)
 
 
 def open_records(workdir: Path, epochs: int, step: int) -> Records:
@@ -90,8 +106,7 @@ def open_records(workdir: Path, epochs: int, step: int) -> Records:
     if numbers not in [list(range(count)) for count in evaluated]:
         raise UserError(f"{path} does not hold the {epochs} epochs that were saved")
     files.write_text(path, "".join(line + "\n" for line in kept))
-    writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=len(lines))
-    return Records(workdir, lines, writer)
+    return Records(workdir, lines, written=True, first=len(lines))
 
 
 class _LogFile(logging.FileHandler):
