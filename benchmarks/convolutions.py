@@ -28,6 +28,7 @@ from jaxbin.binarization import convolution_forms, kernel_gradients
 from jaxbin.binarization.layers import Conv
 from jaxbin.networks import registry
 
+Call = Callable[..., jax.Array]
 Shapes = tuple[tuple[int, ...], tuple[int, ...], int]
 """Of the inputs and of the kernel, and strides."""
 
@@ -105,7 +106,7 @@ def _time_torch(*given: Any) -> dict[str, list[float]]:
     return torch_step.time_convolution(*given)
 
 
-def _operations(shapes: Shapes, first: bool) -> dict[str, dict[str, Callable[..., jax.Array]]]:
+def _operations(shapes: Shapes, first: bool) -> dict[str, dict[str, Call]]:
     """By operation and form functions `(inputs, kernel, gradient) -> result`."""
     _, kernel_shape, strides = shapes
     padding = kernel_gradients.padding_of(kernel_shape)
@@ -113,21 +114,21 @@ def _operations(shapes: Shapes, first: bool) -> dict[str, dict[str, Callable[...
     def plain(inputs: jax.Array, kernel: jax.Array) -> jax.Array:
         return kernel_gradients.convolve(inputs, kernel, padding, strides)
 
-    def of_inputs(form: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-        return lambda x, k, g: jax.vjp(lambda x: form(x, k), x)[1](g)[0]
-
     # With strides there is one form of the convolution, and of its input gradient.
-    convolution = {"plain": plain}
+    convolution: dict[str, Call] = {"plain": lambda x, k, g: plain(x, k)}
+    of_inputs: dict[str, Call] = {
+        "plain": lambda x, k, g: jax.vjp(lambda x: plain(x, k), x)[1](g)[0]
+    }
     if strides == 1:
-        convolution["row"] = convolution_forms.with_more_rows
+        row = convolution_forms.with_more_rows
+        convolution["row"] = lambda x, k, g: row(x, k)
+        of_inputs["row"] = lambda x, k, g: row(g, convolution_forms.turned(k))
     forms = kernel_gradients.FORMS
     if strides != 1:
         forms = {name: forms[name] for name in kernel_gradients.STRIDED}
     operations = {
-        "forward": {
-            name: lambda x, k, g, form=form: form(x, k) for name, form in convolution.items()
-        },
-        "input gradient": {name: of_inputs(form) for name, form in convolution.items()},
+        "forward": convolution,
+        "input gradient": of_inputs,
         "kernel gradient": {
             name: lambda x, k, g, form=form: form(x, g, kernel_shape[:2], strides)
             for name, form in forms.items()

@@ -19,8 +19,8 @@ _CONVOLUTION = r"/(\w*conv\d|downsample)/(conv_general_dilated|slice|rev|transpo
 KINDS = {
     "gathering, augmentation": "/examples/",
     "optimizer": "/optimizer/",
-    "convolutions, kernel gradient": "/kernel_gradient/",
-    "convolutions, input gradient": rf"transpose\(.*{_CONVOLUTION}",
+    # Both are computed at the same time, which a trace cannot tell apart.
+    "convolutions, gradients": rf"/kernel_gradient/|transpose\(.*{_CONVOLUTION}",
     "convolutions, forward": _CONVOLUTION,
     "dense layers": r"/(dense\d?|fc)/(dot_general|add)",
     "binarization": r"/(\w*conv\d|downsample|dense\d?|fc)/(?!add)",
@@ -67,13 +67,48 @@ def main() -> None:
         (traced,) = Path(folder).rglob("*.xplane.pb")
         planes = [*jax.profiler.ProfileData.from_file(str(traced)).planes]
         programs = [path.read_text() for path in Path(folder).glob("*after_optimizations.txt")]
-    known, spent = names(max(programs, key=len)), collections.Counter[str]()
-    for event in (event for plane in planes for line in plane.lines for event in line.events):
-        if event.name in known and not event.name.startswith("while"):  # its body counts
-            kinds = (kind for kind, found in KINDS.items() if re.search(found, known[event.name]))
-            spent[next(kinds, "other")] += event.duration_ns
-    for kind, nanoseconds in spent.most_common():
-        print(f"{kind:30s} {nanoseconds / sum(spent.values()):6.1%}")
+    known = names(max(programs, key=len))
+    spans = [
+        (event.start_ns, event.end_ns, kind_of(known[event.name]))
+        for plane in planes
+        for line in plane.lines
+        for event in line.events
+        if event.name in known and not event.name.startswith("while")  # its body counts
+    ]
+    spent = attributed(spans)
+    total = sum(spent.values())
+    for kind, nanoseconds in sorted(spent.items(), key=lambda item: -item[1]):
+        print(f"{kind:30s} {nanoseconds / total:6.1%}")
+
+
+def kind_of(name: str) -> str:
+    """The kind of an operation, by its name."""
+    return next((kind for kind, found in KINDS.items() if re.search(found, name)), "other")
+
+
+def attributed(spans: list[tuple[float, float, str]]) -> dict[str, float]:
+    """The time of each kind; what was done at the same time shares it.
+
+    A convolution hands its work to threads that are not traced: what lies between one operation and
+    the next counts as the former's.
+
+    Args:
+      spans: begin, end and kind of every operation, of all threads.
+    """
+    edges = sorted(
+        [(begin, 1, kind) for begin, _, kind in spans] + [(end, -1, kind) for _, end, kind in spans]
+    )
+    spent = collections.defaultdict[str, float](float)
+    running, last, ended = collections.Counter[str](), 0.0, ""
+    for time, change, kind in edges:
+        for each, count in running.items():
+            spent[each] += (time - last) * count / running.total()
+        if not running and ended:
+            spent[ended] += time - last
+        running[kind] += change
+        running += collections.Counter()  # drops what has ended
+        last, ended = time, kind
+    return spent
 
 
 if __name__ == "__main__":

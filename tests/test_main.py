@@ -37,6 +37,16 @@ def test_help_explains_the_fields(tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_run_imports_what_takes_long_when_it_needs_it():
+    """PyTorch comes with tensorboardX where it is installed, and takes longer than an epoch."""
+    late = {"tensorboardX", "torch", "tensorflow_datasets", "matplotlib", "onnx"}
+    program = f"import sys, jaxbin.main, jaxbin.train; print({late} & set(sys.modules))"
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert result.stdout == "set()\n"
+
+
 @pytest.mark.parametrize("arguments", [(), ("--config.epochs=3", "--workdir=somewhere")])
 def test_without_a_configuration(tmp_path: Path, arguments: tuple[str, ...]):
     result = run(tmp_path, *arguments)

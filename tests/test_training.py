@@ -53,6 +53,22 @@ def iterative(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str,
     return workdir, run(workdir, **ITERATIVE)
 
 
+def test_initialization_is_compiled_while_images_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    compiled, sizes = programs._initial_state, []
+    compiled.clear_cache()
+
+    def noting(*arguments: Any) -> programs.Program:
+        sizes.append(compiled._cache_size())
+        return programs.Program(*arguments)
+
+    monkeypatch.setattr(train, "Program", noting)
+    train.run(config.parse({**SHORT, "epochs": 1}), tmp_path / "run")
+    assert sizes == [1]
+    assert compiled._cache_size() == 1  # what was compiled is what the run asks for
+
+
 def test_one_trace_in_a_run_whose_mask_and_rate_change(iterative):
     workdir, summary = iterative
     assert summary["train_step_traces"] == 1

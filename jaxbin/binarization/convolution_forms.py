@@ -56,6 +56,11 @@ def with_more_rows(inputs: jax.Array, kernel: jax.Array) -> jax.Array:
     return plainly(inputs, kernel, padding_of(kernel.shape), more_rows=1)[:, : inputs.shape[1]]
 
 
+def turned(kernel: jax.Array) -> jax.Array:
+    """The kernel whose convolution with the outputs' gradient is the inputs' gradient."""
+    return kernel[::-1, ::-1].swapaxes(2, 3)
+
+
 def takes_more_rows(channels: int) -> bool:
     """Whether a convolution of so many input channels is faster with them, on a CPU.
 
@@ -91,7 +96,7 @@ def _backward(
     inputs, kernel = saved
     of_kernel = kernel_gradient(inputs, gradient, kernel.shape, strides)
     if strides == 1:
-        return _same_size(gradient, kernel[::-1, ::-1].swapaxes(2, 3)), of_kernel
+        return _same_size(gradient, turned(kernel)), of_kernel
     padding = padding_of(kernel.shape)
     _, transpose = jax.vjp(lambda inputs: plainly(inputs, kernel, padding, strides), inputs)
     return transpose(gradient)[0], of_kernel

@@ -194,12 +194,11 @@ def _in_turn(form: Form) -> Form:
         def add(total: jax.Array, some: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
             return total + form(*some, size, strides), None
 
-        looped = [
-            array[: turns * few].reshape(turns, few, *array.shape[1:])
-            for array in (inputs, gradient)
-        ]
+        def in_turns(array: jax.Array) -> jax.Array:
+            return array[: turns * few].reshape(turns, few, *array.shape[1:])
+
         zeros = jnp.zeros((*size, inputs.shape[3], gradient.shape[3]), inputs.dtype)
-        total, _ = jax.lax.scan(add, zeros, tuple(looped))
+        total, _ = jax.lax.scan(add, zeros, (in_turns(inputs), in_turns(gradient)))
         if turns * few < examples:
             total += form(inputs[turns * few :], gradient[turns * few :], size, strides)
         return total

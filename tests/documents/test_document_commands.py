@@ -121,12 +121,11 @@ COMMANDS = {
     r"python -m benchmarks\.gpu .*": "--tiny --only=step/mnist_300/float32 --output=gpu",
     r"python benchmarks/convolutions\.py.*": "--networks vgg5 --batch_size=2 --repeats=1",
     r"python benchmarks/shares\.py.*": "--network=mnist_300 --steps=1",
-    r"python benchmarks/inference\.py.*": "--networks mlp300 --repeats=1",
-    r"python benchmarks/agreement\.py RUN": "--single=1",
-    r"python benchmarks/sizes\.py": "--networks mlp300",
-    r"XLA_FLAGS=\S+ taskset -c 1 python benchmarks/inference\.py.*": (
+    r"(XLA_FLAGS=\S+ taskset -c 1 )?python benchmarks/inference\.py.*": (
         "--networks mlp300 --repeats=1"
     ),
+    r"python benchmarks/agreement\.py RUN": "--single=1",
+    r"python benchmarks/sizes\.py": "--networks mlp300",
     r"python benchmarks/input\.py.*": (
         "--images=4 --batch_size=4 --batches=1 --repeats=1 --workers=0"
     ),
@@ -141,7 +140,8 @@ NOT_RUN = {
     r"JAXBIN_FUZZ_EXAMPLES=20000 pytest tests/faults/test_fuzz\.py": "takes an hour",
     r"ruff (format|check) \.": "continuous integration runs it",
     r"pyright": "continuous integration runs it",
-    r"python benchmarks/against_torch\.py": "needs PyTorch, which is no dependency",
+    r"python benchmarks/against_torch\.py.*": "needs PyTorch, which is no dependency",
+    r"python benchmarks/convolutions\.py.* --torch": "needs PyTorch, which is no dependency",
     r"python benchmarks/parq_vectors\.py .*": "needs torchao, which is no dependency",
     r"python -m jaxbin\.export --model=mnist_300 --output=mnist_300\.onnx": (
         "test_documents.py runs it"
