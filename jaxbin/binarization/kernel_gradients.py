@@ -191,17 +191,19 @@ def _in_turn(form: Form) -> Form:
         few = max(1, min(examples, _NUMBERS_IN_TURN * examples // (inputs.size + gradient.size)))
         turns = examples // few
 
+        wide = jnp.promote_types(inputs.dtype, jnp.float32)  # so many sums want more than 16 bits
+
         def add(total: jax.Array, some: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-            return total + form(*some, size, strides), None
+            return total + form(*some, size, strides).astype(wide), None
 
         def in_turns(array: jax.Array) -> jax.Array:
             return array[: turns * few].reshape(turns, few, *array.shape[1:])
 
-        zeros = jnp.zeros((*size, inputs.shape[3], gradient.shape[3]), inputs.dtype)
+        zeros = jnp.zeros((*size, inputs.shape[3], gradient.shape[3]), wide)
         total, _ = jax.lax.scan(add, zeros, (in_turns(inputs), in_turns(gradient)))
         if turns * few < examples:
-            total += form(inputs[turns * few :], gradient[turns * few :], size, strides)
-        return total
+            total, _ = add(total, (inputs[turns * few :], gradient[turns * few :]))
+        return total.astype(inputs.dtype)
 
     return summed
 

@@ -83,6 +83,17 @@ def test_every_form_of_the_kernel_gradient(form, strides, batch, size, monkeypat
     np.testing.assert_allclose(computed, expected, rtol=1e-11, atol=1e-11)
 
 
+def test_many_turns_are_summed_in_more_than_16_bits(monkeypatch):
+    monkeypatch.setattr(kernel_gradients, "_NUMBERS_IN_TURN", 1)
+    rng = np.random.default_rng(0)
+    inputs = jnp.asarray(rng.uniform(1, 2, (500, 4, 4, 2)), jnp.bfloat16)
+    gradient = jnp.asarray(rng.uniform(1, 2, (500, 4, 4, 3)), jnp.bfloat16)
+    computed = kernel_gradients.FORMS["rows"](inputs, gradient, (3, 3), 1)
+    exact = kernel_gradients.FORMS["plain"](inputs.astype(float), gradient.astype(float), (3, 3), 1)
+    assert computed.dtype == jnp.bfloat16
+    np.testing.assert_allclose(computed.astype(float), exact, rtol=0.005)
+
+
 @pytest.mark.parametrize(
     ("version", "shape", "strides", "form"),
     [
