@@ -24,7 +24,8 @@ Shape = tuple[int, int, int, int]
 """Side of the images, input channels, output channels, strides, of a 3x3 convolution."""
 
 # What is not in here gets the plain form. Milliseconds are the fastest of 8 timings at a batch of
-# 128, of 100 for VGG's, on two x86-64 cores with AVX2: of this form, and of others beside it.
+# 128, of 100 for VGG's, on two x86-64 cores with AVX2: of this form, and of others, some of them in
+# a run an hour before. docs/performance.md has all forms in turn.
 _FORMS: dict[str, dict[Shape, str]] = {
     "jaxlib 0.10": {
         (32, 3, 16, 1): "blocks",  # 3.8, shifts 4.1, rows 4.5, plain 42
