@@ -58,9 +58,7 @@ class Program:
             )
         self.traces: list[None] = []
         self.network = config.build_network(layout.axis_name)
-        self._optimizer = step.make_optimizer(
-            config.optimizer, config.momentum, config.weight_decay, config.nesterov
-        )
+        self._optimizer = step.make_optimizer(*_optimizer_fields(config))
         self._train_step = step.make_train_step(
             self.network,
             self._optimizer,
@@ -184,6 +182,10 @@ class Program:
         return epoch.add(metrics, seen, self.layout)
 
 
+def _optimizer_fields(config: Config) -> tuple[str, float, float, bool]:
+    return config.optimizer, config.momentum, config.weight_decay, config.nesterov
+
+
 def initial_state(config: Config, network: nn.Module) -> TrainState:
     """The state of a run before its first epoch, from its seed; compiled once for all seeds.
 
@@ -193,7 +195,7 @@ def initial_state(config: Config, network: nn.Module) -> TrainState:
     """
     return _initial_state(
         network,
-        (config.optimizer, config.momentum, config.weight_decay, config.nesterov),
+        _optimizer_fields(config),
         config.layer_names,
         config.dataset_spec.image_shape,
         config.latent_reset,
