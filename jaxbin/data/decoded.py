@@ -61,7 +61,7 @@ def _path(directory: Path, split: str, spec: DatasetSpec) -> Path | None:
 
     Its name holds a hash of what lies in `directory`: names, sizes, times of change.
     """
-    import PIL  # which runs without a stored dataset do without
+    import cv2  # which runs without a stored dataset do without
 
     home = cache.user_directory()
     if home is None:
@@ -73,8 +73,8 @@ def _path(directory: Path, split: str, spec: DatasetSpec) -> Path | None:
         )
     except OSError:
         return None
-    # Pillow's version, because decoders of JPEG files differ in the last bit.
-    content = json.dumps([str(directory.absolute()), files, PIL.__version__])
+    # OpenCV's version, because decoders of JPEG files differ in the last bit.
+    content = json.dumps([str(directory.absolute()), files, cv2.__version__])
     name = hashlib.sha256(content.encode()).hexdigest()[:32]
     return home / "decoded" / f"{spec.name}-{split}-{name}.safetensors"
 

@@ -1,6 +1,5 @@
 """Reads TFDS directories (array_record) without TensorFlow."""
 
-import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from PIL import Image
 
 from jaxbin.data import sources
 from jaxbin.data.specs import DataError, DatasetSpec, Split
@@ -112,23 +110,21 @@ def decode(records: Records, positions: np.ndarray, spec: DatasetSpec) -> Split:
     Raises:
       DataError: an image is damaged or of another shape than the spec's.
     """
-    height, width, channels = spec.image_shape
-    mode = {1: "L", 3: "RGB"}[channels]
-    images = np.empty((len(positions), height * width * channels), np.uint8)
+    import cv2  # three to four times as fast as Pillow, with the same pixels
+
+    *size, channels = spec.image_shape
+    shape = (*size, 3) if channels == 3 else tuple(size)
+    images = np.empty((len(positions), *shape), np.uint8)
     for index, position in enumerate(positions):
-        try:
-            # Threads make this slower: Pillow holds the interpreter's lock for most of it.
-            with Image.open(
-                io.BytesIO(records.encoded[position]), formats=("PNG", "JPEG")
-            ) as image:
-                if (image.mode, image.size) != (mode, (width, height)):
-                    raise DataError(
-                        f"{records.source} holds an image of {image.size} pixels, mode"
-                        f" {image.mode}, expected {(width, height)}, mode {mode}"
-                    )
-                images[index] = np.frombuffer(image.tobytes(), np.uint8)
-        except (OSError, SyntaxError, ValueError) as error:
+        buffer = np.frombuffer(records.encoded[position], np.uint8)
+        # An empty buffer is no image either, but OpenCV raises an error of its own.
+        pixels = cv2.imdecode(buffer, cv2.IMREAD_UNCHANGED) if buffer.size else None
+        if pixels is None:
+            raise DataError(f"{records.source}: image {position} is damaged")
+        if pixels.shape != shape or pixels.dtype != np.uint8:
             raise DataError(
-                f"{records.source}: image {position} is damaged: {type(error).__name__}"
-            ) from error
+                f"{records.source} holds an image of shape {pixels.shape}, {pixels.dtype},"
+                f" expected {shape}, uint8"
+            )
+        images[index] = pixels[..., ::-1] if channels == 3 else pixels  # OpenCV's blue is first
     return Split(images.reshape(-1, *spec.image_shape), records.labels[positions])

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import safetensors
@@ -49,6 +50,10 @@ def _error(call: Callable[[], object]) -> str:
         call()
     assert "\n" not in str(caught.value)
     return str(caught.value)
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    return cv2.imencode(".png", pixels)[1].tobytes()
 
 
 def _store(part: data.Split, ids: list[str], root: Path) -> None:
@@ -104,8 +109,8 @@ def test_cifar10_ids_are_checked(tmp_path: Path, ids: list[str], problem: str) -
         ({"train_examples": 17}, r"\(train\) holds 20 images, expected 21"),
         ({"test_examples": 6}, r"\(test\) holds 5 images, expected 6"),
         ({"classes": 5}, r"\(train\) holds labels 0..9, expected 0..4"),
-        ({"image_shape": (16, 16, 3)}, r"an image of \(32, 32\) pixels, mode RGB, expected \(16, "),
-        ({"image_shape": (32, 32, 1)}, r"mode RGB, expected \(32, 32\), mode L"),
+        ({"image_shape": (16, 16, 3)}, r"of shape \(32, 32, 3\), uint8, expected \(16, 16, 3\)"),
+        ({"image_shape": (32, 32, 1)}, r"of shape \(32, 32, 3\), uint8, expected \(32, 32\)"),
     ],
 )
 def test_what_is_stored_is_checked(tmp_path: Path, changes: dict, problem: str) -> None:
@@ -115,6 +120,23 @@ def test_what_is_stored_is_checked(tmp_path: Path, changes: dict, problem: str) 
     message = _error(lambda: data.load(spec, stage="full", data_dir=str(tmp_path)))
     assert message.startswith(str(tmp_path / "cifar10" / "3.1.0"))
     assert re.search(problem, message)
+
+
+@pytest.mark.parametrize(
+    "damaged", [b"", b"no image", _png(np.zeros((28, 28), np.uint8))[:-30]], ids=len
+)
+def test_a_damaged_image_is_named(damaged: bytes) -> None:
+    sound = _png(np.zeros((28, 28), np.uint8))
+    records = stored.Records([sound, damaged], np.zeros(2, np.int32), (), "mnist (test)")
+    message = _error(lambda: stored.decode(records, np.arange(2), MNIST))
+    assert message == "mnist (test): image 1 is damaged"
+
+
+def test_images_of_16_bits_are_refused() -> None:
+    encoded = _png(np.zeros((28, 28), np.uint16))
+    records = stored.Records([encoded], np.zeros(1, np.int32), (), "mnist (test)")
+    message = _error(lambda: stored.decode(records, np.arange(1), MNIST))
+    assert message.endswith("an image of shape (28, 28), uint16, expected (28, 28), uint8")
 
 
 def test_interrupted_preparation_leaves_nothing(
