@@ -19,13 +19,8 @@ ROOT = Path(__file__).parent.parent
 # it is compiled as it is for users.
 OPTIMIZED = {
     "test_parity",
-    "test_freeze",
-    "test_interchange",
     "test_inference",
     "test_documents",
-    "test_convolution",
-    "test_loss",
-    "test_lowering",
 }
 
 
@@ -43,23 +38,9 @@ def optimizations(request: pytest.FixtureRequest) -> Iterator[None]:
 
 # Files that take minutes begin first, or one worker would end with one of them alone.
 LONG = (
-    "test_document_commands",
-    "test_parity",
-    "test_streamed_runs",
-    "test_signals",
-    "test_killed",
-    "test_population",
-    "test_experiments",
-    "test_documents",
-    "test_training",
-    "test_annealed_runs",
-    "test_inference",
-    "test_devices",
-    "test_long_run",
-    "test_freeze",
-    "test_damaged",
-    "test_sensitivity",
-    "test_installed",
+    *("test_document_commands", "test_parity", "test_streamed_runs", "test_own_networks"),
+    *("test_killed", "test_signals", "test_training", "test_documents", "test_population"),
+    *("test_long_run", "test_installed", "test_own_data_runs", "test_models", "test_lock"),
 )
 
 

@@ -22,6 +22,49 @@ QEMU = shutil.which("qemu-aarch64")
 
 on_x86 = pytest.mark.skipif(GCC is None or platform.machine() != "x86_64", reason="no x86 or gcc")
 
+# Images on standard input to logits, on Linux. ziglang would first compile a C library: a minute.
+BARE = """
+#include <stddef.h>
+#include "net.h"
+
+static uint8_t image[NET_IMAGE_BYTES];
+static float logits[NET_CLASSES], scratch[NET_SCRATCH_BYTES / 4 + 1];
+
+static long call(long number, long file, void *bytes, size_t size)
+{
+    register long x8 __asm__("x8") = number;
+    register long x0 __asm__("x0") = file;
+    register void *x1 __asm__("x1") = bytes;
+    register size_t x2 __asm__("x2") = size;
+    __asm__ volatile("svc 0" : "+r"(x0) : "r"(x8), "r"(x1), "r"(x2) : "memory");
+    return x0;
+}
+
+void *memset(void *bytes, int value, size_t size)
+{
+    for (volatile char *next = bytes; size; size--)
+        *next++ = (char)value;
+    return bytes;
+}
+
+void *memcpy(void *to, const void *from, size_t size)
+{
+    const char *source = from;
+    for (volatile char *next = to; size; size--)
+        *next++ = *source++;
+    return to;
+}
+
+void _start(void)
+{
+    while (call(63, 0, image, sizeof image) == (long)sizeof image) {
+        net_predict(image, logits, scratch);
+        call(64, 1, logits, sizeof logits);
+    }
+    call(93, 0, NULL, 0);
+}
+"""
+
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 10, 61, 1)).astype(np.uint8)
 
 
@@ -80,6 +123,7 @@ def test_avx512_emulated(network: tuple[Sources, np.ndarray], tmp_path: Path):
 def test_neon(network: tuple[Sources, np.ndarray], tmp_path: Path):
     sources, expected = network
     save(sources, tmp_path)
+    (tmp_path / "main.c").write_text(BARE)
     clang = [*(ZIG or ()), *STRICT, "-O2", "-target", "aarch64-linux-musl"]
     preprocessed = subprocess.run([*clang, "-E", "net.c"], cwd=tmp_path, capture_output=True)
     assert b"vqtbl2q_u8(entries" in preprocessed.stdout.split(b"static void look_up")[1]
@@ -87,4 +131,5 @@ def test_neon(network: tuple[Sources, np.ndarray], tmp_path: Path):
         subprocess.run([*clang, "-c", "net.c"], cwd=tmp_path, check=True)
         pytest.skip("no qemu-aarch64: compiled, not run")
     runner = [QEMU] if QEMU else []
-    np.testing.assert_array_equal(run_program(clang, IMAGES, tmp_path, runner), expected)
+    bare = [*clang, "-nostdlib", "-static"]
+    np.testing.assert_array_equal(run_program(bare, IMAGES, tmp_path, runner), expected)

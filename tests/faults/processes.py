@@ -74,7 +74,7 @@ def wait_until(
     while not moment():
         assert process.poll() is None, said(workdir)
         assert time.monotonic() < deadline
-        time.sleep(0.0005)
+        time.sleep(0.002)  # the run needs the processor more
 
 
 def recorded(workdir: Path) -> int:

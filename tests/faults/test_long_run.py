@@ -48,8 +48,9 @@ def test_a_long_run_stays_as_it_was(tmp_path: Path, capsys: pytest.CaptureFixtur
     )
     with capsys.disabled():
         print(f"\n{growth:.0f} bytes an epoch, epochs {late / early:.2f} times as long at the end")
-    # The line of an epoch's metrics stays in memory: a thousand bytes or two.
-    assert growth < 8000
+    # The line of an epoch's metrics stays in memory, a thousand bytes or two; the rest is the
+    # allocator's, some megabytes up and down. A copy of the state would be 400,000 an epoch.
+    assert growth < 20_000
     assert late < 1.5 * early
     assert len(list((workdir / "checkpoints").iterdir())) <= 3
     (events,) = (workdir / "tensorboard").iterdir()

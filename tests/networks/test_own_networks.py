@@ -457,14 +457,14 @@ def test_a_network_of_jaxbins_layers_chooses_them(tmp_path: Path):
 
 
 def test_a_binary_transformer_is_about_as_accurate_as_a_float_one(tmp_path: Path):
-    """In ten epochs of a small one; docs/own_network.md has a larger one's 40, three seeds."""
-    fields = VIT | {"epochs": 10, "max_steps_per_epoch": 0, "rate_schedule": "cosine"}
+    """In six epochs of a small one; docs/own_network.md has a larger one's 40, three seeds."""
+    fields = VIT | {"epochs": 6, "max_steps_per_epoch": 0, "rate_schedule": "cosine"}
     run(tmp_path / "float", **fields | {"method": "float"})
-    run(tmp_path / "binary", **fields | {"method": "binary", "map": "parq", "anneal_epochs": 7})
+    run(tmp_path / "binary", **fields | {"method": "binary", "map": "parq", "anneal_epochs": 4})
     of_float, of_binary = (
         lines_of(tmp_path / name)[-1]["test_accuracy"] for name in ("float", "binary")
     )
-    assert of_float > 0.6
+    assert of_float > 0.5
     assert of_binary > of_float - 0.05
     assert lines_of(tmp_path / "binary")[-1]["binary_layers"] == [2, 3, 4, 5, 6, 7]
 
