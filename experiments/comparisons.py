@@ -5,21 +5,18 @@ Only runs that agree in everything but variant, learning rate and seed go in.
 
 import statistics
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import scipy.stats
 
+from experiments.result import Result
 from experiments.tables import grouped
-
-if TYPE_CHECKING:
-    from experiments.report import Result
 
 _ROUNDING = 1e-10
 """Of an accuracy: what is smaller than that share of it is no difference."""
 
 
-def difference_table(results: "Sequence[Result]") -> str:
+def difference_table(results: Sequence[Result]) -> str:
     """What methods and orders change, seed by seed: the same seed has the same first weights.
 
     Variants are compared with "binary", those with the published latent reset with "binary-reset",
@@ -58,7 +55,7 @@ def difference_table(results: "Sequence[Result]") -> str:
     return "\n".join([head, "| --- | --- | --- | --- | --- |", *lines]) if lines else ""
 
 
-def order_test(results: "Sequence[Result]") -> str:
+def order_test(results: Sequence[Result]) -> str:
     """Whether the orders of iterative runs differ by more than their seeds explain, in words.
 
     A two-way analysis of variance without interaction, of the mean of the last tenth: orders, and
@@ -74,7 +71,7 @@ def order_test(results: "Sequence[Result]") -> str:
     )
 
 
-def _order_test(results: "Sequence[Result]") -> str:
+def _order_test(results: Sequence[Result]) -> str:
     by_variant: dict[str, dict[int, float]] = {}
     for result in results:
         compared = result.fields["method"] in ("iterative", "binary")

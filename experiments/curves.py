@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -10,9 +10,7 @@ from matplotlib import ticker
 
 from experiments import plots
 from experiments.plots import STYLES, WIDTH, colors, cycled, save
-
-if TYPE_CHECKING:
-    from experiments.report import Result
+from experiments.result import Result
 
 _MOST_LINES = 6
 _NEIGHBORS = 3
@@ -21,14 +19,14 @@ _SMOOTHED_FROM = 40
 _SMOOTHING = f"; thick: moving average over up to {2 * _NEIGHBORS + 1} drawn epochs, thin: each"
 
 
-def comparable(runs: "Sequence[Result]") -> "list[Result]":
+def comparable(runs: Sequence[Result]) -> list[Result]:
     """Of the runs that have a curve, those whose epochs and layers are the first one's."""
     with_curve = [run for run in runs if run.curve]
     shapes = [(run.curve["epoch"], len(run.curve["layer_flip_ratios"][0])) for run in with_curve]
     return [run for run, shape in zip(with_curve, shapes, strict=True) if shape == shapes[0]]
 
 
-def curves(runs: "Sequence[Result]", path: Path) -> bool:
+def curves(runs: Sequence[Result], path: Path) -> bool:
     """Accuracy per epoch, a line for each variant, the moments of binarization marked.
 
     More variants than one panel can show go into several: methods, orders, latent resets. Lines
@@ -57,7 +55,7 @@ def curves(runs: "Sequence[Result]", path: Path) -> bool:
     return True
 
 
-def _draw_panel(axes: Any, drawn: "Mapping[str, Sequence[Result]]", annotated: bool) -> None:
+def _draw_panel(axes: Any, drawn: Mapping[str, Sequence[Result]], annotated: bool) -> None:
     """A line for each label, and the moments of binarization, explained if `annotated`."""
     for color, style, (label, of_line) in zip(
         colors(len(drawn)), cycled(STYLES, len(drawn)), drawn.items(), strict=True
@@ -87,7 +85,7 @@ def _draw_panel(axes: Any, drawn: "Mapping[str, Sequence[Result]]", annotated: b
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
 
 
-def _panels(lines: "Mapping[str, Sequence[Result]]") -> list[list[str]]:
+def _panels(lines: Mapping[str, Sequence[Result]]) -> list[list[str]]:
     """Lines that are drawn together: all, or by learning rate, or methods, orders and resets."""
     if len(lines) <= _MOST_LINES:
         return [list(lines)]
@@ -105,7 +103,7 @@ def _panels(lines: "Mapping[str, Sequence[Result]]") -> list[list[str]]:
     return [group for group in (methods, orders if len(orders) > 1 else [], resets) if group]
 
 
-def _moments(run: "Result") -> list[int]:
+def _moments(run: Result) -> list[int]:
     """The epochs from which on one layer more of an iterative run is binary, after the first."""
     if not run.variant.startswith("iterative"):
         return []
@@ -123,7 +121,7 @@ def _smoothed(epochs: np.ndarray, values: np.ndarray, moments: Sequence[int]) ->
     return weights @ values / weights.sum(axis=1)
 
 
-def flips(runs: "Sequence[Result]", path: Path) -> bool:
+def flips(runs: Sequence[Result], path: Path) -> bool:
     """Share of each layer's weights whose sign an epoch changes, over time.
 
     Of the forward order, or of another iterative variant, at the learning rate with most runs.

@@ -3,7 +3,7 @@
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -12,8 +12,7 @@ from PIL import Image
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 
-if TYPE_CHECKING:
-    from experiments.report import Result
+from experiments.result import Result
 
 WIDTH, _DOTS_PER_INCH = 7.2, 120
 STYLES = ("-", "--", ":", "-.", (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (1, 3)), (0, (8, 3)))
@@ -34,7 +33,7 @@ def save(figure: Any, path: Path) -> None:
     colors.save(path, optimize=True)
 
 
-def lines(runs: "Sequence[Result]") -> "dict[str, list[Result]]":
+def lines(runs: Sequence[Result]) -> dict[str, list[Result]]:
     """Runs by what is drawn as one: a variant, with several learning rates one of each."""
     rates = sorted({run.fields["learning_rate"] for run in runs})
     found: dict[str, list[Result]] = {}
@@ -49,7 +48,7 @@ def lines(runs: "Sequence[Result]") -> "dict[str, list[Result]]":
     return {label: of_line for label, of_line in found.items() if of_line}
 
 
-def accuracies(runs: "Sequence[Result]", path: Path) -> bool:
+def accuracies(runs: Sequence[Result], path: Path) -> bool:
     """Variants side by side: the last epoch, the mean of the last tenth, the best epoch.
 
     Each with mean and standard deviation over seeds.

@@ -10,10 +10,8 @@ stage for results; the best epoch of a full run was chosen on the very test set 
 so the last epoch is the one to quote.
 """
 
-import dataclasses
 import json
 import os
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,8 @@ from typing import Any
 from experiments import curves, plots, selection, tables
 from experiments.collect import collect
 from experiments.comparisons import difference_table, order_test
-from experiments.declarations import CONDITIONS, variant_of
+from experiments.declarations import variant_of
+from experiments.result import Result
 from experiments.sensitivities import SENSITIVITY_NOTE, sensitivity_table
 from jaxbin import config
 from jaxbin.binarization import schedule
@@ -31,60 +30,6 @@ from jaxbin.networks import registry
 from jaxbin.runs import finished
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "jaxbin")
-_EXACT = ("split_file_sha256", "devices")
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """A finished run.
-
-    Attributes:
-      network: its label, as "mlp300".
-      stage: "validation" or "full".
-      variant: see `experiments.declarations.variant_of`.
-      fields: of the configuration.
-      summary: the content of `summary.json`.
-      curve: metrics by epoch; see `experiments.collect`.
-      late: the mean accuracy of the last tenth of the epochs, if it was kept.
-      origin: commit, versions, devices, and the checksum of a split file, as far as they were kept.
-    """
-
-    network: str
-    stage: str
-    variant: str
-    fields: Mapping[str, Any]
-    summary: Mapping[str, Any]
-    curve: Mapping[str, Any]
-    late: float | None = None
-    origin: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-    @property
-    def conditions(self) -> dict[str, Any]:
-        """Whatever makes it unlike others of its variant, apart from learning rate and seed."""
-        fields = {name: self.fields[name] for name in CONDITIONS if name in self.fields}
-        return fields | {name: self.origin[name] for name in _EXACT if name in self.origin}
-
-    def accuracy(self, which: str) -> float:
-        """Of the "best" or the "last" epoch."""
-        return self.summary[which][self.summary["metric"]]
-
-    @property
-    def late_accuracy(self) -> float | None:
-        """Mean over the last tenth of the epochs, or of those of them that the curve has."""
-        if self.late is not None:
-            return self.late
-        start = 0.9 * self.summary["epochs"]
-        pairs = zip(self.curve.get("epoch", ()), self.curve.get("accuracy", ()), strict=True)
-        late = [accuracy for epoch, accuracy in pairs if epoch >= start]
-        return statistics.fmean(late) if late else None
-
-    @property
-    def binary_layers(self) -> str:
-        """How many layers are binary in the last epoch, of how many; "-" where nobody wrote it."""
-        last = self.summary["last"]
-        if "binary_layers" not in last or "layer_flip_ratios" not in last:
-            return "-"
-        return f"{len(last['binary_layers'])} of {len(last['layer_flip_ratios'])}"
 
 
 def alike(results: Iterable[Result]) -> list[tuple[str, list[Result]]]:

@@ -2,18 +2,15 @@
 
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from experiments.report import Result
+from experiments.result import Result
 
 ORIGIN = ("commit", "versions", "devices", "cpu_count")
 """What is kept of where a result comes from."""
 
 
-def grouped(
-    results: "Iterable[Result]", key: "Callable[[Result], Any]"
-) -> "dict[Any, list[Result]]":
+def grouped(results: Iterable[Result], key: Callable[[Result], Any]) -> dict[Any, list[Result]]:
     """Results by key, in the order in which they come."""
     groups: dict[Any, list[Result]] = {}
     for result in results:
@@ -48,7 +45,7 @@ def mean_and_deviation(values: Sequence[float]) -> str:
     return f"{mean} ± {100 * statistics.stdev(values):.2f}" if len(values) > 1 else mean
 
 
-def accuracy_table(results: "Sequence[Result]") -> str:
+def accuracy_table(results: Sequence[Result]) -> str:
     """Variants and learning rates of results that agree in everything else."""
     split = results[0].summary["metric"].removesuffix("_accuracy")
     lines = [
@@ -69,7 +66,7 @@ def accuracy_table(results: "Sequence[Result]") -> str:
     return "\n".join(lines)
 
 
-def notes(results: "Sequence[Result]") -> str:
+def notes(results: Sequence[Result]) -> str:
     """What has to be known of the results in a table; empty if there is nothing."""
     said = []
     thinned = [run for run in results if run.late is None and len(run.curve.get("epoch", ())) > 1]

@@ -6,144 +6,14 @@ other module sees a ConfigDict.
 """
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 from typing import Any
 
-import flax.linen as nn
-import jax.numpy as jnp
 import ml_collections
 
-from jaxbin import contradictions, data
-from jaxbin.binarization import layer_lists, orders, schedule
-from jaxbin.binarization.layers import forward_order
-from jaxbin.binarization.methods import Rule, Rules
+from jaxbin import contradictions
 from jaxbin.common import fields
-from jaxbin.common.errors import UserError, one_line
-from jaxbin.config_fields import Fields
-from jaxbin.networks import own, registry
-
-
-@dataclasses.dataclass(frozen=True)
-class Config(Fields):
-    """A run: its fields, and what follows from them.
-
-    `order` is kept as it was given; `order_layers` holds the layer numbers it stands for.
-    """
-
-    @functools.cached_property
-    def layer_names(self) -> tuple[str, ...]:
-        """The layers by name, in forward order.
-
-        Raises:
-          UserError: the network cannot take images of that size.
-        """
-        spec = self.dataset_spec
-        network = self._network(Rules())
-        try:
-            return forward_order(network, spec.image_shape)
-        except (ValueError, TypeError, ZeroDivisionError, OverflowError) as error:
-            shape = "x".join(map(str, spec.image_shape))
-            raise UserError(
-                f"network={self.network_label!r} cannot take images of {shape}, dataset="
-                f"{self.dataset!r}: {one_line(error)}"
-            ) from None
-
-    def build_network(self, axis_name: str | None = None) -> nn.Module:
-        """The run's network, for images and classes of its dataset, computing in its precision.
-
-        Args:
-          axis_name: the mapped axis over whose devices batch norm averages; None for one device.
-
-        Raises:
-          UserError: there is no such network, or it does not fit the dataset.
-        """
-        return self._network(self.rules, axis_name)
-
-    def _network(self, rules: Rules, axis_name: str | None = None) -> nn.Module:
-        dtype = jnp.bfloat16 if self.precision == "bfloat16" else None
-        spec = self.dataset_spec
-        if own.is_reference(self.network):
-            shape, options = spec.image_shape, self.network_options
-            return own.build_named(
-                self.network, options, shape, spec.classes, rules, axis_name, dtype
-            )
-        return registry.build(self.network, spec.classes, self.depth, axis_name, dtype, rules)
-
-    @functools.cached_property
-    def order_layers(self) -> tuple[int, ...]:
-        """The numbers of the layers in the order of their turns; a file is read once."""
-        layers, floats = len(self.layer_names), self.float_layer_numbers
-        published = "" if own.is_reference(self.network) else self.network_label
-        return orders.resolve(self.order, layers, published, floats)
-
-    @property
-    def run_epochs(self) -> int:
-        """Epochs of this run, its method considered."""
-        return self.sensitivity_epochs if self.method == "sensitivity" else self.epochs
-
-    @property
-    def run_milestones(self) -> tuple[int, ...]:
-        """Milestones of this run, its method considered."""
-        return self.sensitivity_milestones if self.method == "sensitivity" else self.milestones
-
-    @property
-    def evaluated_split(self) -> str:
-        """Name of the split that the stage evaluates on."""
-        return {"validation": "validation", "full": "test"}[self.stage]
-
-    @property
-    def float_layer_numbers(self) -> tuple[int, ...]:
-        """The numbers of the layers that are never binary, ascending."""
-        return layer_lists.numbers("float_layers", self.float_layers, self.layer_names)
-
-    @property
-    def rules(self) -> Rules:
-        """What binary layers compute with."""
-        scales = layer_lists.scales(self.layer_scales, self.layer_names)
-        rule = Rule(self.scale, self.map, self.steepness, self.grain, self.grain_order)
-        return Rules(rule, scales)
-
-    @property
-    def turns(self) -> tuple[int | None, ...]:
-        """The epoch of each layer's turn; None for a layer that stays float."""
-        return schedule.turns(
-            self.method,
-            self.order_layers,
-            self.epochs_per_layer,
-            self.sensitivity_layer,
-            float_epochs=self.float_epochs,
-            float_layers=self.float_layer_numbers,
-        )
-
-    @property
-    def span_epochs(self) -> int:
-        """How many epochs a layer takes from its turn until all of it is binary."""
-        by_layer = self.grain == "weight" and self.method == "iterative"
-        return self.anneal_epochs or (self.epochs_per_layer if by_layer else 0)
-
-    @property
-    def streamed(self) -> bool:
-        """Whether the dataset is too large for memory and comes batch by batch."""
-        return self.dataset_spec.streamed
-
-    @property
-    def network_label(self) -> str:
-        """The network's name, as "resnet20", or "SmallViT" of one's own."""
-        return registry.label(self.network.rpartition(":")[2], self.depth)
-
-    @functools.cached_property
-    def dataset_spec(self) -> data.DatasetSpec:
-        """What is known of the dataset before it is read; of a stored run, what it recorded."""
-        return data.spec(
-            self.dataset,
-            image_size=self.image_size,
-            data_dir=self.data_dir,
-            synthetic_shape=self.synthetic_shape,
-            synthetic_classes=self.synthetic_classes,
-            synthetic_examples=self.synthetic_examples,
-        )
-
+from jaxbin.config_fields import Config
 
 FIELDS: dict[str, dataclasses.Field[Any]] = {one.name: one for one in dataclasses.fields(Config)}
 

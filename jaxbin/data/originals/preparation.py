@@ -4,9 +4,10 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from jaxbin.data.known import spec
 from jaxbin.data.originals.download import download_original
 from jaxbin.data.originals.files import ORIGINALS, missing_originals, read_originals
-from jaxbin.data.specs import DataError, DatasetSpec, spec
+from jaxbin.data.specs import DataError, DatasetSpec
 
 
 def ignore_message(message: str) -> None:
