@@ -17,6 +17,7 @@ import pytest
 from jaxbin import config, data
 from jaxbin.binarization import kernel_gradients
 from jaxbin.binarization.layers import BINARIZATION, Conv, forward_order, write_mask
+from jaxbin.engine import program as programs
 from jaxbin.engine.devices import Alone, Population
 from jaxbin.engine.epoch import EpochInputs
 from jaxbin.engine.plan import plan_epoch
@@ -101,7 +102,10 @@ def build(
     jax.config.update("jax_default_matmul_precision", matmul_precision(parsed))
     dataset = data.load(parsed.dataset_spec, stage="validation", data_dir="")
     program = Program(parsed, dataset, Population(members) if members else Alone())
-    state = jax.eval_shape(functools.partial(program.initial_state, parsed))
+    with pytest.MonkeyPatch.context() as patch:
+        # What has options for its compilation cannot be traced within something else.
+        patch.setattr(programs, "_initial_state", programs._initial_state.__wrapped__)
+        state = jax.eval_shape(functools.partial(program.initial_state, parsed))
     plan, examples = plan_epoch(parsed, 0, program.steps), len(dataset.train)
     rates = plan.learning_rates.astype(np.float32)
     order = np.zeros(examples, np.int32)

@@ -94,7 +94,7 @@ def missing(data_dir: Path, patch: pytest.MonkeyPatch) -> None:
         (truncate, "damaged"),
         (flip, "cannot be read: .*Corrupted"),
         (remove_description, "is not a complete TFDS directory: it has no dataset_info.json"),
-        (other_shape, r"an image of \(28, 28\) pixels, mode L, expected \(14, 14\)"),
+        (other_shape, r"an image of shape \(28, 28\), uint8, expected \(14, 14\), uint8"),
         (other_labels, r"holds labels 0\.\.9, expected 0\.\.6"),
         (other_number, "holds 15 images, expected 16"),
         (missing, "does not exist; accepted: a TFDS data directory, or config.download=True"),
