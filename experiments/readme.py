@@ -140,6 +140,12 @@ _TABLES: dict[str, tuple[str, str, Callable[[Any], str]]] = {
     "populations": ("docs/experiments.md", "populations.json", benchmark_tables.population_table),
     "recipes in 10 epochs": ("docs/recipes.md", "resnet20_10_epochs.json", recipe_table),
     "recipes in 30 epochs": ("docs/recipes.md", "resnet20_30_epochs.json", recipe_table),
+    "recipes for mnist 300": (
+        "docs/recipes.md",
+        "mnist_300_100_epochs_search.json",
+        recipe_table,
+    ),
+    "recipes for mnist 300, tested": ("docs/recipes.md", "mnist_300_100_epochs.json", recipe_table),
     **{
         f"{name}, jax {version}": ("docs/performance.md", f"{file}_jax_{version}.json", table)
         for version in ("0.10", "0.12")

@@ -1,4 +1,4 @@
-"""The tables of short CIFAR-10 runs that compare recipes: what differs, and what it was worth."""
+"""The tables of runs that compare recipes: what differs, and what it was worth."""
 
 import statistics
 from collections.abc import Sequence
@@ -22,7 +22,9 @@ def recipe_table(runs: Sequence[Run]) -> str:
         last = run["summary"]["last"]
         recipe = _recipe(run["fields"])
         of_recipe.setdefault(recipe, []).append(100 * last[run["summary"]["metric"]])
-    floats = [_mean(values) for recipe, values in of_recipe.items() if recipe[0] == "float"]
+    floats = [
+        _mean(values) for recipe, values in of_recipe.items() if recipe[0].startswith("float")
+    ]
     best_float = max(floats)
     rows = [
         f"| {' | '.join(recipe)} | {len(values)} | {_mean(values):.2f} "
@@ -47,11 +49,13 @@ def _recipe(fields: dict[str, Any]) -> tuple[str, ...]:
     """What distinguishes a run, in words."""
     method = fields.get("method", "iterative")
     rate = f"{fields.get('learning_rate', 0.1):g}"
+    smoothing = fields.get("label_smoothing", 0)
+    name = _METHODS[method] + (f", label smoothing {smoothing:g}" if smoothing else "")
     if method == "float":
-        return "float", "", "", rate
+        return name, "", "", rate
     anneal = fields.get("anneal_epochs", 0)
     map_ = fields.get("map", "sign") + (f", {anneal} epochs" if anneal else "")
-    return _METHODS[method], fields.get("scale", "none"), map_, rate
+    return name, fields.get("scale", "none"), map_, rate
 
 
 def _mean(values: Sequence[float]) -> float:

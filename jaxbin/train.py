@@ -233,7 +233,7 @@ def ended(config: Config, workdir: Path) -> dict[str, Any] | None:
 
 
 def _compile_initialization(config: Config) -> None:
-    """What needs no images and takes seconds; `Program.initial_state` finds it compiled."""
+    """What needs no images and takes a second; `Program.initial_state` finds it compiled."""
     with jax.default_matmul_precision(matmul_precision(config)):
         initial_state(config, config.build_network(Alone().axis_name))
 
