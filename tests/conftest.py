@@ -56,7 +56,7 @@ QUICK = {
         "test_cache",
     ),
     *("test_augment", "test_checkpoint", "test_run_directory", "test_advice"),
-    *("test_artifact", "test_torch_import", "test_images", "test_api"),
+    *("test_artifact", "test_torch_import", "test_images", "test_api", "test_structure"),
 }
 
 
