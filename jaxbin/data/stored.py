@@ -117,8 +117,10 @@ def decode(records: Records, positions: np.ndarray, spec: DatasetSpec) -> Split:
     images = np.empty((len(positions), *shape), np.uint8)
     for index, position in enumerate(positions):
         buffer = np.frombuffer(records.encoded[position], np.uint8)
-        # An empty buffer is no image either, but OpenCV raises an error of its own.
-        pixels = cv2.imdecode(buffer, cv2.IMREAD_UNCHANGED) if buffer.size else None
+        try:
+            pixels = cv2.imdecode(buffer, cv2.IMREAD_UNCHANGED)
+        except cv2.error:  # of nothing at all, for one
+            pixels = None
         if pixels is None:
             raise DataError(f"{records.source}: image {position} is damaged")
         if pixels.shape != shape or pixels.dtype != np.uint8:

@@ -4,6 +4,8 @@ import dataclasses
 import io
 import os
 import re
+import struct
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -122,8 +124,15 @@ def test_what_is_stored_is_checked(tmp_path: Path, changes: dict, problem: str) 
     assert re.search(problem, message)
 
 
+def _huge() -> bytes:
+    """A PNG that says it has 2**40 pixels."""
+    encoded = _png(np.zeros((28, 28), np.uint8))
+    header = b"IHDR" + struct.pack(">II", 2**20, 2**20) + encoded[24:29]
+    return encoded[:12] + header + struct.pack(">I", zlib.crc32(header)) + encoded[33:]
+
+
 @pytest.mark.parametrize(
-    "damaged", [b"", b"no image", _png(np.zeros((28, 28), np.uint8))[:-30]], ids=len
+    "damaged", [_huge(), b"", b"no image", _png(np.zeros((28, 28), np.uint8))[:-30]], ids=len
 )
 def test_a_damaged_image_is_named(damaged: bytes) -> None:
     sound = _png(np.zeros((28, 28), np.uint8))
