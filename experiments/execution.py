@@ -26,6 +26,8 @@ from jaxbin.runs import run_directory
 POPULATIONS = ("auto", "vmap", "sequential")
 _WORTHWHILE = 1.1  # timings of shared machines differ by less than that for no reason
 _MEASURED = RESULTS / "populations.json"
+_SHARED_GPU = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+"""Without it the first process takes three quarters of a GPU's memory, whatever it needs."""
 
 
 class _Processes:
@@ -221,6 +223,7 @@ def _run(
                 stderr=errors,
                 text=True,
                 start_new_session=True,
+                env={**_SHARED_GPU, **os.environ},
             )
             _processes.running.append(started)
         if cores:

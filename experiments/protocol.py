@@ -278,7 +278,7 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Choices]:
     parser.add_argument("--output", type=Path, default=Path("logs/protocol"))
     parser.add_argument("--only", type=names_of, default=(), help="arms")
     positive = command_line.number(int, least=1)
-    parser.add_argument("--jobs", type=positive, default=1, help="processes at a time (CPU)")
+    parser.add_argument("--jobs", type=positive, default=1, help="processes at a time")
     parser.add_argument("--dry_run", action="store_true", help="print what would run, and its cost")
     arguments, others = parser.parse_known_args(argv)
     arms = COMPARISONS[arguments.network].arms

@@ -97,7 +97,7 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
     parser.add_argument("--population", choices=execution.POPULATIONS, default="auto")
     positive = number(int, least=1)
     parser.add_argument("--members", type=positive, default=16, help="most in a population")
-    parser.add_argument("--jobs", type=positive, default=1, help="processes at a time (CPU)")
+    parser.add_argument("--jobs", type=positive, default=1, help="processes at a time")
     parser.add_argument(
         "--allow_partly_binary",
         action="store_true",
