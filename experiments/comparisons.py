@@ -106,13 +106,19 @@ def _order_test(results: Sequence[Result]) -> str:
     return said
 
 
-def mean_and_interval(differences: Sequence[float]) -> str:
+def interval(differences: Sequence[float]) -> tuple[float, float, float]:
+    """Mean, and the ends of its 95 % interval (Student, n - 1 degrees of freedom), n at least 2."""
+    mean = statistics.fmean(differences)
+    error = statistics.stdev(differences) / len(differences) ** 0.5
+    half = float(scipy.stats.t.ppf(0.975, len(differences) - 1)) * error
+    return mean, mean - half, mean + half
+
+
+def mean_and_interval(differences: Sequence[float], sign: str = "+") -> str:
     """ "+0.10 (-0.02 to +0.22)": mean and 95 % interval, in points; one value has no interval."""
     if not differences:
         return "-"
-    mean = 100 * statistics.fmean(differences)
     if len(differences) == 1:
-        return f"{mean:+.2f}"
-    error = 100 * statistics.stdev(differences) / len(differences) ** 0.5
-    half = scipy.stats.t.ppf(0.975, len(differences) - 1) * error
-    return f"{mean:+.2f} ({mean - half:+.2f} to {mean + half:+.2f})"
+        return f"{100 * differences[0]:{sign}.2f}"
+    mean, low, high = (f"{100 * value:{sign}.2f}" for value in interval(differences))
+    return f"{mean} ({low} to {high})"

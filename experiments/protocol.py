@@ -20,6 +20,7 @@ from typing import Any
 import jax
 
 from experiments import costs, declarations, execution, selection
+from experiments.arms import BARE, COMPARISONS
 from experiments.declarations import Choices, Run
 from experiments.run import listed, names_of, overrides
 from jaxbin.common import command_line
@@ -31,85 +32,6 @@ MEASURE = "hessian"
 
 _GUIDED = "guided"
 _UNKNOWN = ("learning rates: the search is to find them, the published one stands in",)
-_BARE: Mapping[str, Any] = {"scale": "none"}
-_CHANNEL: Mapping[str, Any] = {"scale": "channel"}
-
-
-@dataclasses.dataclass(frozen=True)
-class Arm:
-    """What is compared.
-
-    Attributes:
-      variant: as `experiments.declarations.Run` has it; "iterative-guided" takes a measured order.
-      fields: of its runs, those for which the search and the full runs differ left out.
-      seeds: how many.
-      rates: that the search compares; none: those of the arm `rate_of`.
-      rate_of: the arm whose search counts.
-      anneal: the share of the epochs in which weights come to be binary.
-    """
-
-    variant: str
-    fields: Mapping[str, Any]
-    seeds: int
-    rates: tuple[float, ...] = ()
-    rate_of: str = ""
-    anneal: float = 0.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Comparison:
-    """Arms of one network.
-
-    Attributes:
-      fields: of all runs.
-      full, search: of the runs of either stage, durations.
-      arms: by name, most important first.
-    """
-
-    fields: Mapping[str, Any]
-    full: Mapping[str, Any]
-    search: Mapping[str, Any]
-    arms: Mapping[str, Arm]
-
-
-_SCHEDULE = {"rate_schedule": "cosine", "milestones": (), "checkpoint_every": 10}
-_RESNET_RATES, _RESNET_BARE = (0.03, 0.1, 0.3), (0.1, 0.3, 1.0)
-_VGG_RATES = (0.0003, 0.001, 0.003)
-
-COMPARISONS: dict[str, Comparison] = {
-    "resnet20": Comparison(
-        fields=_SCHEDULE,
-        full={"epochs": 30, "epochs_per_layer": 1},
-        search={"epochs": 10, "epochs_per_layer": 1},
-        arms={
-            "float": Arm("float", {}, 3, _RESNET_RATES),
-            "binary": Arm("binary", _BARE, 3, _RESNET_BARE),
-            "forward": Arm("iterative-forward", _BARE, 3, _RESNET_BARE),
-            "recipe": Arm("binary", {**_CHANNEL, "map": "parq"}, 3, _RESNET_RATES, anneal=0.8),
-            "binary-channel": Arm("binary", _CHANNEL, 3, _RESNET_RATES),
-            "forward-channel": Arm("iterative-forward", _CHANNEL, 3, _RESNET_RATES),
-            "ascend": Arm("iterative-ascend", _BARE, 3, rate_of="forward"),
-            "reverse": Arm("iterative-reverse", _BARE, 2, rate_of="forward"),
-            "binary-last": Arm("binary", {"layer_scales": "dense=he"}, 2, _RESNET_BARE),
-            "binary-reset": Arm("binary-reset", _BARE, 1, rate_of="binary"),
-            "forward-reset": Arm("iterative-forward-reset", _BARE, 1, rate_of="forward"),
-            "guided": Arm("iterative-guided", _BARE, 2, rate_of="forward"),
-        },
-    ),
-    "vgg5": Comparison(
-        fields=_SCHEDULE,
-        full={"epochs": 20, "epochs_per_layer": 3},
-        search={"epochs": 10, "epochs_per_layer": 2},
-        arms={
-            "float": Arm("float", {}, 2, _VGG_RATES),
-            "binary": Arm("binary", _BARE, 2, _VGG_RATES),
-            "forward": Arm("iterative-forward", _BARE, 2, _VGG_RATES),
-            "recipe": Arm("binary", {**_CHANNEL, "map": "parq"}, 2, _VGG_RATES, anneal=0.8),
-            "ascend": Arm("iterative-ascend", _BARE, 2, rate_of="forward"),
-        },
-    ),
-}
-"""By the name of the network's file under `configs/`."""
 
 
 def search(network: str, choices: Choices) -> list[Run]:
@@ -126,7 +48,7 @@ def full(network: str, choices: Choices, rates: Mapping[str, float], order: str 
     """The runs that are compared, seed by seed.
 
     Args:
-      network: one of `COMPARISONS`.
+      network: one of `experiments.arms.COMPARISONS`.
       choices: its seeds, and fields of all runs.
       rates: by the names of the arms; those without one are left out.
       order: the file of the measured order; without one, arms that take it are left out.
@@ -143,7 +65,7 @@ def _full(network: str, choices: Choices, rates: Mapping[str, float], order: str
             found = rates.get(arm.rate_of or name)
             if place >= arm.seeds or (guided and not order) or found is None:
                 continue
-            bare = arm.fields == _BARE and "reset" not in name
+            bare = arm.fields == BARE and "reset" not in name
             shown = dict.fromkeys((found, published) if bare else (found,))
             for rate in shown:
                 fields = {"order": order} if guided else {}

@@ -14,6 +14,7 @@ from typing import Any
 
 from experiments import benchmark_tables, comparisons, curves, plots, report, tables
 from experiments.gpu_tables import gpu_tables
+from experiments.protocol_tables import draw_protocol, protocol_in_short, protocol_tables
 from experiments.recipes import recipe_table
 from experiments.sensitivities import sensitivity_table
 from jaxbin.common import command_line
@@ -133,13 +134,16 @@ _TABLES: dict[str, tuple[str, str, Callable[[Any], str]]] = {
     "training speed": ("README.md", "training_speed_cpu.json", benchmark_tables.speed_table),
     "mnist 24 epochs": ("README.md", "mnist_300_24_epochs.json", mnist_table),
     "cifar10 3 epochs": ("README.md", "cifar10_3_epochs.json", short_runs_table),
+    "protocol in short": ("README.md", "resnet20_protocol.json", protocol_in_short),
+    "protocol": ("experiments/FINDINGS.md", "resnet20_protocol.json", protocol_tables),
     "mnist 300": ("README.md", "mnist_300.json", full_table),
     "mnist 300 experiment": ("experiments/FINDINGS.md", "mnist_300.json", experiment_tables),
     "mnist 784 experiment": ("experiments/FINDINGS.md", "mnist_784.json", experiment_tables),
     "mnist 300 sensitivity": ("experiments/FINDINGS.md", "mnist_300.json", measures_table),
     "populations": ("docs/experiments.md", "populations.json", benchmark_tables.population_table),
     "recipes in 10 epochs": ("docs/recipes.md", "resnet20_10_epochs.json", recipe_table),
-    "recipes in 30 epochs": ("docs/recipes.md", "resnet20_30_epochs.json", recipe_table),
+    "recipes in 30 epochs": ("docs/recipes.md", "resnet20_protocol.json", recipe_table),
+    "recipes in 30 epochs, seed 1": ("docs/recipes.md", "resnet20_30_epochs.json", recipe_table),
     "recipes for mnist 300": (
         "docs/recipes.md",
         "mnist_300_100_epochs_search.json",
@@ -168,11 +172,23 @@ _TABLES: dict[str, tuple[str, str, Callable[[Any], str]]] = {
     "flash and RAM": ("docs/export.md", "microcontroller.json", benchmark_tables.device_table),
 }
 
+
+def _of_chosen_rate(draw: Callable[[Sequence[report.Result], Path], bool]) -> Callable[..., bool]:
+    """`draw` for what a file of results has: the full stage's runs of one learning rate."""
+
+    def draw_file(runs: list[dict[str, Any]], path: Path) -> bool:
+        by_rate = tables.grouped(_full(runs), lambda run: run.fields["learning_rate"])
+        return draw(max(by_rate.values(), key=len), path)
+
+    return draw_file
+
+
 # By the plot's file: the file of results, what draws it.
-_PLOTS = {
-    "mnist_300_accuracies.png": ("mnist_300.json", plots.accuracies),
-    "mnist_300_curves.png": ("mnist_300.json", curves.curves),
-    "mnist_300_flips.png": ("mnist_300.json", curves.flips),
+_PLOTS: dict[str, tuple[str, Callable[..., bool]]] = {
+    "mnist_300_accuracies.png": ("mnist_300.json", _of_chosen_rate(plots.accuracies)),
+    "mnist_300_curves.png": ("mnist_300.json", _of_chosen_rate(curves.curves)),
+    "mnist_300_flips.png": ("mnist_300.json", _of_chosen_rate(curves.flips)),
+    "resnet20_protocol_curves.png": ("resnet20_protocol.json", draw_protocol),
 }
 
 DOCUMENTS = sorted({document for document, _, _ in _TABLES.values()})
@@ -212,8 +228,7 @@ def main(argv: Sequence[str]) -> None:
         text = with_tables(path.read_text(encoding="utf-8"), document)
         path.write_text(text, encoding="utf-8")
     for name, (file, draw) in _PLOTS.items():
-        by_rate = tables.grouped(_full(_read(file)), lambda run: run.fields["learning_rate"])
-        draw(max(by_rate.values(), key=len), _RESULTS / name)  # the chosen rate's
+        draw(_read(file), _RESULTS / name)
 
 
 if __name__ == "__main__":

@@ -15,8 +15,10 @@ def recipe_table(runs: Sequence[Run]) -> str:
     """A row for each recipe, the most accurate first, and how far it lies from float's best.
 
     Args:
-      runs: as `experiments.collect` keeps them, of one network and one number of epochs.
+      runs: as `experiments.collect` keeps them, of one network; runs of the full stage count, if
+        there are any, and have one number of epochs.
     """
+    runs = [run for run in runs if run["fields"].get("stage") == "full"] or runs
     of_recipe: dict[tuple[str, ...], list[float]] = {}
     for run in runs:
         last = run["summary"]["last"]
@@ -50,7 +52,9 @@ def _recipe(fields: dict[str, Any]) -> tuple[str, ...]:
     method = fields.get("method", "iterative")
     rate = f"{fields.get('learning_rate', 0.1):g}"
     smoothing = fields.get("label_smoothing", 0)
-    name = _METHODS[method] + (f", label smoothing {smoothing:g}" if smoothing else "")
+    order = fields.get("order", "forward") if method == "iterative" else "forward"
+    name = _METHODS[method] + (f", {order}" if order != "forward" else "")
+    name += f", label smoothing {smoothing:g}" if smoothing else ""
     if method == "float":
         return name, "", "", rate
     anneal = fields.get("anneal_epochs", 0)

@@ -2,9 +2,9 @@
 
     python -m experiments.zoo RUN --name=mnist_300 --data_dir=DIR
 
-The run's best checkpoint is exported to jaxbin/zoo/NAME.jaxbin and classifies the test set once;
-NAME.json beside it says how it did and how it was made. A run of stage "validation" has its best
-epoch chosen on the validation split, so that the test set has chosen nothing.
+The run is exported to jaxbin/zoo/NAME.jaxbin and classifies the test set once; NAME.json beside it
+says how it did and how it was made. The test set chooses nothing: of a run of stage "validation",
+whose best epoch was chosen on the validation split, that epoch counts, of others the last.
 """
 
 from collections.abc import Sequence
@@ -26,9 +26,10 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--name", required=True)
     parser.add_argument("--data_dir", default="~/tensorflow_datasets")
     arguments = parser.parse_args(argv)
-    spec = freeze.read_configuration(arguments.run).dataset_spec
+    run = freeze.read_configuration(arguments.run)
+    spec = run.dataset_spec
     data.check_directory(spec.name, arguments.data_dir)
-    frozen = freeze.freeze(arguments.run, "best")
+    frozen = freeze.freeze(arguments.run, "best" if run.stage == "validation" else "last")
     path = ZOO / f"{arguments.name}.jaxbin"
     artifact.write(frozen, path)
     test = data.load(spec, stage="full", data_dir=arguments.data_dir).evaluation

@@ -1,0 +1,85 @@
+"""What PROTOCOL.md compares: the arms of either network, their budgets and their rates."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+BARE: Mapping[str, Any] = {"scale": "none"}
+_CHANNEL: Mapping[str, Any] = {"scale": "channel"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """What is compared.
+
+    Attributes:
+      variant: as `experiments.declarations.Run` has it; "iterative-guided" takes a measured order.
+      fields: of its runs, those for which the search and the full runs differ left out.
+      seeds: how many.
+      rates: that the search compares; none: those of the arm `rate_of`.
+      rate_of: the arm whose search counts.
+      anneal: the share of the epochs in which weights come to be binary.
+    """
+
+    variant: str
+    fields: Mapping[str, Any]
+    seeds: int
+    rates: tuple[float, ...] = ()
+    rate_of: str = ""
+    anneal: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Arms of one network.
+
+    Attributes:
+      fields: of all runs.
+      full, search: of the runs of either stage, durations.
+      arms: by name, most important first.
+    """
+
+    fields: Mapping[str, Any]
+    full: Mapping[str, Any]
+    search: Mapping[str, Any]
+    arms: Mapping[str, Arm]
+
+
+_SCHEDULE = {"rate_schedule": "cosine", "milestones": (), "checkpoint_every": 10}
+_RESNET_RATES, _RESNET_BARE = (0.03, 0.1, 0.3), (0.1, 0.3, 1.0)
+_VGG_RATES = (0.0003, 0.001, 0.003)
+
+COMPARISONS: dict[str, Comparison] = {
+    "resnet20": Comparison(
+        fields=_SCHEDULE,
+        full={"epochs": 30, "epochs_per_layer": 1},
+        search={"epochs": 10, "epochs_per_layer": 1},
+        arms={
+            "float": Arm("float", {}, 3, _RESNET_RATES),
+            "binary": Arm("binary", BARE, 3, _RESNET_BARE),
+            "forward": Arm("iterative-forward", BARE, 3, _RESNET_BARE),
+            "recipe": Arm("binary", {**_CHANNEL, "map": "parq"}, 3, _RESNET_RATES, anneal=0.8),
+            "binary-channel": Arm("binary", _CHANNEL, 3, _RESNET_RATES),
+            "forward-channel": Arm("iterative-forward", _CHANNEL, 3, _RESNET_RATES),
+            "ascend": Arm("iterative-ascend", BARE, 3, rate_of="forward"),
+            "reverse": Arm("iterative-reverse", BARE, 2, rate_of="forward"),
+            "binary-last": Arm("binary", {"layer_scales": "dense=he"}, 2, _RESNET_BARE),
+            "binary-reset": Arm("binary-reset", BARE, 1, rate_of="binary"),
+            "forward-reset": Arm("iterative-forward-reset", BARE, 1, rate_of="forward"),
+            "guided": Arm("iterative-guided", BARE, 2, rate_of="forward"),
+        },
+    ),
+    "vgg5": Comparison(
+        fields=_SCHEDULE,
+        full={"epochs": 20, "epochs_per_layer": 3},
+        search={"epochs": 10, "epochs_per_layer": 2},
+        arms={
+            "float": Arm("float", {}, 2, _VGG_RATES),
+            "binary": Arm("binary", BARE, 2, _VGG_RATES),
+            "forward": Arm("iterative-forward", BARE, 2, _VGG_RATES),
+            "recipe": Arm("binary", {**_CHANNEL, "map": "parq"}, 2, _VGG_RATES, anneal=0.8),
+            "ascend": Arm("iterative-ascend", BARE, 2, rate_of="forward"),
+        },
+    ),
+}
+"""By the name of the network's file under `configs/`."""

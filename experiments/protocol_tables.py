@@ -1,0 +1,293 @@
+"""The tables of PROTOCOL.md's comparison: what the search chose, the arms, the answers."""
+
+import dataclasses
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments import curves, declarations, report, tables
+from experiments.arms import COMPARISONS
+from experiments.comparisons import interval, mean_and_interval
+from experiments.result import Result
+from jaxbin import config
+
+_DECIDES = 3
+"""Seeds: an arm of fewer is described and decides nothing."""
+_LEVEL = 0.005
+"""Orders whose difference lies within that with its interval, in accuracy, are alike."""
+_SETS = ("scale", "map", "layer_scales")
+_SEARCHED = "searched"
+
+# By seed.
+Accuracies = Mapping[int, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """A row of PROTOCOL.md's table.
+
+    Attributes:
+      text: what is asked.
+      pairs: arms, the second subtracted from the first.
+      same: whether any difference counts; else yes means that the first is better.
+    """
+
+    text: str
+    pairs: Sequence[tuple[str, str]]
+    same: bool = False
+
+
+QUESTIONS = (
+    Question("iterative beats binary, bare", [("forward", "binary")]),
+    Question("the same with a scale", [("forward-channel", "binary-channel")]),
+    Question("the order matters", [("ascend", "forward"), ("reverse", "forward")], same=True),
+    Question("a scale beats layer by layer", [("binary-channel", "forward")]),
+)
+_DESCRIBED = (
+    ("recipe", "binary-channel"),
+    ("recipe", "float"),
+    ("binary-channel", "float"),
+    ("forward-channel", "float"),
+    ("forward", "float"),
+    ("binary-last", "binary"),
+    ("binary-reset", "binary"),
+    ("forward-reset", "forward"),
+    ("guided", "forward"),
+)
+
+
+def arm_of(network: str, run: Result) -> str:
+    """The name of the arm that a run belongs to, "" if it is none's."""
+    arms = COMPARISONS[network].arms
+    defaults = {name: config.FIELDS[name].default for name in _SETS}
+    variants = {arm.variant for arm in arms.values()}
+    guided = run.variant.startswith("iterative-") and run.variant not in variants
+    variant = "iterative-guided" if guided else run.variant
+    sets = {name: run.fields[name] for name in _SETS}
+    for name, arm in arms.items():
+        wanted = {name: arm.fields.get(name, defaults[name]) for name in _SETS}
+        if (variant, sets) == (arm.variant, wanted):
+            return name
+    return ""
+
+
+def protocol_tables(runs: Sequence[dict[str, Any]]) -> str:
+    """All there is of a comparison, the part that has not been run named.
+
+    Args:
+      runs: of one network, as `experiments.collect` keeps them, of both stages.
+    """
+    comparison = _Comparison(runs)
+    parts = [
+        f"{tables.conditions(runs)}, products in {runs[0]['fields'].get('precision', 'float32')}.",
+        "Search, validation accuracy of the last epoch, %; the rate that counts is bold:",
+        comparison.search_table(),
+        "Full runs, test accuracy of the last epoch, %, seed by seed:",
+        comparison.arms_table(),
+        f"Not run yet: {', '.join(comparison.missing())}." if comparison.missing() else "",
+        "Questions, answered by the rules of the protocol; differences in points, seed by seed, "
+        "with 95 % intervals:",
+        comparison.questions_table(),
+        "Beside them, for description:",
+        comparison.described_table(),
+    ]
+    return "\n\n".join(filter(None, parts))
+
+
+# By arm and rate: what a reader who knows no arm is told, and the name of the line that is drawn.
+_SHORT = {
+    ("float", _SEARCHED): ("float", "float"),
+    ("binary", "published"): (
+        "all layers at once, bare sign, as published",
+        "binary, as published",
+    ),
+    ("binary", _SEARCHED): ("the same at its best rate", ""),
+    ("forward", _SEARCHED): (
+        "layer by layer (iterative, forward), bare sign, as published",
+        "iterative, as published",
+    ),
+    ("binary-channel", _SEARCHED): ("all at once, each channel's scale", ""),
+    ("forward-channel", _SEARCHED): ("layer by layer, each channel's scale", ""),
+    ("recipe", _SEARCHED): ("all at once, each channel's scale, annealed (PARQ)", "best recipe"),
+}
+
+
+def protocol_in_short(runs: Sequence[dict[str, Any]]) -> str:
+    """The arms of ResNet-20 that matter most, and how far they lie from float."""
+    comparison = _Comparison(runs)
+    floats = comparison.accuracies("float")
+    lines = [
+        "| ResNet-20, all 20 layers binary but in float | learning rate | test accuracy, %, "
+        "seed by seed | mean | below float, points |",
+        "| --- | --- | --- | --: | --: |",
+    ]
+    for key, (text, _) in _SHORT.items():
+        of_arm = comparison.accuracies(key[0], comparison.rate_of(*key))
+        below = statistics.fmean(_paired(floats, of_arm))
+        each = ", ".join(f"{100 * of_arm[seed]:.2f}" for seed in sorted(of_arm))
+        lines.append(
+            f"| {text} | {comparison.rate_of(*key):g} | {each} "
+            f"| {100 * statistics.fmean(of_arm.values()):.2f} "
+            f"| {'' if key[0] == 'float' else f'{100 * below:.2f}'} |"
+        )
+    epochs = max(run["summary"]["epochs"] for run in runs)
+    return "\n".join([f"{tables.conditions(runs)}, {epochs} epochs, last epoch:", "", *lines])
+
+
+def draw_protocol(runs: Sequence[dict[str, Any]], path: Path) -> bool:
+    """Accuracy over the epochs of the arms that matter most, means over seeds."""
+    comparison = _Comparison(runs)
+    drawn = [
+        dataclasses.replace(run, variant=line)
+        for (arm, which), (_, line) in _SHORT.items()
+        for run in comparison.full.get((arm, comparison.rate_of(arm, which)), {}).values()
+        if line
+    ]
+    return curves.curves(drawn, path)
+
+
+class _Comparison:
+    """Results by arm and rate.
+
+    Attributes:
+      full: the full runs by arm and rate, and by seed.
+      rates: that the search chose, by arm.
+      published: the rate of the network's file under `configs/`.
+    """
+
+    def __init__(self, runs: Sequence[dict[str, Any]]):
+        results = [report.result_of(run) for run in runs]
+        network = results[0].network
+        self._arms = COMPARISONS[network].arms
+        self.published: float = declarations.published(network)["learning_rate"]
+        self.full: dict[tuple[str, float], dict[int, Result]] = {}
+        self._search: dict[str, dict[float, float]] = {}
+        for run in results:
+            arm, rate = arm_of(network, run), run.fields["learning_rate"]
+            if run.stage == "full":
+                self.full.setdefault((arm, rate), {})[run.fields["seed"]] = run
+            else:
+                self._search.setdefault(arm, {})[rate] = run.accuracy("last")
+        best = {
+            arm: max((accuracy, rate) for rate, accuracy in of_arm.items())[1]
+            for arm, of_arm in self._search.items()
+        }
+        self.rates = {
+            name: best[arm.rate_of or name]
+            for name, arm in self._arms.items()
+            if (arm.rate_of or name) in best
+        }
+
+    def rate_of(self, arm: str, which: str) -> float:
+        """The published rate, or that of an arm's search."""
+        return self.published if which == "published" else self.rates[arm]
+
+    def accuracies(self, arm: str, rate: float | None = None) -> Accuracies:
+        """Of an arm's last epochs, by seed; at the rate of its search, if no other is given."""
+        found = self.full.get((arm, self.rates.get(arm, 0.0) if rate is None else rate), {})
+        return {seed: run.accuracy("last") for seed, run in found.items()}
+
+    def search_table(self) -> str:
+        lines = ["| arm | rate: accuracy |", "| --- | --- |"]
+        for name in self._arms:
+            cells = [
+                f"**{rate:g}: {100 * accuracy:.2f}**"
+                if rate == self.rates[name]
+                else f"{rate:g}: {100 * accuracy:.2f}"
+                for rate, accuracy in sorted(self._search.get(name, {}).items())
+            ]
+            if cells:
+                lines.append(f"| {name} | {', '.join(cells)} |")
+        return "\n".join(lines)
+
+    def arms_table(self) -> str:
+        lines = [
+            "| arm | learning rate | n | accuracies | mean ± deviation |",
+            "| --- | --- | --: | --- | --- |",
+        ]
+        for name in self._arms:
+            for rate in sorted(rate for arm, rate in self.full if arm == name):
+                by_seed = self.accuracies(name, rate)
+                said = "" if rate == self.rates.get(name) else ", published"
+                each = ", ".join(f"{100 * by_seed[seed]:.2f}" for seed in sorted(by_seed))
+                mean = tables.mean_and_deviation([*by_seed.values()])
+                lines.append(f"| {name} | {rate:g}{said} | {len(by_seed)} | {each} | {mean} |")
+        return "\n".join(lines)
+
+    def missing(self) -> list[str]:
+        """Arms of which seeds are missing, and how many."""
+        return [
+            f"{name} ({arm.seeds - len(self.accuracies(name))} of {arm.seeds} seeds)"
+            for name, arm in self._arms.items()
+            if len(self.accuracies(name)) < arm.seeds
+        ]
+
+    def questions_table(self) -> str:
+        lines = [
+            "| question | difference | n | seed by seed | mean and interval | answer |",
+            "| --- | --- | --: | --- | --- | --- |",
+        ]
+        for question in QUESTIONS:
+            pairs = [
+                (pair, self._differences(*pair))
+                for pair in question.pairs
+                if all(arm in self._arms for arm in pair)
+            ]
+            answer = answer_of(question, [differences for _, differences in pairs])
+            for place, ((one, other), differences) in enumerate(pairs):
+                first = place == 0
+                cells = _cells(one, other, differences)
+                text = question.text if first else ""
+                lines.append(f"| {text} | {cells} | {answer if first else ''} |")
+        return "\n".join(lines)
+
+    def described_table(self) -> str:
+        lines = [
+            "| difference | n | seed by seed | mean and interval |",
+            "| --- | --: | --- | --- |",
+        ]
+        rates = {self.rates.get("forward"), self.rates.get("binary")}
+        if rates != {self.published}:  # which the first question does not ask for
+            both = [self.accuracies(arm, self.published) for arm in ("forward", "binary")]
+            name = f"binary, both at the published {self.published:g}"
+            lines.append(f"| {_cells('forward', name, _paired(*both))} |")
+        for one, other in _DESCRIBED:
+            differences = self._differences(one, other)
+            if differences:
+                lines.append(f"| {_cells(one, other, differences)} |")
+        return "\n".join(lines)
+
+    def _differences(self, one: str, other: str) -> list[float]:
+        return _paired(self.accuracies(one), self.accuracies(other))
+
+
+def answer_of(question: Question, differences: Sequence[Sequence[float]]) -> str:
+    """ "yes", "no" or "not decided", by the rules of PROTOCOL.md.
+
+    Args:
+      question: what is asked.
+      differences: of accuracies, seed by seed, of each of its pairs.
+    """
+    bounds = [interval(of_pair)[1:] for of_pair in differences if len(of_pair) >= _DECIDES]
+    if question.same:
+        if any(low > 0 or high < 0 for low, high in bounds):
+            return "yes"
+        alike = all(low >= -_LEVEL and high <= _LEVEL for low, high in bounds)
+        return "no" if alike and len(bounds) == len(question.pairs) else "not decided"
+    for low, high in bounds:
+        if low > 0:
+            return "yes"
+        if high < 0:
+            return "no"
+    return "not decided"
+
+
+def _paired(one: Accuracies, other: Accuracies) -> list[float]:
+    return [one[seed] - other[seed] for seed in sorted(one.keys() & other.keys())]
+
+
+def _cells(one: str, other: str, differences: Sequence[float]) -> str:
+    each = ", ".join(f"{100 * difference:+.2f}" for difference in differences) or "-"
+    mean = mean_and_interval(differences)
+    return f"{one} - {other} | {len(differences)} | {each} | {mean}"

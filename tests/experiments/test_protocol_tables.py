@@ -1,0 +1,110 @@
+"""The tables of PROTOCOL.md's comparison: whose run is whose, what was chosen, what is answered."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments import protocol, protocol_tables
+from experiments.arms import COMPARISONS
+from experiments.declarations import Choices
+from experiments.protocol_tables import QUESTIONS, answer_of
+from experiments.report import result_of
+from jaxbin.config import FIELDS
+
+FLOAT = (0.85, 0.84, 0.86)
+
+
+def collected(run: protocol.Run, accuracy: float) -> dict[str, Any]:
+    """A planned run as if it had ended."""
+    metric = "test_accuracy" if run.config.stage == "full" else "validation_accuracy"
+    return {
+        **{"commit": "abc", "versions": {"jax": "1"}, "devices": ["GPU"], "cpu_count": 2},
+        "fields": {name: getattr(run.config, name) for name in FIELDS},
+        "summary": {"metric": metric, "epochs": run.config.epochs, "last": {metric: accuracy}},
+        "curve": {"epoch": [0, 1], "accuracy": [0.1, accuracy], "layer_flip_ratios": [[0.1]] * 2},
+    }
+
+
+@pytest.mark.parametrize("network", COMPARISONS)
+def test_every_run_is_told_by_its_fields(network: str):
+    rates = dict.fromkeys(COMPARISONS[network].arms, 0.3)
+    runs = protocol.search(network, Choices()) + protocol.full(network, Choices(), rates)
+    for run in runs:
+        assert protocol_tables.arm_of(network, result_of(collected(run, 0.5))) == run.variant
+    assert {run.variant for run in runs} == COMPARISONS[network].arms.keys() - {"guided"}
+
+
+def test_a_guided_order_and_what_belongs_to_nobody():
+    run = collected(protocol.full("resnet20", Choices(), {"forward": 0.1})[0], 0.5)
+    run["fields"]["order"] = "ascend-hessian"
+    assert protocol_tables.arm_of("resnet20", result_of(run)) == "guided"
+    run["fields"]["scale"] = "he"
+    assert protocol_tables.arm_of("resnet20", result_of(run)) == ""
+
+
+@pytest.mark.parametrize(
+    ("differences", "answer"),
+    [
+        ([0.02, 0.03, 0.025], "yes"),
+        ([-0.02, -0.03, -0.025], "no"),
+        ([0.02, 0.7, 0.04], "not decided"),
+        ([0.02, 0.02], "not decided"),  # of two seeds
+    ],
+)
+def test_answers(differences: list[float], answer: str):
+    assert answer_of(QUESTIONS[0], [differences]) == answer
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "answer"),
+    [
+        ([0.001, 0.0, -0.001], [-0.01, -0.011, -0.012], "yes"),
+        ([0.001, 0.0, -0.001], [0.0, 0.001, -0.0005], "no"),
+        ([0.001, 0.0, -0.001], [0.0, 0.004, -0.004], "not decided"),  # to 0.99 points
+        ([0.001, 0.0, -0.001], [], "not decided"),
+    ],
+)
+def test_answers_about_orders(first: list[float], second: list[float], answer: str):
+    assert answer_of(QUESTIONS[2], [first, second]) == answer
+
+
+def ended() -> list[dict[str, Any]]:
+    """A search, in which the highest rate is the best and two are equal, and some full runs."""
+    searched = protocol.search("resnet20", Choices())
+    rates = {name: max(arm.rates or (1.0,)) for name, arm in COMPARISONS["resnet20"].arms.items()}
+    runs = [collected(run, 0.5 if run.config.learning_rate > 0.05 else 0.4) for run in searched]
+    gains = {"binary": -0.03, "forward": -0.02, "ascend": -0.02, "float": 0.0}
+    for run in protocol.full("resnet20", Choices(), rates):
+        if run.variant in gains or "channel" in run.variant or run.variant == "recipe":
+            accuracy = FLOAT[run.config.seed - 316] + gains.get(run.variant, -0.01)
+            at_published = run.config.learning_rate == 0.1 and run.variant == "binary"
+            runs.append(collected(run, accuracy - 0.1 * at_published))
+    return runs
+
+
+def test_the_tables_say_what_was_chosen_and_answered():
+    text = protocol_tables.protocol_tables(ended())
+    assert "| binary | 0.1: 50.00, 0.3: 50.00, **1: 50.00** |" in text  # of equal ones the higher
+    assert "| binary | 0.1, published | 3 | 72.00, 71.00, 73.00 | 72.00 ± 1.00 |" in text
+    assert "| binary | 1 | 3 | 82.00, 81.00, 83.00 | 82.00 ± 1.00 |" in text
+    asked = "| iterative beats binary, bare | forward - binary | 3 | +1.00, +1.00, +1.00 |"
+    assert f"{asked} +1.00 (+1.00 to +1.00) | yes |" in text
+    assert "| the order matters | ascend - forward | 3 | +0.00, +0.00, +0.00 |" in text
+    assert "(+0.00 to +0.00) | not decided |\n|  | reverse - forward | 0 | - | - |  |" in text
+    assert "| forward - binary, both at the published 0.1 | 3 | +11.00," in text
+    assert "| recipe - float | 3 | -1.00, -1.00, -1.00 |" in text
+    assert "Not run yet: reverse (2 of 2 seeds), binary-last (2 of 2 seeds), " in text
+    assert "recipe (" not in text
+
+
+def test_the_short_table_and_its_picture(tmp_path: Path):
+    runs = ended()
+    table = protocol_tables.protocol_in_short(runs).splitlines()
+    assert table[0].endswith(", 30 epochs, last epoch:")
+    assert table[4] == "| float | 0.3 | 85.00, 84.00, 86.00 | 85.00 |  |"
+    assert table[5].endswith("as published | 0.1 | 72.00, 71.00, 73.00 | 72.00 | 13.00 |")
+    assert table[6] == "| the same at its best rate | 1 | 82.00, 81.00, 83.00 | 82.00 | 3.00 |"
+    path = tmp_path / "curves.png"
+    assert protocol_tables.draw_protocol(runs, path)
+    assert path.stat().st_size > 1000
