@@ -149,6 +149,11 @@ _TABLES: dict[str, tuple[str, str, Callable[[Any], str]]] = {
         "mnist_300_100_epochs_search.json",
         recipe_table,
     ),
+    "recipes for mnist 300, longer": (
+        "docs/recipes.md",
+        "mnist_300_300_epochs_search.json",
+        recipe_table,
+    ),
     "recipes for mnist 300, tested": ("docs/recipes.md", "mnist_300_100_epochs.json", recipe_table),
     **{
         f"{name}, jax {version}": ("docs/performance.md", f"{file}_jax_{version}.json", table)

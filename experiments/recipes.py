@@ -10,6 +10,8 @@ Run = dict[str, Any]
 
 _METHODS = {"float": "float", "binary": "binary", "iterative": "iterative, one layer an epoch"}
 
+_NAMED = ("weight_decay", "label_smoothing", "float_epochs")
+
 
 def recipe_table(runs: Sequence[Run]) -> str:
     """A row for each recipe, the most accurate first, and how far it lies from float's best.
@@ -19,10 +21,11 @@ def recipe_table(runs: Sequence[Run]) -> str:
         there are any, and have one number of epochs.
     """
     runs = [run for run in runs if run["fields"].get("stage") == "full"] or runs
+    decays = {run["fields"].get("weight_decay", 0) for run in runs}
     of_recipe: dict[tuple[str, ...], list[float]] = {}
     for run in runs:
         last = run["summary"]["last"]
-        recipe = _recipe(run["fields"])
+        recipe = _recipe(run["fields"], named=_NAMED if len(decays) > 1 else _NAMED[1:])
         of_recipe.setdefault(recipe, []).append(100 * last[run["summary"]["metric"]])
     floats = [
         _mean(values) for recipe, values in of_recipe.items() if recipe[0].startswith("float")
@@ -47,14 +50,15 @@ def recipe_table(runs: Sequence[Run]) -> str:
     )
 
 
-def _recipe(fields: dict[str, Any]) -> tuple[str, ...]:
-    """What distinguishes a run, in words."""
+def _recipe(fields: dict[str, Any], named: Sequence[str]) -> tuple[str, ...]:
+    """What distinguishes a run, in words; of `named` what is not 0."""
     method = fields.get("method", "iterative")
     rate = f"{fields.get('learning_rate', 0.1):g}"
-    smoothing = fields.get("label_smoothing", 0)
     order = fields.get("order", "forward") if method == "iterative" else "forward"
     name = _METHODS[method] + (f", {order}" if order != "forward" else "")
-    name += f", label smoothing {smoothing:g}" if smoothing else ""
+    for field in named:
+        if fields.get(field):
+            name += f", {field.replace('_', ' ')} {fields[field]:g}"
     if method == "float":
         return name, "", "", rate
     anneal = fields.get("anneal_epochs", 0)

@@ -32,3 +32,28 @@ def test_seeds_are_averaged_and_recipes_told_apart():
         "| binary, label smoothing 0.1 | channel | parq, 80 epochs | 0.003 | 1 | 98.50 | -0.55 |",
         "| binary | channel | sign | 0.003 | 1 | 98.00 | -1.05 |",
     ]
+
+
+def test_what_all_have_is_not_named_but_what_differs_is():
+    same = [run(0.9, method="float", weight_decay=1e-4), run(0.8, method="binary", float_epochs=3)]
+    same[1]["fields"]["weight_decay"] = 1e-4
+    assert recipe_table(same).splitlines()[4:] == [
+        "| float |  |  | 0.003 | 1 | 90.00 | +0.00 |",
+        "| binary, float epochs 3 | none | sign | 0.003 | 1 | 80.00 | -10.00 |",
+    ]
+    del same[1]["fields"]["weight_decay"]
+    assert "| float, weight decay 0.0001 |  |" in recipe_table(same)
+
+
+def test_of_a_search_and_full_runs_the_latter_count():
+    runs = [run(0.9, method="float", stage="full"), run(0.8, method="binary")]
+    assert "binary" not in recipe_table(runs)
+
+
+def test_orders_are_told_apart():
+    runs = [run(0.9, method="float"), run(0.8), run(0.7, order="ascend")]
+    lines = recipe_table(runs).splitlines()[5:]
+    assert [line.split(" | ")[0] for line in lines] == [
+        "| iterative, one layer an epoch",
+        "| iterative, one layer an epoch, ascend",
+    ]
