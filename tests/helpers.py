@@ -1,5 +1,6 @@
 """What tests of whole runs share."""
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,11 @@ def stored(workdir: Path, number: int | None = None, **fields: Any) -> TrainStat
     program = programs.of(parsed, dataset, Alone())
     with checkpoints.open_checkpoints(workdir / "checkpoints", read_only=True) as saved:
         return saved.restore(number or saved.steps()[-1], program.initial_state(parsed))
+
+
+def initialized(network: Any, images: Any, seed: int = 0, **named: Any) -> dict[str, Any]:
+    """What `network.init` gives; as one program, for operation by operation compiles each."""
+    return dict(jax.jit(functools.partial(network.init, **named))(jax.random.key(seed), images))
 
 
 def assert_identical(one: Any, other: Any) -> None:

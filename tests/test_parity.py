@@ -5,6 +5,7 @@ folder of the same form. Inputs are made by formula, so the vectors need no data
 """
 
 import dataclasses
+import functools
 import os
 import zlib
 from pathlib import Path
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxbin.binarization import orders, schedule
+from jaxbin.binarization import kernel_gradients, orders, schedule
 from jaxbin.binarization.layers import forward_order, write_mask
 from jaxbin.engine import step
 from jaxbin.networks import registry, torch_weights
@@ -57,6 +58,20 @@ def batch(k: int, seed: int, image_shape: tuple[int, ...], size: int, classes: i
     return images.transpose(0, 2, 3, 1), rng.integers(0, classes, size).astype(np.int32)
 
 
+@functools.cache
+def compiled(network: str, depth: int, classes: int, image_shape: tuple[int, ...], reset: bool):
+    """Optimizer, training and evaluation step; masks, seeds and weights are data to all three."""
+    built = registry.build(network, classes, depth)
+    optimizer = (
+        step.make_optimizer("sgd", 0.9, 1e-4)
+        if network.startswith("resnet")
+        else step.make_optimizer("adam", 0.0, 0.0)
+    )
+    names = forward_order(built, image_shape)
+    train = step.make_train_step(built, optimizer, names, None, reset)
+    return optimizer, jax.jit(train), jax.jit(step.make_eval_step(built))
+
+
 class Run:
     """One file's 8 steps through the step functions that production uses."""
 
@@ -68,11 +83,8 @@ class Run:
         self.network = registry.build(name, self.classes, depth)
         self.names = forward_order(self.network, self.image_shape)
         self.label = registry.label(name, depth)
-        optimizer = (
-            step.make_optimizer("sgd", 0.9, 1e-4)
-            if name.startswith("resnet")
-            else step.make_optimizer("adam", 0.0, 0.0)
-        )
+        steps = compiled(name, depth, self.classes, self.image_shape, self.reset)
+        optimizer, self.train_step, self.eval_step = steps
         self.learning_rate = 0.1 if name.startswith("resnet") else 1e-3
         shapes = {
             key.removeprefix("shape/"): tuple(self.golden[key])
@@ -87,9 +99,6 @@ class Run:
         self.torch_layers, self.torch_norms = torch_weights.module_order(arrays)
         variables = torch_weights.variables_from_arrays(self.network, self.image_shape, arrays)
         self.state = step.create_state(optimizer, self.names, variables, self.reset)
-        train = step.make_train_step(self.network, optimizer, self.names, None, self.reset)
-        self.train_step = jax.jit(train)
-        self.eval_step = jax.jit(step.make_eval_step(self.network))
         self.masks, self.losses, self.train_outputs, self.eval_outputs = [], [], [], []
         self.run()
 
@@ -173,8 +182,11 @@ def summary(values: np.ndarray) -> np.ndarray:
 
 @pytest.fixture(scope="module", autouse=True)
 def float64():
-    with jax.enable_x64(True):
+    """In pieces of 8 images, as batches of 128 are: 16 pieces of one image take long to compile."""
+    with jax.enable_x64(True), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernel_gradients, "_PIECES", 2)
         yield
+        compiled.cache_clear()
 
 
 @pytest.fixture(scope="module", params=FILES, ids=lambda path: path.stem)

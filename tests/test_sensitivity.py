@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import programs
 import pytest
+from helpers import initialized
 
 from experiments import sensitivities
 from jaxbin import config, data, sensitivity
@@ -28,7 +29,7 @@ def small() -> Trained:
     spec = data.spec("synthetic", synthetic_shape=SHAPE, synthetic_classes=3, synthetic_examples=40)
     dataset = data.load(spec, stage="validation", data_dir="", seed=1)
     network = MLP((4, 5), classes=3)
-    variables = network.init(jax.random.key(0), jnp.ones((1, *SHAPE)), train=False)
+    variables = initialized(network, jnp.ones((1, *SHAPE)), train=False)
     kept = {name: variables[name] for name in ("params", "batch_stats")}
     return Trained(network, kept, forward_order(network, SHAPE), dataset)
 

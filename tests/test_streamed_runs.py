@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import compilations
 import forks
 import jax.numpy as jnp
 import pytest
@@ -167,7 +168,7 @@ def start_anew(
             ],
             stdout=output,
             stderr=output,
-            env=os.environ | cache | {"JAX_PLATFORMS": "cpu"},
+            env=os.environ | cache | compilations.quickly() | {"JAX_PLATFORMS": "cpu"},
             start_new_session=True,  # as a terminal's: what is typed reaches all its processes
         )
 

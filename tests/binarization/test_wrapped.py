@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import own_networks
 import pytest
+from helpers import initialized
 
 from jaxbin.binarization.layers import BINARIZATION, forward_order, write_mask
 from jaxbin.binarization.methods import Rule, Rules
@@ -32,7 +33,7 @@ def with_masks(network: Binarizable, variables: Any, on: set[str]) -> dict[str, 
 def vit() -> tuple[nn.Module, Binarizable, dict[str, Any]]:
     module = own_networks.SmallViT(10)
     network = binarizable(module, IMAGES, train=False, rules=CHANNEL)
-    return module, network, dict(network.init(jax.random.key(0), IMAGES, train=False))
+    return module, network, initialized(network, IMAGES, train=False)
 
 
 def test_layers_are_numbered_as_they_are_called(vit: Any):
@@ -50,7 +51,7 @@ def test_layers_are_numbered_as_they_are_called(vit: Any):
 def test_without_masks_it_is_the_module(vit: Any):
     """Its variables, drawn from the same key, at the same paths; its outputs, its gradients."""
     module, network, variables = vit
-    original = module.init(jax.random.key(0), IMAGES, train=False)
+    original = initialized(module, IMAGES, train=False)
     jax.tree.map(np.testing.assert_array_equal, original["params"], variables["params"])
     assert not any(map(bool, flat(variables[BINARIZATION]).values()))
 
@@ -104,7 +105,7 @@ def test_the_fan_in_of_grouped_convolutions_and_of_attention(vit: Any):
         own_networks.Separable(10), IMAGES, train=False, rules=Rules(Rule(scale="he"))
     )
     assert [layer.name for layer in network.layers] == ["stem", "deep1", "wide1", "head"]
-    variables = network.init(jax.random.key(0), IMAGES, train=False)
+    variables = initialized(network, IMAGES, train=False)
     computed: dict[str, Any] = {}
 
     def note(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
@@ -121,7 +122,7 @@ def test_the_fan_in_of_grouped_convolutions_and_of_attention(vit: Any):
 
 def test_running_statistics_move_in_training_alone():
     network = binarizable(own_networks.Separable(10), IMAGES, train=False)
-    variables = network.init(jax.random.key(0), IMAGES, train=False)
+    variables = initialized(network, IMAGES, train=False)
     _, changed = network.apply(variables, IMAGES, train=True, mutable=["batch_stats"])
     moved = jax.tree.map(
         lambda a, b: bool((a != b).any()), changed["batch_stats"], variables["batch_stats"]

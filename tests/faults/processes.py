@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import compilations
 import forks
 import jax
 import numpy as np
@@ -45,7 +46,8 @@ def start_anew(
                 "JAX_PLATFORMS": "cpu",
                 "JAX_COMPILATION_CACHE_DIR": _KEPT.name,
                 "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            },
+            }
+            | compilations.quickly(),
         )
 
 

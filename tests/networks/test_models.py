@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import initialized
 
 from jaxbin.binarization.layers import BINARIZATION, forward_order, latent_weights, write_mask
 from jaxbin.common.errors import UserError
@@ -222,9 +223,8 @@ def test_a_projection_where_shapes_differ_and_only_there():
 
 
 def test_resnet21_starts_he_normal():
-    variables = registry.build("resnet21", 10).init(
-        jax.random.key(0), jnp.ones((1, 32, 32, 3)), train=False
-    )
+    network = registry.build("resnet21", 10)
+    variables = initialized(network, jnp.ones((1, 32, 32, 3)), train=False)
     params = flax.traverse_util.flatten_dict(variables["params"], sep="/")
     # fan-out: window times features, 9 * 512 and 1 * 512
     for name, fan_out in (("conv2", 4608), ("downsample", 512)):

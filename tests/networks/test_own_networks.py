@@ -1,6 +1,7 @@
 """Networks that a user names: trained, exported and refused as the paper's are."""
 
 import dataclasses
+import functools
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import compilations
 import flax.linen as nn
 import flax.traverse_util
 import jax
@@ -19,7 +21,7 @@ import optax
 import own_networks
 import pytest
 import safetensors.numpy
-from helpers import lines_of, run, stop, untimed
+from helpers import initialized, lines_of, run, stop, untimed
 from PIL import Image
 
 import jaxbin
@@ -100,7 +102,8 @@ def test_exported_forms_agree_with_the_evaluation(
     network, spec = parsed.build_network(), parsed.dataset_spec
     number = json.loads((trained / "summary.json").read_text())["last"]["step"]
     variables = freeze.stored_variables(trained, network, spec, number)
-    expected = network.apply(variables, normalize(digits.images, spec.mean, spec.std), train=False)
+    evaluated = jax.jit(functools.partial(network.apply, train=False))
+    expected = evaluated(variables, normalize(digits.images, spec.mean, spec.std))
     content = output.read_bytes()
     if suffix == ".onnx":
         logits = onnxruntime.InferenceSession(content).run(None, {"images": digits.images})[0]
@@ -265,10 +268,10 @@ for name, options in (("Separable", '{"outputs": 10}'), ("Plain", ""), ("Synchro
 
 def test_two_devices_hold_one_state(tmp_path: Path):
     """Of a batch norm that knows nothing of devices; without one they compute what one does."""
-    variables = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    flags = compilations.quickly("--xla_force_host_platform_device_count=2")
     done = subprocess.run(
         [sys.executable, "-c", DEVICES],
-        env=os.environ | variables,
+        env=os.environ | flags | {"JAX_PLATFORMS": "cpu"},
         cwd=Path(own_networks.__file__).parent,
         capture_output=True,
         text=True,
@@ -312,7 +315,7 @@ def test_a_float_network_of_plain_optax_is_made_binary(
     split = data.load(spec, stage="full", data_dir="").train
     network, optimizer = own_networks.small(10, 64), optax.adam(2e-3)
     images = normalize(split.images, spec.mean, spec.std)
-    params = network.init(jax.random.key(0), images[:1])["params"]
+    params = initialized(network, images[:1])["params"]
 
     @jax.jit
     def step(params: Any, state: Any, images: Any, labels: Any) -> Any:
@@ -382,7 +385,7 @@ def test_a_checkpoint_of_the_published_code(tmp_path: Path, monkeypatch: pytest.
     """Its arrays by PyTorch name; test_torch_import.py reads such files."""
     parsed = config.parse({"network": "mlp300"})
     network, shape = parsed.build_network(), parsed.dataset_spec.image_shape
-    variables = network.init(jax.random.key(5), np.zeros((1, *shape), np.float32), train=False)
+    variables = initialized(network, np.zeros((1, *shape), np.float32), seed=5, train=False)
     arrays = torch_weights.arrays_from_variables(network, shape, variables)
     monkeypatch.setattr(torch_weights, "load_checkpoint", lambda path: arrays)
     (tmp_path / "best.pth").write_bytes(b"")
@@ -410,6 +413,7 @@ def test_a_network_from_an_installed_package(tmp_path: Path):
     fields = {"network": "jax_resnet:ResNet18", "dataset": "synthetic", "batch_size": 16}
     options = {"n_classes": 10, "hidden_sizes": [4, 4, 8, 8]}
     fields |= {"network_options": json.dumps(options), "synthetic_examples": 64, "scale": "channel"}
+    fields |= {"synthetic_shape": (20, 20, 3)}
     fields |= {"epochs": 3, "method": "binary", "float_layers": "1,22", "learning_rate": 0.01}
     run(tmp_path / "run", **fields)
     losses = [line["train_loss"] for line in lines_of(tmp_path / "run")]
