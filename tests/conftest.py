@@ -15,20 +15,19 @@ from warm_python import warm_python
 
 ROOT = Path(__file__).parent.parent
 
-# Most of the tests' time is XLA's. Where it matters how exactly, or how fast, it computes,
-# it is compiled as it is for users.
-OPTIMIZED = {
-    "test_parity",
-    "test_inference",
-    "test_documents",
-}
+# Most of the tests' time is XLA's. Where it matters how exactly it computes, it is compiled as it
+# is for users; where it matters how fast, with optimizations.
+AS_FOR_USERS = {"test_parity"}
+OPTIMIZED = AS_FOR_USERS | {"test_inference", "test_documents"}
 
 
 @pytest.fixture(scope="module", autouse=True)
 def optimizations(request: pytest.FixtureRequest) -> Iterator[None]:
     """Compile quickly, this process and those that it starts."""
-    quickly = request.module.__name__ not in OPTIMIZED
+    name = request.module.__name__
+    quickly = name not in OPTIMIZED
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compilations, "as_for_users", name in AS_FOR_USERS)
         patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", str(int(quickly)))
         before = jax.config.read("jax_disable_most_optimizations")
         jax.config.update("jax_disable_most_optimizations", quickly)

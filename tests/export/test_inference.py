@@ -6,12 +6,14 @@ import json
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import initialized
 from PIL import Image
 
 import jaxbin
@@ -293,9 +295,17 @@ def test_as_a_person_would(tmp_path: Path):
     assert loaded.stdout.strip() == "set()"
 
 
+@pytest.fixture
+def unoptimized() -> Iterator[None]:
+    """One image: compiling takes longer than computing."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 # of a dense layer that reads colours, and of one after convolutions, with a bias of its own
 @pytest.mark.parametrize(("name", "depth"), [("mnist_300", 0), ("mlp300", 0), ("resnet", 8)])
-def test_both_forms_of_one_image_agree(name: str, depth: int):
+def test_both_forms_of_one_image_agree(name: str, depth: int, unoptimized: None):
     if name == "mnist_300":
         frozen, images = artifact.read(inference.locate(name)), DIGITS.images[:1]
     else:
@@ -311,7 +321,7 @@ def untrained(name: str, depth: int) -> artifact.Artifact:
     """A network for CIFAR-10, all of its layers binary."""
     spec = data.spec("cifar10")
     network = registry.build(name, 10, depth)
-    variables = dict(network.init(jax.random.key(0), np.zeros((1, 32, 32, 3)), train=False))
+    variables = initialized(network, np.zeros((1, 32, 32, 3)), train=False)
     # Variances as if trained: with ones, activations grow until no bias matters.
     variables["batch_stats"] = jax.tree.map(lambda array: 500 * array, variables["batch_stats"])
     layers = forward_order(network, spec.image_shape)

@@ -6,8 +6,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import compilations
@@ -22,9 +23,11 @@ QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.py"
 _KEPT = tempfile.TemporaryDirectory(prefix="jaxbin-cache-")
 
 
-def start(workdir: Path, fields: dict[str, Any]) -> Started:
+def start(
+    workdir: Path, fields: dict[str, Any], variables: Mapping[str, str] = MappingProxyType({})
+) -> Started:
     """A run whose output goes to `WORKDIR.txt`."""
-    return forks.start(_arguments(workdir, fields), output(workdir))
+    return forks.start(_arguments(workdir, fields), output(workdir), variables)
 
 
 def _arguments(workdir: Path, fields: dict[str, Any]) -> list[str]:

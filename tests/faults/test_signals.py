@@ -35,8 +35,10 @@ FIELDS = {
     "epochs_per_layer": 1,
     "dispatch": "step",
     "checkpoint_every": 2,
-    "batch_size": 20,  # 200 steps, which take most of a second
+    "max_steps_per_epoch": 100,  # which take most of a second
+    "batch_size": 20,
 }
+STEPS = FIELDS["max_steps_per_epoch"]
 
 
 @pytest.fixture(scope="module")
@@ -60,12 +62,12 @@ def test_a_signal_stops_a_run_between_two_steps(whole: Path, tmp_path: Path):
     # epoch 3, which was not saved: checkpoints are written after epochs 1 and 3
     assert recorded(workdir) == 3
     place = kept(workdir)[-1]
-    assert 3 * 200 < place <= 4 * 200
+    assert 3 * STEPS < place <= 4 * STEPS
     # the best state so far is saved, too: no epoch will compute it again
     best = records.best_epoch(lines(workdir), "test_accuracy")
     assert best["step"] in kept(workdir)
     finish(workdir, FIELDS)
-    assert f"going on in epoch 3, step {place - 600}\n" in log(workdir)
+    assert f"going on in epoch 3, step {place - 3 * STEPS}\n" in log(workdir)
     assert_same_run(workdir, whole, FIELDS)
 
 
@@ -83,6 +85,7 @@ def test_two_signals_are_no_more_than_one(whole: Path, tmp_path: Path):
 
 def test_a_population_stops_and_goes_on_together(tmp_path: Path):
     fields = {"epochs": 12, "epochs_per_layer": 4, "checkpoint_every": 4, "optimizer": "sgd"}
+    fields["max_steps_per_epoch"] = 20
 
     def members(where: str) -> list[tuple[dict[str, Any], Path]]:
         return [({**fields, "seed": seed}, tmp_path / where / str(seed)) for seed in (1, 2)]
@@ -172,13 +175,13 @@ def test_a_closed_pipe_does_not_end_a_run(tmp_path: Path):
 
 
 def test_a_step_that_does_not_end_is_not_waited_for(tmp_path: Path):
-    # All images in one step: it takes much longer than anybody waits.
+    # All images in one step: it takes much longer than anybody waits, with one thread too.
     fields = {
         **{"epochs": 1, "dispatch": "step", "dataset": "synthetic", "network": "vgg9"},
         **{"synthetic_examples": 4000, "batch_size": 4000, "synthetic_shape": (32, 32, 3)},
     }
     workdir = tmp_path / "run"
-    process = start(workdir, fields)
+    process = start(workdir, fields, {"XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false"})
     wait_until(process, workdir, lambda: (workdir / "checkpoints").exists())
     time.sleep(3)
     sent = time.monotonic()
