@@ -99,12 +99,12 @@ def protocol_tables(runs: Sequence[dict[str, Any]]) -> str:
 _SHORT = {
     ("float", _SEARCHED): ("float", "float"),
     ("binary", "published"): (
-        "all layers at once, bare sign, as published",
+        "all layers at once, bare sign, published rate",
         "binary, as published",
     ),
-    ("binary", _SEARCHED): ("the same at its best rate", ""),
+    ("binary", _SEARCHED): ("the same at the rate that the search chose", ""),
     ("forward", _SEARCHED): (
-        "layer by layer (iterative, forward), bare sign, as published",
+        "layer by layer (iterative, forward), bare sign, published rate",
         "iterative, as published",
     ),
     ("binary-channel", _SEARCHED): ("all at once, each channel's scale", ""),

@@ -103,8 +103,8 @@ def test_the_short_table_and_its_picture(tmp_path: Path):
     table = protocol_tables.protocol_in_short(runs).splitlines()
     assert table[0].endswith(", 30 epochs, last epoch:")
     assert table[4] == "| float | 0.3 | 85.00, 84.00, 86.00 | 85.00 |  |"
-    assert table[5].endswith("as published | 0.1 | 72.00, 71.00, 73.00 | 72.00 | 13.00 |")
-    assert table[6] == "| the same at its best rate | 1 | 82.00, 81.00, 83.00 | 82.00 | 3.00 |"
+    assert table[5].endswith("published rate | 0.1 | 72.00, 71.00, 73.00 | 72.00 | 13.00 |")
+    assert table[6].endswith(" the search chose | 1 | 82.00, 81.00, 83.00 | 82.00 | 3.00 |")
     path = tmp_path / "curves.png"
     assert protocol_tables.draw_protocol(runs, path)
     assert path.stat().st_size > 1000
