@@ -83,3 +83,8 @@ COMPARISONS: dict[str, Comparison] = {
     ),
 }
 """By the name of the network's file under `configs/`."""
+
+
+def best_rate(accuracies: Mapping[float, float]) -> float:
+    """Of a search, given as accuracies by rate: the most accurate, of equal ones the highest."""
+    return max((accuracy, rate) for rate, accuracy in accuracies.items())[1]

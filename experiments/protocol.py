@@ -20,7 +20,7 @@ from typing import Any
 import jax
 
 from experiments import costs, declarations, execution, selection
-from experiments.arms import BARE, COMPARISONS
+from experiments.arms import BARE, COMPARISONS, best_rate
 from experiments.declarations import Choices, Run
 from experiments.run import listed, names_of, overrides
 from jaxbin.common import command_line
@@ -97,7 +97,7 @@ def searched(
     Raises:
       UserError: a run of the search has not ended.
     """
-    best: dict[str, tuple[float, float]] = {}
+    found: dict[str, dict[float, float]] = {}
     for run in search(network, choices):
         if run.variant not in arms:
             continue
@@ -105,9 +105,9 @@ def searched(
         if not execution.has_ended(where):
             raise UserError(f"{where} has not ended; the same command without --dry_run runs it")
         summary = finished.read_summary(where, ("validation_accuracy",))
-        measured = summary["last"]["validation_accuracy"], run.config.learning_rate
-        best[run.variant] = max(measured, best.get(run.variant, measured))
-    return {name: rate for name, (_, rate) in best.items()}
+        of_arm = found.setdefault(run.variant, {})
+        of_arm[run.config.learning_rate] = summary["last"]["validation_accuracy"]
+    return {name: best_rate(of_arm) for name, of_arm in found.items()}
 
 
 def main(argv: Sequence[str]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments import curves, declarations, report, tables
-from experiments.arms import COMPARISONS
+from experiments.arms import COMPARISONS, best_rate
 from experiments.comparisons import interval, mean_and_interval
 from experiments.result import Result
 from jaxbin import config
@@ -169,10 +169,7 @@ class _Comparison:
                 self.full.setdefault((arm, rate), {})[run.fields["seed"]] = run
             else:
                 self._search.setdefault(arm, {})[rate] = run.accuracy("last")
-        best = {
-            arm: max((accuracy, rate) for rate, accuracy in of_arm.items())[1]
-            for arm, of_arm in self._search.items()
-        }
+        best = {arm: best_rate(of_arm) for arm, of_arm in self._search.items()}
         self.rates = {
             name: best[arm.rate_of or name]
             for name, arm in self._arms.items()

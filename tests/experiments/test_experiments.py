@@ -547,3 +547,12 @@ def test_auto_follows_the_measurement(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert mode("gpu", "mnist_300") == "vmap"
     assert mode("gpu", "vgg5") == "sequential"  # not measured
     assert execution._mode("vmap", "vgg5") == "vmap"
+
+
+def test_processes_share_a_gpu_unless_its_user_says_otherwise(monkeypatch: pytest.MonkeyPatch):
+    name = "XLA_PYTHON_CLIENT_PREALLOCATE"
+    said = ["-c", f"import os; print(os.environ['{name}'])"]
+    monkeypatch.delenv(name, raising=False)
+    assert execution._run(said, None).stdout == "false\n"
+    monkeypatch.setenv(name, "true")
+    assert execution._run(said, None).stdout == "true\n"
