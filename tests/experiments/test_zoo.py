@@ -1,0 +1,33 @@
+"""Putting a run into the zoo: the test set chooses nothing."""
+
+import json
+from pathlib import Path
+
+import pytest
+from helpers import run
+
+from experiments import zoo
+from jaxbin.export import freeze
+
+
+@pytest.mark.parametrize(("stage", "which"), [("validation", "best"), ("full", "last")])
+def test_the_epoch_that_counts(
+    stage: str, which: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    fields = {"network": "mlp300", "dataset": "mnist_5k", "batch_size": 100, "epochs": 1}
+    run(tmp_path / "run", **fields, stage=stage, method="binary", max_steps_per_epoch=2)
+    taken: list[str] = []
+    original = freeze.freeze
+
+    def noted(workdir: Path, checkpoint: str) -> object:
+        taken.append(checkpoint)
+        return original(workdir, checkpoint)
+
+    monkeypatch.setattr(freeze, "freeze", noted)
+    monkeypatch.setattr(zoo, "ZOO", tmp_path)
+    zoo.main([str(tmp_path / "run"), "--name=small"])
+    assert taken == [which]
+    result = json.loads((tmp_path / "small.json").read_text())
+    assert result["bytes"] == (tmp_path / "small.jaxbin").stat().st_size
+    assert 0 < result["test_accuracy"] < 1
+    assert result["run"]["summary"]["epochs"] == 1
