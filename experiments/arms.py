@@ -4,7 +4,11 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from experiments.result import Result
+from jaxbin import config
+
 BARE: Mapping[str, Any] = {"scale": "none"}
+_DISTINGUISHING = ("scale", "map", "layer_scales")
 _CHANNEL: Mapping[str, Any] = {"scale": "channel"}
 
 
@@ -83,6 +87,21 @@ COMPARISONS: dict[str, Comparison] = {
     ),
 }
 """By the name of the network's file under `configs/`."""
+
+
+def arm_of(network: str, run: Result) -> str:
+    """The name of the arm that a run belongs to, "" if it is none's."""
+    arms = COMPARISONS[network].arms
+    defaults = {name: config.FIELDS[name].default for name in _DISTINGUISHING}
+    variants = {arm.variant for arm in arms.values()}
+    guided = run.variant.startswith("iterative-") and run.variant not in variants
+    variant = "iterative-guided" if guided else run.variant
+    sets = {name: run.fields[name] for name in _DISTINGUISHING}
+    for name, arm in arms.items():
+        wanted = {name: arm.fields.get(name, defaults[name]) for name in _DISTINGUISHING}
+        if (variant, sets) == (arm.variant, wanted):
+            return name
+    return ""
 
 
 def best_rate(accuracies: Mapping[float, float]) -> float:

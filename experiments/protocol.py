@@ -3,8 +3,10 @@
     python -m experiments.protocol resnet20 --dry_run
     python -m experiments.protocol resnet20 --output=logs/protocol --jobs=2
     python -m experiments.protocol vgg5 --only='binary*'
+    python -m experiments.protocol resnet20 --known=experiments/results/resnet20_protocol.json
 
-Runs that have ended are skipped, interrupted ones go on. Seeds come one after another, so that at
+Runs that have ended are skipped, interrupted ones go on. So are runs of another machine that
+experiments.collect has brought into the file --known. Seeds come one after another, so that at
 any time what is there is a complete comparison of fewer seeds. Fields of the configuration are
 overridden as in jaxbin.main, as --config.data_dir=DIR.
 """
@@ -13,25 +15,24 @@ import argparse
 import dataclasses
 import fnmatch
 import functools
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from experiments import costs, declarations, execution, selection
+from experiments import costs, declarations, execution, outcomes, selection
 from experiments.arms import BARE, COMPARISONS, best_rate
 from experiments.declarations import Choices, Run
-from experiments.run import listed, names_of, overrides
+from experiments.outcomes import Outcomes
+from experiments.run import check_failures, names_of, overrides
 from jaxbin.common import command_line
 from jaxbin.common.errors import UserError
-from jaxbin.runs import finished
 
 MEASURE = "hessian"
 """Of the guided order; it is taken of the first seed's float run."""
 
 _GUIDED = "guided"
-_UNKNOWN = ("learning rates: the search is to find them, the published one stands in",)
 
 
 def search(network: str, choices: Choices) -> list[Run]:
@@ -61,7 +62,7 @@ def _full(network: str, choices: Choices, rates: Mapping[str, float], order: str
     published: float = declarations.published(network)["learning_rate"]
     for place, seed in enumerate(choices.seeds):
         for name, arm in comparison.arms.items():
-            guided = arm.variant.endswith(_GUIDED)
+            guided = _is_guided(network, name)
             found = rates.get(arm.rate_of or name)
             if place >= arm.seeds or (guided and not order) or found is None:
                 continue
@@ -90,7 +91,7 @@ def _run(
 
 
 def searched(
-    network: str, directory: Path, choices: Choices, arms: Collection[str]
+    network: str, there: Outcomes, choices: Choices, arms: Collection[str]
 ) -> dict[str, float]:
     """The rate of each of `arms` with the highest accuracy in the last epoch of its search.
 
@@ -99,14 +100,9 @@ def searched(
     """
     found: dict[str, dict[float, float]] = {}
     for run in search(network, choices):
-        if run.variant not in arms:
-            continue
-        where = directory / "search" / run.name
-        if not execution.has_ended(where):
-            raise UserError(f"{where} has not ended; the same command without --dry_run runs it")
-        summary = finished.read_summary(where, ("validation_accuracy",))
-        of_arm = found.setdefault(run.variant, {})
-        of_arm[run.config.learning_rate] = summary["last"]["validation_accuracy"]
+        if run.variant in arms:
+            of_arm = found.setdefault(run.variant, {})
+            of_arm[run.config.learning_rate] = there.search_accuracy(run)
     return {name: best_rate(of_arm) for name, of_arm in found.items()}
 
 
@@ -119,48 +115,97 @@ def main(argv: Sequence[str]) -> None:
         return
     with execution.stoppable():
         failures = _carry_out(arguments, choices)
-    if failures:
-        raise UserError(f"{len(failures)} runs failed: {listed(failures)}")
+    check_failures(failures)
 
 
 def _carry_out(arguments: argparse.Namespace, choices: Choices) -> dict[Path, str]:
     """Run what has not ended; what failed, and why."""
-    network, directory = arguments.network, arguments.output / arguments.network
+    network, wanted = arguments.network, _wanted(arguments)
+    there = outcomes.load(network, arguments.output / network, arguments.known)
 
-    def execute(stage: str, runs: Sequence[Run], arms: Collection[str]) -> dict[Path, str]:
+    def execute(runs: Iterable[Run]) -> dict[Path, str]:
         return execution.execute(
             network,
-            [(run, directory / stage / run.name) for run in runs if run.variant in arms],
+            [(run, there.where(run)) for run in runs],
             population="sequential",
             members=1,
             jobs=arguments.jobs,
             report=functools.partial(print, flush=True),
         )
 
-    wanted = _wanted(arguments)
+    if failures := execute(_left_of_search(network, there, choices, wanted)):
+        return failures
+    rates = searched(network, there, choices, _searches(network, wanted))
+    runs, guided = _left(network, there, choices, rates, wanted)
+    failures = execute(runs)
+    if failures or not guided:
+        return failures
+    order = _measured_order(there, _measured_run(network, choices, rates))
+    names = {run.name for run in guided}
+    again = full(network, choices, rates, str(order.absolute()))
+    return execute(run for run in again if run.name in names)
+
+
+def _left_of_search(
+    network: str, there: Outcomes, choices: Choices, wanted: Sequence[str]
+) -> list[Run]:
     searches = _searches(network, wanted)
-    if failures := execute("search", search(network, choices), searches):
-        return failures
-    rates = searched(network, directory, choices, searches)
-    if failures := execute("full", full(network, choices, rates), wanted):
-        return failures
-    if not any(_GUIDED in COMPARISONS[network].arms[name].variant for name in wanted):
-        return {}
-    order = _measured_order(network, directory, choices, rates)
-    return execute("full", full(network, choices, rates, str(order.absolute())), wanted)
+    runs = [run for run in search(network, choices) if run.variant in searches]
+    there.check(runs)
+    return [run for run in runs if not there.knows(run)]
+
+
+def _left(
+    network: str,
+    there: Outcomes,
+    choices: Choices,
+    rates: Mapping[str, float],
+    wanted: Collection[str],
+) -> tuple[list[Run], list[Run]]:
+    """The full runs that are not known, and those of them that take the measured order.
+
+    The latter have another order, which costs the same, until it is measured. Of what it is
+    measured has to be there, known or not.
+    """
+    compared = [run for run in full(network, choices, rates, "forward") if run.variant in wanted]
+    there.check(compared)
+    left = [run for run in compared if not there.knows(run)]
+    guided = [run for run in left if _is_guided(network, run.variant)]
+    measures = guided and not _order_file(there).exists()
+    measured = [_measured_run(network, choices, rates)] if measures else []
+    return [*measured, *(run for run in left if run not in [*guided, *measured])], guided
 
 
 def _print_costs(arguments: argparse.Namespace, choices: Choices) -> None:
     network, wanted = arguments.network, _wanted(arguments)
-    published: float = declarations.published(network)["learning_rate"]
-    stand_in = dict.fromkeys(COMPARISONS[network].arms, published)
-    for stage, runs, arms, unknown in (
-        ("search", search(network, choices), _searches(network, wanted), []),
-        ("full", full(network, choices, stand_in), wanted, _UNKNOWN),
+    there = outcomes.load(network, arguments.output / network, arguments.known)
+    searches = _left_of_search(network, there, choices, wanted)
+    rates, unknown = _foreseen_rates(network, there, choices, _searches(network, wanted))
+    runs, guided = _left(network, there, choices, rates, wanted)
+    for stage, planned, notes in (
+        ("search", searches, []),
+        ("full", [*runs, *guided], unknown),
     ):
-        directory = arguments.output / network / stage
-        placed = [(run, directory / run.name) for run in runs if run.variant in arms]
-        print(costs.table(network, stage, placed, unknown))
+        placed = [(run, there.where(run)) for run in planned]
+        print(costs.table(network, stage, placed, notes))
+
+
+def _foreseen_rates(
+    network: str, there: Outcomes, choices: Choices, arms: Collection[str]
+) -> tuple[dict[str, float], list[str]]:
+    """The rates that the search has found, and what is not known yet, as a line."""
+    rates: dict[str, float] = {}
+    published: float = declarations.published(network)["learning_rate"]
+    unknown = []
+    for name in COMPARISONS[network].arms:
+        if name in arms:
+            try:
+                rates |= searched(network, there, choices, [name])
+            except UserError:
+                rates[name] = published
+                unknown.append(name)
+    said = f"the learning rate of {', '.join(unknown)}: the search is to find it, "
+    return rates, [f"{said}{published:g} stands in"] if unknown else []
 
 
 def _wanted(arguments: argparse.Namespace) -> list[str]:
@@ -173,24 +218,34 @@ def _wanted(arguments: argparse.Namespace) -> list[str]:
 def _searches(network: str, names: Sequence[str]) -> set[str]:
     """The arms whose search says at which rates others run; guided runs need a float one."""
     arms = COMPARISONS[network].arms
-    guided = {"float"} if any(_GUIDED in arms[name].variant for name in names) else set[str]()
+    guided = {"float"} if any(_is_guided(network, name) for name in names) else set[str]()
     return {arms[name].rate_of or name for name in names} | guided
 
 
-def _measured_order(
-    network: str, directory: Path, choices: Choices, rates: Mapping[str, float]
-) -> Path:
+def _is_guided(network: str, arm: str) -> bool:
+    return COMPARISONS[network].arms[arm].variant.endswith(_GUIDED)
+
+
+def _measured_run(network: str, choices: Choices, rates: Mapping[str, float]) -> Run:
+    """The run whose layers' sensitivity is measured."""
+    return next(run for run in full(network, choices, rates) if run.variant == "float")
+
+
+def _order_file(there: Outcomes) -> Path:
+    return there.directory / "orders" / f"ascend-{MEASURE}.json"
+
+
+def _measured_order(there: Outcomes, run: Run) -> Path:
     """The file of the order by `MEASURE`, least sensitive first; measured if it is not there."""
-    path = directory / "orders" / f"ascend-{MEASURE}.json"
+    path = _order_file(there)
     if not path.exists():
-        run = next(run for run in full(network, choices, rates) if run.variant == "float")
-        where = directory / "full" / run.name
+        where = there.where(run)
         if not execution.has_ended(where):
             raise UserError(f"the guided order is measured of {where}, which has not ended")
-        execution.measure(where, directory / "measures", [MEASURE])
-        scores = selection.scores(directory, MEASURE)
+        execution.measure(where, there.directory / "measures", [MEASURE])
+        scores = selection.scores(there.directory, MEASURE)
         assert scores is not None
-        selection.write_orders(directory, MEASURE, scores)
+        selection.write_orders(there.directory, MEASURE, scores)
     return path
 
 
@@ -199,6 +254,7 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Choices]:
     parser.add_argument("network", choices=COMPARISONS)
     parser.add_argument("--output", type=Path, default=Path("logs/protocol"))
     parser.add_argument("--only", type=names_of, default=(), help="arms")
+    parser.add_argument("--known", type=Path, help="a collection of runs not to be repeated")
     positive = command_line.number(int, least=1)
     parser.add_argument("--jobs", type=positive, default=1, help="processes at a time")
     parser.add_argument("--dry_run", action="store_true", help="print what would run, and its cost")

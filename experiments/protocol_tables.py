@@ -6,17 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments import curves, declarations, report, tables
-from experiments.arms import COMPARISONS, best_rate
+from experiments import curves, declarations, loading, tables
+from experiments.arms import COMPARISONS, arm_of, best_rate
 from experiments.comparisons import interval, mean_and_interval
 from experiments.result import Result
-from jaxbin import config
 
 _DECIDES = 3
 """Seeds: an arm of fewer is described and decides nothing."""
 _LEVEL = 0.005
 """Orders whose difference lies within that with its interval, in accuracy, are alike."""
-_SETS = ("scale", "map", "layer_scales")
 _SEARCHED = "searched"
 
 # By seed.
@@ -55,21 +53,6 @@ _DESCRIBED = (
     ("forward-reset", "forward"),
     ("guided", "forward"),
 )
-
-
-def arm_of(network: str, run: Result) -> str:
-    """The name of the arm that a run belongs to, "" if it is none's."""
-    arms = COMPARISONS[network].arms
-    defaults = {name: config.FIELDS[name].default for name in _SETS}
-    variants = {arm.variant for arm in arms.values()}
-    guided = run.variant.startswith("iterative-") and run.variant not in variants
-    variant = "iterative-guided" if guided else run.variant
-    sets = {name: run.fields[name] for name in _SETS}
-    for name, arm in arms.items():
-        wanted = {name: arm.fields.get(name, defaults[name]) for name in _SETS}
-        if (variant, sets) == (arm.variant, wanted):
-            return name
-    return ""
 
 
 def protocol_tables(runs: Sequence[dict[str, Any]]) -> str:
@@ -157,7 +140,7 @@ class _Comparison:
     """
 
     def __init__(self, runs: Sequence[dict[str, Any]]):
-        results = [report.result_of(run) for run in runs]
+        results = [loading.result_of(run) for run in runs]
         network = results[0].network
         self._arms = COMPARISONS[network].arms
         self.published: float = declarations.published(network)["learning_rate"]

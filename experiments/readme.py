@@ -12,10 +12,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments import benchmark_tables, comparisons, curves, plots, report, tables
+from experiments import benchmark_tables, comparisons, curves, loading, plots, report, tables
 from experiments.gpu_tables import gpu_tables
 from experiments.protocol_tables import draw_protocol, protocol_in_short, protocol_tables
 from experiments.recipes import recipe_table
+from experiments.result import Result
 from experiments.sensitivities import sensitivity_table
 from jaxbin.common import command_line
 from jaxbin.common.errors import UserError
@@ -32,7 +33,7 @@ def mnist_table(runs: list[dict[str, Any]]) -> str:
         reset = "published reset" if fields.get("latent_reset") else "latents kept"
         rate = last["learning_rate"]
         method = fields.get("method", "iterative")
-        binary = report.result_of(run).binary_layers
+        binary = loading.result_of(run).binary_layers
         rows.append(f"| {method} | {binary} | {rate:g} | {reset} | {last['test_accuracy']:.2%} |")
     first = runs[0]
     command = re.sub(r" --config\.(method|learning_rate|latent_reset)=\S+", "", _command(first))
@@ -84,12 +85,12 @@ def full_table(runs: list[dict[str, Any]]) -> str:
     ).rstrip()
 
 
-def _full(runs: list[dict[str, Any]]) -> list[report.Result]:
+def _full(runs: list[dict[str, Any]]) -> list[Result]:
     return [result for result in _results(runs) if result.stage == "full"]
 
 
-def _results(runs: list[dict[str, Any]]) -> list[report.Result]:
-    return report.arranged(report.result_of(run) for run in runs if "summary" in run)
+def _results(runs: list[dict[str, Any]]) -> list[Result]:
+    return loading.arranged(loading.result_of(run) for run in runs if "summary" in run)
 
 
 def measures_table(entries: list[dict[str, Any]]) -> str:
@@ -102,7 +103,7 @@ def short_runs_table(runs: list[dict[str, Any]]) -> str:
     """Runs of a few epochs, one for each network."""
     rows = []
     for run in runs:
-        result = report.result_of(run)
+        result = loading.result_of(run)
         last = result.summary["last"]
         rows.append(
             f"| {result.network} | {result.variant} | {result.binary_layers} "
@@ -178,7 +179,7 @@ _TABLES: dict[str, tuple[str, str, Callable[[Any], str]]] = {
 }
 
 
-def _of_chosen_rate(draw: Callable[[Sequence[report.Result], Path], bool]) -> Callable[..., bool]:
+def _of_chosen_rate(draw: Callable[[Sequence[Result], Path], bool]) -> Callable[..., bool]:
     """`draw` for what a file of results has: the full stage's runs of one learning rate."""
 
     def draw_file(runs: list[dict[str, Any]], path: Path) -> bool:

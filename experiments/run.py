@@ -56,8 +56,7 @@ def main(argv: Sequence[str]) -> None:
                     print(execution.shell_line(arguments.network, run, where))
             else:
                 failures |= _carry_out(stage, arguments, choices, directory, placed)
-    if failures:
-        raise UserError(f"{len(failures)} runs failed: {listed(failures)}")
+    check_failures(failures)
 
 
 def _placed(runs: Sequence[Run], stage: str, directory: Path) -> list[tuple[Run, Path]]:
@@ -65,9 +64,22 @@ def _placed(runs: Sequence[Run], stage: str, directory: Path) -> list[tuple[Run,
     return [(run, directory / stage / run.name) for run in runs]
 
 
-def listed(failures: Mapping[Path, str]) -> str:
-    """Which runs failed and why, in a line."""
-    return "; ".join(f"{path.name}: {problem}" for path, problem in failures.items())
+def check_failures(failures: Mapping[Path, str]) -> None:
+    """Say which runs failed and why, in a line.
+
+    Raises:
+      UserError: there is one.
+    """
+    if failures:
+        raise UserError(f"{len(failures)} run{'s'[: len(failures) - 1]} failed: {_why(failures)}")
+
+
+def _why(failures: Mapping[Path, str]) -> str:
+    """Which runs failed and why, what is true of several once."""
+    by_problem: dict[str, list[str]] = {}
+    for path, problem in failures.items():
+        by_problem.setdefault(problem, []).append(path.name)
+    return "; ".join(f"{', '.join(names)}: {problem}" for problem, names in by_problem.items())
 
 
 def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
@@ -142,7 +154,7 @@ def _measure_orders(arguments: argparse.Namespace, choices: Choices, directory: 
     placed = _placed(runs, "sensitivity", directory)
     failures = _carry_out("sensitivity", arguments, every_layer, directory, placed)
     if failures:
-        raise UserError(f"{missing[0]} is not measured: {listed(failures)}")
+        raise UserError(f"{missing[0]} is not measured: {_why(failures)}")
 
 
 def _carry_out(

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from experiments import execution, protocol
-from experiments.declarations import Choices
+from experiments.declarations import Choices, Run
+from experiments.outcomes import Outcomes
 from jaxbin.common.errors import UserError
+from jaxbin.config import FIELDS
 
 PROTOCOL = Path(protocol.__file__).with_name("PROTOCOL.md").read_text(encoding="utf-8")
 RATES = dict.fromkeys(protocol.COMPARISONS["resnet20"].arms, 0.1) | {"forward": 1.0}
@@ -96,12 +98,14 @@ def test_the_last_epoch_decides_the_search(tmp_path: Path):
         rate = run.config.learning_rate
         finish(tmp_path / "search" / run.name, best=rate, last=0.5 if rate != 0.003 else 0.4)
     arms = ("float", "binary", "forward", "recipe")
-    assert protocol.searched("vgg5", tmp_path, Choices(), arms) == dict.fromkeys(arms, 0.001)
+    assert protocol.searched("vgg5", Outcomes(tmp_path), Choices(), arms) == dict.fromkeys(
+        arms, 0.001
+    )
 
 
 def test_the_search_has_to_have_ended(tmp_path: Path):
     with pytest.raises(UserError, match=r"float-lr0\.0003-seed316-10epochs has not ended"):
-        protocol.searched("vgg5", tmp_path, Choices(), ["float"])
+        protocol.searched("vgg5", Outcomes(tmp_path), Choices(), ["float"])
 
 
 def test_what_is_carried_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -121,7 +125,7 @@ def test_what_is_carried_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     carried_out.clear()
     protocol.main(["vgg5", f"--output={tmp_path / 'other'}", "--only=ascend"])
     assert carried_out == [("vgg5", 3), ("vgg5", 2 * 2)]  # forward's search
-    with pytest.raises(UserError, match="1 runs failed: broken: it broke"):
+    with pytest.raises(UserError, match="1 run failed: broken: it broke"):
         protocol.main(["vgg5", f"--output={tmp_path / 'third'}", "--only=float,binary"])
 
 
@@ -135,6 +139,68 @@ def test_a_guided_order_needs_the_float_run(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(execution, "execute", execute)
     with pytest.raises(UserError, match=r"the guided order is measured of .*/float-lr0\.3-seed316"):
         protocol.main(["resnet20", f"--output={tmp_path}", "--only=guided"])
+
+
+def collect(path: Path, runs: list[Run], accuracies: list[float]) -> None:
+    """What `experiments.collect` would write of these runs."""
+    entries = []
+    for run, accuracy in zip(runs, accuracies, strict=True):
+        metric = "test_accuracy" if run.stage == "full" else "validation_accuracy"
+        summary = {"metric": metric, "epochs": run.config.epochs, "stopped_early": False}
+        best, last = ({"epoch": run.config.epochs - 1, metric: a} for a in (1 - accuracy, accuracy))
+        fields = {name: getattr(run.config, name) for name in FIELDS}
+        entries.append({"fields": fields, "summary": summary | {"best": best, "last": last}})
+    path.write_text(json.dumps(entries))
+
+
+def test_known_runs_are_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    carried_out: list[list[str]] = []
+
+    def execute(network: str, runs: list, **_: object) -> dict[Path, str]:
+        carried_out.append([run.name for run, _ in runs])
+        return {}
+
+    monkeypatch.setattr(execution, "execute", execute)
+    # Of float's and forward's search 0.001 and 0.0003 were the best, elsewhere; of the full runs
+    # one has ended there.
+    searches = [run for run in protocol.search("vgg5", Choices()) if run.variant != "recipe"]
+    accuracies = [0.1, 0.5, 0.2, 0.3, 0.3, 0.3, 0.6, 0.5, 0.4]
+    rates = {"float": 0.001, "forward": 0.0003}
+    (first, *_) = runs = protocol.full("vgg5", Choices(), rates)
+    collect(tmp_path / "known.json", [*searches, first], [*accuracies, 0.9])
+    arguments = ["vgg5", f"--output={tmp_path}", "--only=float,ascend"]
+    protocol.main([*arguments, f"--known={tmp_path / 'known.json'}"])
+    expected = [run.name for run in runs if run.variant in ("float", "ascend") and run != first]
+    assert len(expected) == 2 * (1 + 2) - 1
+    assert carried_out == [[], expected]
+
+
+def test_known_runs_have_the_same_conditions(tmp_path: Path):
+    runs = protocol.search("vgg5", Choices(overrides={"precision": "bfloat16"}))
+    collect(tmp_path / "known.json", runs, [0.5] * len(runs))
+    arguments = ["vgg5", f"--output={tmp_path}", f"--known={tmp_path / 'known.json'}"]
+    message = r"float-lr0\.0003.* with precision='bfloat16'; accepted: 'float32', unless --config"
+    with pytest.raises(UserError, match=message):
+        protocol.main(arguments)
+    protocol.main([*arguments, "--config.precision=bfloat16", "--dry_run"])
+
+
+def test_what_is_left_to_do_is_told_with_the_rates_that_were_found(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    searches = protocol.search("resnet20", Choices())
+    accuracies = [0.5 if run.config.learning_rate == 0.3 else 0.4 for run in searches]
+    collect(tmp_path / "known.json", searches, accuracies)
+    arguments = ["resnet20", f"--output={tmp_path}", "--only=guided,recipe", "--dry_run"]
+    protocol.main([*arguments, f"--known={tmp_path / 'known.json'}"])
+    printed = capsys.readouterr().out
+    assert "not known yet" not in printed
+    assert printed.count("recipe-lr0.3-") == 3
+    # Guided runs are in an order that is measured of the first float run.
+    assert printed.count("guided-lr0.3-") == printed.count("guided-lr0.1-") == 2
+    assert printed.count("float-lr0.3-seed316-30epochs") == 1
+    protocol.main(arguments)
+    assert "not known yet: the learning rate of float, forward, recipe" in capsys.readouterr().out
 
 
 def test_bad_input(capsys: pytest.CaptureFixture):

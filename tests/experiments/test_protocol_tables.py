@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from experiments import protocol, protocol_tables
-from experiments.arms import COMPARISONS
+from experiments.arms import COMPARISONS, arm_of
 from experiments.declarations import Choices
+from experiments.loading import result_of
 from experiments.protocol_tables import QUESTIONS, answer_of
-from experiments.report import result_of
 from jaxbin.config import FIELDS
 
 FLOAT = (0.85, 0.84, 0.86)
@@ -31,16 +31,16 @@ def test_every_run_is_told_by_its_fields(network: str):
     rates = dict.fromkeys(COMPARISONS[network].arms, 0.3)
     runs = protocol.search(network, Choices()) + protocol.full(network, Choices(), rates)
     for run in runs:
-        assert protocol_tables.arm_of(network, result_of(collected(run, 0.5))) == run.variant
+        assert arm_of(network, result_of(collected(run, 0.5))) == run.variant
     assert {run.variant for run in runs} == COMPARISONS[network].arms.keys() - {"guided"}
 
 
 def test_a_guided_order_and_what_belongs_to_nobody():
     run = collected(protocol.full("resnet20", Choices(), {"forward": 0.1})[0], 0.5)
     run["fields"]["order"] = "ascend-hessian"
-    assert protocol_tables.arm_of("resnet20", result_of(run)) == "guided"
+    assert arm_of("resnet20", result_of(run)) == "guided"
     run["fields"]["scale"] = "he"
-    assert protocol_tables.arm_of("resnet20", result_of(run)) == ""
+    assert arm_of("resnet20", result_of(run)) == ""
 
 
 @pytest.mark.parametrize(

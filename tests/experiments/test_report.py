@@ -10,7 +10,7 @@ import programs
 import pytest
 from PIL import Image
 
-from experiments import collect, comparisons, curves, plots, report, sensitivities, tables
+from experiments import collect, comparisons, curves, loading, plots, report, sensitivities, tables
 from jaxbin import config
 from jaxbin.common.errors import UserError
 
@@ -54,7 +54,7 @@ def test_accuracy_table_by_hand():
 def test_resets_come_last_and_methods_in_their_order():
     came = ["iterative-reverse", "binary-reset", "binary", "iterative-forward", "float-reset"]
     came += ["float", "binary"]
-    assert [run.variant for run in report.arranged(result(name, 0.5, 0.5) for name in came)] == [
+    assert [run.variant for run in loading.arranged(result(name, 0.5, 0.5) for name in came)] == [
         *("float", "binary", "binary", "iterative-reverse", "iterative-forward"),
         *("float-reset", "binary-reset"),
     ]
@@ -163,8 +163,8 @@ def test_measures_and_earlier_collections_can_be_collected(runs: Path, tmp_path:
     entries = json.loads(second.read_text())
     assert [entry.get("measure") for entry in entries] == [None, "zero_shot", None]
     assert entries[1]["command"] == ["python", "-m", "x", "RUN"]
-    assert len(report.load([second])) == 2
-    assert report.measures_in([second])["zero_shot"]["scores"] == content["scores"]
+    assert len(loading.load([second])) == 2
+    assert loading.measures_in([second])["zero_shot"]["scores"] == content["scores"]
     report.main([str(second), f"--output={tmp_path / 'out'}"])
     assert "| zero_shot | 0.1 | 0.3 | -0.2 |" in (tmp_path / "out" / "report.md").read_text()
     # neither a run nor a measure
@@ -179,15 +179,15 @@ def test_measures_of_two_networks_are_not_mixed(tmp_path: Path):
         order = [1, 2] if name == "vgg5" else [2, 1]
         content = {"scores": scores, "ascending": order, "seconds": 1.0}
         (tmp_path / name / "measures" / "training.json").write_text(json.dumps(content))
-    assert report.measures_in([tmp_path / "vgg5"])["training"]["scores"] == [0.1, 0.2]
+    assert loading.measures_in([tmp_path / "vgg5"])["training"]["scores"] == [0.1, 0.2]
     with pytest.raises(UserError, match="both measure 'training'; accepted: one network"):
-        report.measures_in([tmp_path])
+        loading.measures_in([tmp_path])
 
 
 def made(method: str, seed: int, accuracy: float, **fields: Any) -> report.Result:
     """A run of 10 epochs that ends with this accuracy; its last tenth had 1 point less."""
     line = {"epoch": 9, "test_accuracy": accuracy}
-    return report.result_of(
+    return loading.result_of(
         {
             "fields": {"method": method, "seed": seed, "stage": "full", **fields},
             "summary": {"metric": "test_accuracy", "epochs": 10, "best": line, "last": line},
