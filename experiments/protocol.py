@@ -5,8 +5,8 @@
     python -m experiments.protocol vgg5 --only='binary*'
     python -m experiments.protocol resnet20 --known=experiments/results/resnet20_protocol.json
 
-Runs that have ended are skipped, interrupted ones go on. So are runs of another machine that
-experiments.collect has brought into the file --known. Seeds come one after another, so that at
+Runs that have ended are skipped, and so are runs of another machine, which experiments.collect has
+brought into the file --known; interrupted ones go on. Seeds come one after another, so that at
 any time what is there is a complete comparison of fewer seeds. Fields of the configuration are
 overridden as in jaxbin.main, as --config.data_dir=DIR.
 """
@@ -254,7 +254,9 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Choices]:
     parser.add_argument("network", choices=COMPARISONS)
     parser.add_argument("--output", type=Path, default=Path("logs/protocol"))
     parser.add_argument("--only", type=names_of, default=(), help="arms")
-    parser.add_argument("--known", type=Path, help="a collection of runs not to be repeated")
+    parser.add_argument(
+        "--known", type=Path, help="a collection or a directory of runs that need not be repeated"
+    )
     positive = command_line.number(int, least=1)
     parser.add_argument("--jobs", type=positive, default=1, help="processes at a time")
     parser.add_argument("--dry_run", action="store_true", help="print what would run, and its cost")
