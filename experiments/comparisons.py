@@ -10,7 +10,7 @@ import numpy as np
 import scipy.stats
 
 from experiments.result import Result
-from experiments.tables import grouped
+from experiments.tables import grouped, markdown
 
 _ROUNDING = 1e-10
 """Of an accuracy: what is smaller than that share of it is no difference."""
@@ -28,7 +28,7 @@ def difference_table(results: Sequence[Result]) -> str:
         key = result.variant, result.fields["learning_rate"]
         by_variant.setdefault(key, {})[result.fields["seed"]] = result
     several = len({rate for _, rate in by_variant}) > 1
-    lines = []
+    rows = []
     plain = {variant: variant.removesuffix("-reset") for variant, _ in by_variant}
     pairs_of = [(of, "binary-reset" if of[0] != plain[of[0]] else "binary") for of in by_variant]
     pairs_of += [(of, plain[of[0]]) for of in by_variant]
@@ -44,15 +44,15 @@ def difference_table(results: Sequence[Result]) -> str:
             for one, other in pairs
             if one.late_accuracy is not None and other.late_accuracy is not None
         ]
-        cells = f"{mean_and_interval(last)} | {mean_and_interval(late)}"
         name = f"{variant} - {base}" + (f", lr {rate:g}" if several else "")
         binary = f"{pairs[0][0].binary_layers}, {pairs[0][1].binary_layers}"
-        lines.append(f"| {name} | {binary} | {len(seeds)} | {cells} |")
-    head = (
-        "| difference, same seeds | binary layers | n | last epoch, points "
-        "| mean of the last tenth, points |"
+        means = mean_and_interval(last), mean_and_interval(late)
+        rows.append((name, binary, len(seeds), *means))
+    heads = (
+        *("difference, same seeds", "binary layers", "n", "last epoch, points"),
+        "mean of the last tenth, points",
     )
-    return "\n".join([head, "| --- | --- | --- | --- | --- |", *lines]) if lines else ""
+    return markdown(heads, "lllll", rows) if rows else ""
 
 
 def order_test(results: Sequence[Result]) -> str:

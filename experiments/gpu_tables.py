@@ -1,7 +1,9 @@
 """The tables of what `python -m benchmarks.gpu` measured."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
+
+from experiments import tables
 
 Line = dict[str, Any]
 
@@ -54,7 +56,7 @@ def _steps(lines: Sequence[Line], others: dict[str, list[Line]]) -> str:
         *("network", "batch", "precision", "ms per step", "images/s", "share of peak"),
         *("peak, TFLOP/s", "compile, s", "PyTorch, ms", "ratio"),
     )
-    return _table(heads, rows)
+    return tables.markdown(heads, "lrlrrrrrrr", rows)
 
 
 def _epochs(lines: Sequence[Line], others: dict[str, list[Line]]) -> str:
@@ -72,7 +74,7 @@ def _epochs(lines: Sequence[Line], others: dict[str, list[Line]]) -> str:
         *("network", "dataset", "examples", "precision", "training, s", "evaluation, s"),
         *("epoch, s", "compile, s"),
     )
-    return _table(heads, rows)
+    return tables.markdown(heads, "llrlrrrr", rows)
 
 
 def _populations(lines: Sequence[Line], others: dict[str, list[Line]]) -> str:
@@ -91,7 +93,7 @@ def _populations(lines: Sequence[Line], others: dict[str, list[Line]]) -> str:
         *("population", "members", "precision", "ms per step alone", "ms per step together"),
         "sequential over vmap",
     )
-    return _table(heads, rows)
+    return tables.markdown(heads, "lrlrrr", rows)
 
 
 def _inference(lines: Sequence[Line], others: dict[str, list[Line]]) -> str:
@@ -118,7 +120,7 @@ def _inference(lines: Sequence[Line], others: dict[str, list[Line]]) -> str:
         *("inference", "form", "resident, kB", "us for one image", "ratio"),
         *("images/s, batch 256", "ratio"),
     )
-    return _table(heads, rows)
+    return tables.markdown(heads, "llrrrrr", rows)
 
 
 def _pooling(lines: Sequence[Line], others: dict[str, list[Line]]) -> str:
@@ -128,13 +130,6 @@ def _pooling(lines: Sequence[Line], others: dict[str, list[Line]]) -> str:
     return "Pooling of VGG-5 with its gradient: " + ", ".join(
         f"{form} {1e6 * seconds['fastest']:,.0f} us" for form, seconds in line["seconds"].items()
     )
-
-
-def _table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Markdown; the columns of text are those whose first row is no number."""
-    rows = [[str(cell) for cell in row] for row in rows]
-    sides = ["---" if cell[:1] in "`" or cell[:1].isalpha() else "--:" for cell in rows[0]]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (heads, sides, *rows))
 
 
 _TABLES = {

@@ -100,22 +100,23 @@ def protocol_in_short(runs: Sequence[dict[str, Any]]) -> str:
     """The arms of ResNet-20 that matter most, and how far they lie from float."""
     comparison = _Comparison(runs)
     floats = comparison.accuracies("float")
-    lines = [
-        "| ResNet-20, all 20 layers binary but in float | learning rate | test accuracy, %, "
-        "seed by seed | mean | below float, points |",
-        "| --- | --- | --- | --: | --: |",
-    ]
+    rows = []
     for key, (text, _) in _SHORT.items():
         of_arm = comparison.accuracies(key[0], comparison.rate_of(*key))
         below = statistics.fmean(_paired(floats, of_arm))
         each = ", ".join(f"{100 * of_arm[seed]:.2f}" for seed in sorted(of_arm))
-        lines.append(
-            f"| {text} | {comparison.rate_of(*key):g} | {each} "
-            f"| {100 * statistics.fmean(of_arm.values()):.2f} "
-            f"| {'' if key[0] == 'float' else f'{100 * below:.2f}'} |"
-        )
+        mean = f"{100 * statistics.fmean(of_arm.values()):.2f}"
+        distance = "" if key[0] == "float" else f"{100 * below:.2f}"
+        rows.append((text, f"{comparison.rate_of(*key):g}", each, mean, distance))
+    heads = (
+        *("ResNet-20, all 20 layers binary but in float", "learning rate"),
+        *("test accuracy, %, seed by seed", "mean", "below float, points"),
+    )
     epochs = max(run["summary"]["epochs"] for run in runs)
-    return "\n".join([f"{tables.conditions(runs)}, {epochs} epochs, last epoch:", "", *lines])
+    return (
+        f"{tables.conditions(runs)}, {epochs} epochs, last epoch:\n\n"
+        f"{tables.markdown(heads, 'lllrr', rows)}"
+    )
 
 
 def draw_protocol(runs: Sequence[dict[str, Any]], path: Path) -> bool:
@@ -169,7 +170,7 @@ class _Comparison:
         return {seed: run.accuracy("last") for seed, run in found.items()}
 
     def search_table(self) -> str:
-        lines = ["| arm | rate: accuracy |", "| --- | --- |"]
+        rows = []
         for name in self._arms:
             cells = [
                 f"**{rate:g}: {100 * accuracy:.2f}**"
@@ -178,22 +179,20 @@ class _Comparison:
                 for rate, accuracy in sorted(self._search.get(name, {}).items())
             ]
             if cells:
-                lines.append(f"| {name} | {', '.join(cells)} |")
-        return "\n".join(lines)
+                rows.append((name, ", ".join(cells)))
+        return tables.markdown(("arm", "rate: accuracy"), "ll", rows)
 
     def arms_table(self) -> str:
-        lines = [
-            "| arm | learning rate | n | accuracies | mean ± deviation |",
-            "| --- | --- | --: | --- | --- |",
-        ]
+        rows = []
         for name in self._arms:
             for rate in sorted(rate for arm, rate in self.full if arm == name):
                 by_seed = self.accuracies(name, rate)
                 said = "" if rate == self.rates.get(name) else ", published"
                 each = ", ".join(f"{100 * by_seed[seed]:.2f}" for seed in sorted(by_seed))
                 mean = tables.mean_and_deviation([*by_seed.values()])
-                lines.append(f"| {name} | {rate:g}{said} | {len(by_seed)} | {each} | {mean} |")
-        return "\n".join(lines)
+                rows.append((name, f"{rate:g}{said}", len(by_seed), each, mean))
+        heads = ("arm", "learning rate", "n", "accuracies", "mean ± deviation")
+        return tables.markdown(heads, "llrll", rows)
 
     def missing(self) -> list[str]:
         """Arms of which seeds are missing, and how many."""
@@ -204,10 +203,7 @@ class _Comparison:
         ]
 
     def questions_table(self) -> str:
-        lines = [
-            "| question | difference | n | seed by seed | mean and interval | answer |",
-            "| --- | --- | --: | --- | --- | --- |",
-        ]
+        rows = []
         for question in QUESTIONS:
             pairs = [
                 (pair, self._differences(*pair))
@@ -217,26 +213,24 @@ class _Comparison:
             answer = answer_of(question, [differences for _, differences in pairs])
             for place, ((one, other), differences) in enumerate(pairs):
                 first = place == 0
-                cells = _cells(one, other, differences)
-                text = question.text if first else ""
-                lines.append(f"| {text} | {cells} | {answer if first else ''} |")
-        return "\n".join(lines)
+                text, said = (question.text, answer) if first else ("", "")
+                rows.append((text, *_cells(one, other, differences), said))
+        heads = ("question", "difference", "n", "seed by seed", "mean and interval", "answer")
+        return tables.markdown(heads, "llrlll", rows)
 
     def described_table(self) -> str:
-        lines = [
-            "| difference | n | seed by seed | mean and interval |",
-            "| --- | --: | --- | --- |",
-        ]
+        rows = []
         rates = {self.rates.get("forward"), self.rates.get("binary")}
         if rates != {self.published}:  # which the first question does not ask for
             both = [self.accuracies(arm, self.published) for arm in ("forward", "binary")]
             name = f"binary, both at the published {self.published:g}"
-            lines.append(f"| {_cells('forward', name, _paired(*both))} |")
+            rows.append(_cells("forward", name, _paired(*both)))
         for one, other in _DESCRIBED:
             differences = self._differences(one, other)
             if differences:
-                lines.append(f"| {_cells(one, other, differences)} |")
-        return "\n".join(lines)
+                rows.append(_cells(one, other, differences))
+        heads = ("difference", "n", "seed by seed", "mean and interval")
+        return tables.markdown(heads, "lrll", rows)
 
     def _differences(self, one: str, other: str) -> list[float]:
         return _paired(self.accuracies(one), self.accuracies(other))
@@ -267,7 +261,6 @@ def _paired(one: Accuracies, other: Accuracies) -> list[float]:
     return [one[seed] - other[seed] for seed in sorted(one.keys() & other.keys())]
 
 
-def _cells(one: str, other: str, differences: Sequence[float]) -> str:
+def _cells(one: str, other: str, differences: Sequence[float]) -> tuple[str, ...]:
     each = ", ".join(f"{100 * difference:+.2f}" for difference in differences) or "-"
-    mean = mean_and_interval(differences)
-    return f"{one} - {other} | {len(differences)} | {each} | {mean}"
+    return f"{one} - {other}", str(len(differences)), each, mean_and_interval(differences)

@@ -34,19 +34,14 @@ def mnist_table(runs: list[dict[str, Any]]) -> str:
         rate = last["learning_rate"]
         method = fields.get("method", "iterative")
         binary = loading.result_of(run).binary_layers
-        rows.append(f"| {method} | {binary} | {rate:g} | {reset} | {last['test_accuracy']:.2%} |")
+        rows.append((method, binary, f"{rate:g}", reset, f"{last['test_accuracy']:.2%}"))
     first = runs[0]
     command = re.sub(r" --config\.(method|learning_rate|latent_reset)=\S+", "", _command(first))
-    return "\n".join(
-        [
-            f"`{command} --config.method=… --config.learning_rate=… --config.latent_reset=…`, "
-            f"one seed, last epoch, {first['cpu_count']} x86-64 cores, jax "
-            f"{first['versions']['jax']}:",
-            "",
-            "| method | binary layers | learning rate | latent weights | test accuracy |",
-            "| --- | --- | --- | --- | --- |",
-            *sorted(rows),
-        ]
+    heads = ("method", "binary layers", "learning rate", "latent weights", "test accuracy")
+    return (
+        f"`{command} --config.method=… --config.learning_rate=… --config.latent_reset=…`, "
+        f"one seed, last epoch, {first['cpu_count']} x86-64 cores, jax "
+        f"{first['versions']['jax']}:\n\n{tables.markdown(heads, 'lllll', sorted(rows))}"
     )
 
 
@@ -106,23 +101,22 @@ def short_runs_table(runs: list[dict[str, Any]]) -> str:
         result = loading.result_of(run)
         last = result.summary["last"]
         rows.append(
-            f"| {result.network} | {result.variant} | {result.binary_layers} "
-            f"| {result.fields['optimizer']}, "
-            f"{last['learning_rate']:g} | {last['train_loss']:.3f} "
-            f"| {result.accuracy('last'):.2%} | {last['duration_seconds']:.0f} |"
+            (
+                *(result.network, result.variant, result.binary_layers),
+                f"{result.fields['optimizer']}, {last['learning_rate']:g}",
+                *(f"{last['train_loss']:.3f}", f"{result.accuracy('last'):.2%}"),
+                f"{last['duration_seconds']:.0f}",
+            )
         )
     epochs = runs[0]["summary"]["epochs"]
     metric = runs[0]["summary"]["metric"].replace("_", " ")
-    return "\n".join(
-        [
-            f"{tables.conditions(runs[:1])}, one seed, after {epochs} epochs (the machine was "
-            "busy, so seconds are upper bounds):",
-            "",
-            "| network | method | binary layers | optimizer | training loss "
-            f"| {metric} | s per epoch |",
-            "| --- | --- | --- | --- | --: | --: | --: |",
-            *rows,
-        ]
+    heads = (
+        *("network", "method", "binary layers", "optimizer", "training loss", metric),
+        "s per epoch",
+    )
+    return (
+        f"{tables.conditions(runs[:1])}, one seed, after {epochs} epochs (the machine was "
+        f"busy, so seconds are upper bounds):\n\n{tables.markdown(heads, 'llllrrr', rows)}"
     )
 
 

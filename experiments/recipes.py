@@ -32,21 +32,19 @@ def recipe_table(runs: Sequence[Run]) -> str:
     ]
     best_float = max(floats)
     rows = [
-        f"| {' | '.join(recipe)} | {len(values)} | {_mean(values):.2f} "
-        f"| {_mean(values) - best_float:+.2f} |"
+        (*recipe, len(values), f"{_mean(values):.2f}", f"{_mean(values) - best_float:+.2f}")
         for recipe, values in sorted(of_recipe.items(), key=lambda item: -_mean(item[1]))
     ]
     summary = runs[0]["summary"]
     metric = summary["metric"].replace("_", " ")
-    return "\n".join(
-        [
-            f"{tables.conditions(runs)}, {summary['epochs']} epochs, cosine to 0, products in "
-            f"{runs[0]['fields'].get('precision', 'float32')}; accuracy after the last epoch:",
-            "",
-            f"| method | scale | map | learning rate | n | {metric}, % | against float, points |",
-            "| --- | --- | --- | --- | --: | --: | --: |",
-            *rows,
-        ]
+    heads = (
+        *("method", "scale", "map", "learning rate", "n", f"{metric}, %"),
+        "against float, points",
+    )
+    return (
+        f"{tables.conditions(runs)}, {summary['epochs']} epochs, cosine to 0, products in "
+        f"{runs[0]['fields'].get('precision', 'float32')}; accuracy after the last epoch:\n\n"
+        f"{tables.markdown(heads, 'llllrrr', rows)}"
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import scipy.stats
 
 from experiments import selection
+from experiments.tables import markdown
 from jaxbin.binarization import orders
 
 SENSITIVITY_NOTE = (
@@ -27,22 +28,19 @@ def sensitivity_table(network: str, measured: Mapping[str, Mapping[str, Any]]) -
     layers = len(next(iter(measured.values()))["scores"])
     published = orders.PUBLISHED.get(network, {}).get("ascend")
     training = measured.get(selection.TRAINING, {}).get("scores")
-    names = [str(layer) for layer in range(1, layers + 1)]
-    lines = [
-        f"| measure | {' | '.join(f'layer {name}' for name in names)} | ascending | seconds "
-        "| rank correlation with training | with the published order |",
-        "| --- " * (layers + 5) + "|",
-    ]
+    rows = []
     for name, result in measured.items():
         scores = result["scores"]
         with_training = rank_correlation(scores, training) if training else None
         with_published = rank_correlation(scores, ranks_of(published)) if published else None
-        lines.append(
-            f"| {name} | {' | '.join(_scores(result))} "
-            f"| {_ascending(result)} | {result['seconds']:.1f} "
-            f"| {_correlation(with_training)} | {_correlation(with_published)} |"
-        )
-    return "\n".join(lines)
+        correlations = _correlation(with_training), _correlation(with_published)
+        cost = _ascending(result), f"{result['seconds']:.1f}"
+        rows.append((name, *_scores(result), *cost, *correlations))
+    heads = (
+        *("measure", *(f"layer {layer}" for layer in range(1, layers + 1)), "ascending"),
+        *("seconds", "rank correlation with training", "with the published order"),
+    )
+    return markdown(heads, "l" * (layers + 5), rows)
 
 
 def _scores(result: Mapping[str, Any]) -> list[str]:

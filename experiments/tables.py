@@ -18,6 +18,20 @@ def grouped(results: Iterable[Result], key: Callable[[Result], Any]) -> dict[Any
     return groups
 
 
+def markdown(heads: Sequence[str], sides: str, rows: Iterable[Sequence[Any]]) -> str:
+    """A table.
+
+    Args:
+      heads: the columns' titles.
+      sides: a letter for each column: "l", or "r" where numbers stand below one another.
+      rows: of as many cells.
+    """
+    rules = [{"l": "---", "r": "--:"}[side] for side in sides]
+    lines = (heads, rules, *rows)
+    assert {len(cells) for cells in lines} == {len(heads)}, "cells that have no column"
+    return "\n".join(f"| {' | '.join(map(str, cells))} |" for cells in lines)
+
+
 def conditions(origins: Iterable[Mapping[str, Any]], packages: Sequence[str] = ("jax",)) -> str:
     """Hardware, versions and commits of results, each once."""
     known = [origin for origin in origins if "commit" in origin]
@@ -48,22 +62,20 @@ def mean_and_deviation(values: Sequence[float]) -> str:
 def accuracy_table(results: Sequence[Result]) -> str:
     """Variants and learning rates of results that agree in everything else."""
     split = results[0].summary["metric"].removesuffix("_accuracy")
-    lines = [
-        "| variant | binary layers | learning rate | n "
-        f"| {split} accuracy, last epoch, % "
-        "| mean of the last tenth of the epochs, % | best epoch, % |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    rows = []
     by_variant = grouped(results, lambda result: (result.variant, result.fields["learning_rate"]))
     for (variant, rate), runs in by_variant.items():
         last, best = ([run.accuracy(which) for run in runs] for which in ("last", "best"))
         late = [run.late_accuracy for run in runs if run.late_accuracy is not None]
         binary = ", ".join(dict.fromkeys(run.binary_layers for run in runs))
-        lines.append(
-            f"| {variant} | {binary} | {rate:g} | {len(runs)} | {mean_and_deviation(last)} "
-            f"| {mean_and_deviation(late) if late else '-'} | {mean_and_deviation(best)} |"
-        )
-    return "\n".join(lines)
+        of_late = mean_and_deviation(late) if late else "-"
+        accuracies = mean_and_deviation(last), of_late, mean_and_deviation(best)
+        rows.append((variant, binary, f"{rate:g}", len(runs), *accuracies))
+    heads = (
+        *("variant", "binary layers", "learning rate", "n", f"{split} accuracy, last epoch, %"),
+        *("mean of the last tenth of the epochs, %", "best epoch, %"),
+    )
+    return markdown(heads, "lllllll", rows)
 
 
 def notes(results: Sequence[Result]) -> str:
