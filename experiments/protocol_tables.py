@@ -187,7 +187,8 @@ class _Comparison:
         for name in self._arms:
             for rate in sorted(rate for arm, rate in self.full if arm == name):
                 by_seed = self.accuracies(name, rate)
-                said = "" if rate == self.rates.get(name) else ", published"
+                searched = rate == self.rates.get(name)
+                said = ", published" if rate == self.published and not searched else ""
                 each = ", ".join(f"{100 * by_seed[seed]:.2f}" for seed in sorted(by_seed))
                 mean = tables.mean_and_deviation([*by_seed.values()])
                 rows.append((name, f"{rate:g}{said}", len(by_seed), each, mean))
