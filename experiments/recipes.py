@@ -16,6 +16,8 @@ _NAMED = ("weight_decay", "label_smoothing", "float_epochs")
 def recipe_table(runs: Sequence[Run]) -> str:
     """A row for each recipe, the most accurate first, and how far it lies from float's best.
 
+    Without a float run the distance is that from the best of all.
+
     Args:
       runs: as `experiments.collect` keeps them, of one network; runs of the full stage count, if
         there are any, and have one number of epochs.
@@ -27,19 +29,18 @@ def recipe_table(runs: Sequence[Run]) -> str:
         last = run["summary"]["last"]
         recipe = _recipe(run["fields"], named=_NAMED if len(decays) > 1 else _NAMED[1:])
         of_recipe.setdefault(recipe, []).append(100 * last[run["summary"]["metric"]])
-    floats = [
-        _mean(values) for recipe, values in of_recipe.items() if recipe[0].startswith("float")
-    ]
-    best_float = max(floats)
+    means = {recipe: _mean(values) for recipe, values in of_recipe.items()}
+    floats = [mean for recipe, mean in means.items() if recipe[0].startswith("float")]
+    best = max(floats or means.values())
     rows = [
-        (*recipe, len(values), f"{_mean(values):.2f}", f"{_mean(values) - best_float:+.2f}")
-        for recipe, values in sorted(of_recipe.items(), key=lambda item: -_mean(item[1]))
+        (*recipe, len(of_recipe[recipe]), f"{mean:.2f}", f"{mean - best:+.2f}")
+        for recipe, mean in sorted(means.items(), key=lambda item: -item[1])
     ]
     summary = runs[0]["summary"]
     metric = summary["metric"].replace("_", " ")
     heads = (
         *("method", "scale", "map", "learning rate", "n", f"{metric}, %"),
-        "against float, points",
+        f"against {'float' if floats else 'the best'}, points",
     )
     return (
         f"{tables.conditions(runs)}, {summary['epochs']} epochs, cosine to 0, products in "

@@ -57,3 +57,10 @@ def test_orders_are_told_apart():
         "| iterative, one layer an epoch",
         "| iterative, one layer an epoch, ascend",
     ]
+
+
+def test_without_float_the_best_is_what_others_are_measured_by():
+    runs = [run(0.8, method="binary"), run(0.9, method="binary", label_smoothing=0.1)]
+    table = recipe_table(runs)
+    assert "| against the best, points |" in table
+    assert table.splitlines()[-1] == "| binary | none | sign | 0.003 | 1 | 80.00 | -10.00 |"
