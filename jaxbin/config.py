@@ -25,7 +25,9 @@ def base_config(**values: Any) -> ml_collections.ConfigDict:
       UserError: a name in `values` is no field.
     """
     if isinstance(values.get("order"), (list, tuple)):
-        values["order"] = ",".join(str(number) for number in values["order"])
+        numbers = [str(number) for number in values["order"]]
+        # "12" are two layers, and "[12]" is one.
+        values["order"] = ",".join(numbers) if len(numbers) > 1 else f"[{''.join(numbers)}]"
     for name in values:
         check_name(name)
     defaults = {name: field.default for name, field in FIELDS.items()}

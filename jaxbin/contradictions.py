@@ -133,8 +133,12 @@ def _check_turns(config: Config) -> None:
         )
     last = max(turn for turn in config.turns if turn is not None and turn < epochs)
     if config.span_epochs > epochs - last:
-        field = "anneal_epochs" if config.anneal_epochs else "epochs_per_layer"
+        field, most = "anneal_epochs", epochs - last
+        if not config.anneal_epochs:
+            # Fewer epochs a layer move the last turn, but none that has its epochs to itself.
+            layers = len(config.order_layers)
+            field, most = "epochs_per_layer", (epochs - config.float_epochs) // layers or 1
         raise UserError(
             f"{field}={config.span_epochs}: the run's last turn of a layer is in epoch {last} of "
-            f"{epochs}, which leaves {epochs - last} to anneal it; accepted: 1 to {epochs - last}"
+            f"{epochs}, which leaves {epochs - last} to anneal it; accepted: 1 to {most}"
         )

@@ -145,7 +145,7 @@ def _with_configuration_found(argv: Sequence[str]) -> list[str]:
             elif place + 1 < len(argv):
                 found[place + 1] = _located(argv[place + 1])
         elif name.startswith("config."):
-            config.check_name(name.removeprefix("config.").partition(".")[0])
+            config.check_name(name.removeprefix("config."))
         elif name in config.FIELDS:
             raise UserError(
                 f"argument {argument!r} is not accepted; fields are written --config.{name}={value}"

@@ -21,7 +21,6 @@ Member = tuple[Config, Path]
 
 # What may differ between the members of a population: nothing that the program is compiled from.
 _MEMBERS_MAY_DIFFER = (
-    "data_dir",
     "download",
     "seed",
     "learning_rate",

@@ -26,7 +26,7 @@ from jaxbin.engine.program import Program, check_devices, initial_state, matmul_
 from jaxbin.engine.step import NEVER, TrainState
 from jaxbin.engine.stopping import Requests
 from jaxbin.runs import lines, records, run_directory, terminal, weights
-from jaxbin.runs.opening import open_shared_run, sound_checkpoints
+from jaxbin.runs.opening import open_shared_run, sound_checkpoints, state_from_first
 from jaxbin.runs.run import Run
 from jaxbin.runs.terminal import logger
 from jaxbin.runs.watch import Watch
@@ -214,9 +214,8 @@ def _evaluate_run(config: Config, workdir: Path, dataset: data.Dataset) -> dict[
     parts = ("params", "batch_stats", "binarization")
     with jax.default_matmul_precision(matmul_precision(config)):
         program = Program(config, dataset, Alone())
-        state = processes.from_first(
-            lambda: weights.of_run(workdir, program.initial_state(config), logger, parts)
-        )
+        initial = program.initial_state(config)
+        state = state_from_first(initial, lambda: weights.of_run(workdir, initial, logger, parts))
         (metrics,) = _evaluate(program, config, program.place([state]), None, 0)
     logger.info(json.dumps(metrics))
     return metrics
@@ -228,8 +227,11 @@ def ended(config: Config, workdir: Path) -> dict[str, Any] | None:
     if not path.exists() or config.evaluate_only:
         return None
     summary = files.read_json(path)
-    given_more = summary["epochs"] < config.run_epochs and not summary["stopped_early"]
-    return None if given_more else summary
+    if summary["stopped_early"] and not run_directory.waits_longer(
+        run_directory.read_configuration(workdir), config
+    ):
+        return summary
+    return summary if summary["epochs"] >= config.run_epochs else None
 
 
 def _compile_initialization(config: Config) -> None:

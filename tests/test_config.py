@@ -3,6 +3,7 @@
 import importlib.util
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -52,6 +53,33 @@ def test_order_may_be_a_list_in_a_config_file():
     base = config.base_config(order=[3, 1, 2])
     assert base.order == "3,1,2"  # text, so that a flag can override it
     assert config.parse(base).order_layers == (3, 1, 2)
+    one = config.base_config(
+        **{"network": "resnet", "depth": 20, "dataset": "cifar10", "order": [12]},
+        float_layers=",".join(str(layer) for layer in range(1, 21) if layer != 12),
+    )
+    assert config.parse(one).order_layers == (12,)  # and not 1 and 2
+
+
+@pytest.mark.parametrize(("epochs", "most"), [(10, 3), (60, 20), (2, 1)])
+def test_epochs_of_a_layer_that_are_said_to_be_accepted_are(epochs: int, most: int):
+    fields = {"grain": "weight", "scale": "channel", "epochs": epochs}
+    asked = next(
+        per_layer
+        for per_layer in range(most + 1, epochs + 2)
+        if "accepted" in refusal(fields | {"epochs_per_layer": per_layer})
+    )
+    said = refusal(fields | {"epochs_per_layer": asked})
+    assert said.endswith(f"accepted: 1 to {most}")
+    for per_layer in range(1, most + 1):
+        assert not refusal(fields | {"epochs_per_layer": per_layer})
+
+
+def refusal(fields: dict[str, Any]) -> str:
+    try:
+        config.parse(fields)
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 @pytest.mark.parametrize(
@@ -183,7 +211,7 @@ WRONG: list[tuple[dict, list[str]]] = [
     # rules
     ({"scale": "his"}, ["scale='his'", "none, he, mean, channel"]),
     ({"map": "clip"}, ["map='clip'", "sign, relax, parq, tanh"]),
-    ({"steepness": 0.0}, ["steepness=0.0", "0 < x <= 80"]),
+    ({"steepness": 0.0}, ["steepness=0.0", "0.01 <= x <= 80"]),
     ({"layer_scales": "dense9=he"}, ["layer_scales='dense9=he'", "'dense9'", "1 to 3", "dense1"]),
     ({"layer_scales": "dense1"}, ["layer_scales='dense1'", "LAYER=SCALE", "none, he"]),
     ({"layer_scales": "1=he,dense1=mean"}, ["layer_scales=", "dense1 twice"]),

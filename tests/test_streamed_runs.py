@@ -294,6 +294,15 @@ def test_processes_devices_and_one_device_agree_and_a_death_ends_all(
     environment = json.loads((two / "run" / "environment.json").read_text())
     assert (environment["processes"], len(environment["devices"])) == (2, 4)
 
+    processes = start_two(two, given | {"evaluate_only": True})
+    output = [process.wait(300) for process in processes]
+    said = [(two / f"process{number}.txt").read_text() for number in (0, 1)]
+    assert output == [0, 0], said
+    evaluated = json.loads(said[0].splitlines()[-1])
+    last = untimed(two / "run")[-1]
+    assert evaluated == pytest.approx({name: last[name] for name in evaluated}, rel=1e-4, abs=1e-6)
+    assert "validation_loss" in evaluated
+
 
 def test_processes_that_are_asked_to_end_stop_at_the_same_step(folder: Path, tmp_path: Path, whole):
     # Long epochs: nothing is saved in them but what the signal asks for.

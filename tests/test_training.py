@@ -181,6 +181,11 @@ def test_evaluate_only_refuses_another_network(iterative):
         run(iterative[0], **ITERATIVE | {"network": "mlp784"}, evaluate_only=True)
 
 
+def test_evaluate_only_refuses_what_makes_other_weights_of_the_latents(iterative):
+    with pytest.raises(UserError, match=r"scale .'none' there, 'he' here.; they would compute"):
+        run(iterative[0], **ITERATIVE | {"scale": "he"}, evaluate_only=True)
+
+
 @pytest.mark.parametrize("there", [False, True])
 def test_evaluate_only_of_nothing_is_refused(tmp_path: Path, there: bool):
     workdir = tmp_path / "nothing"
@@ -473,6 +478,17 @@ def test_patience_ends_a_run_and_waits_for_the_last_layer(patient):
     assert summary["best"]["epoch"] == lines[-1]["epoch"] - 2
 
 
+def test_more_patience_lets_an_ended_run_go_on(patient, tmp_path: Path):
+    workdir = tmp_path / "run"
+    shutil.copytree(patient[0], workdir)
+    before = lines_of(workdir)
+    assert run(workdir, **PATIENT, patience=2) == patient[1]  # it has ended
+    summary = run(workdir, **PATIENT, patience=0)
+    assert (summary["epochs"], summary["stopped_early"]) == (60, False)
+    assert lines_of(workdir)[: len(before)] == before
+    assert json.loads((workdir / "config.json").read_text())["patience"] == 0
+
+
 def test_patience_does_not_run_before_the_last_layer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -514,6 +530,19 @@ def test_initialize_from_another_run(iterative, tmp_path: Path):
     with pytest.raises(UserError, match=r"initialize_from=.*'mlp300' there, 'mlp784'") as caught:
         run(tmp_path / "other", **fields | {"network": "mlp784"})
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_run_that_has_begun_needs_its_source_no_more(iterative, tmp_path: Path):
+    source = tmp_path / "source"
+    shutil.copytree(iterative[0], source)
+    fields = SHORT | {"method": "float", "initialize_from": str(source)}
+    run(tmp_path / "run", **fields | {"epochs": 1})
+    shutil.rmtree(source)
+    summary = run(tmp_path / "run", **fields | {"epochs": 2})
+    assert summary["epochs"] == 2
+    assert run(tmp_path / "run", **fields | {"epochs": 2}) == summary
+    with pytest.raises(UserError, match="holds no run"):
+        run(tmp_path / "another", **fields)
 
 
 @pytest.mark.parametrize("there", [False, True])

@@ -84,9 +84,10 @@ def computed_weights(
     fixed = jax.lax.stop_gradient(latent)
     scale = scale_of(fixed, rule, fan_in=fan_in, output_axis=output_axis)
     binary = scale * jnp.where(fixed < 0, -1, 1).astype(fixed.dtype)
+    share = jnp.asarray(progress, jnp.float32)  # no float16 counts all weights of a layer
     progress = jnp.asarray(progress, fixed.dtype)
     if rule.grain == "weight":
-        below_one = jnp.where(_chosen(fixed, progress, rule.grain_order), binary, fixed)
+        below_one = jnp.where(_chosen(fixed, share, rule.grain_order), binary, fixed)
     else:
         below_one = _mapped(fixed, scale, binary, progress, rule)
     value = jnp.where(progress < 1, below_one, binary)
@@ -161,7 +162,7 @@ def _chosen(latent: jax.Array, progress: jax.Array, order: str) -> jax.Array:
         mixed = (place ^ (place >> 16)) * np.uint32(0x7FEB352D)
         mixed = (mixed ^ (mixed >> 15)) * np.uint32(0x846CA68B)
         mixed = mixed ^ (mixed >> 16)
-        return (mixed >> 8).astype(latent.dtype) < progress * 2**24
+        return (mixed >> 8).astype(jnp.float32) < progress * 2**24
     count = jnp.floor(progress * latent.size).astype(jnp.int32)
     ascending = jnp.sort(jnp.abs(latent).ravel())
     least = ascending[jnp.clip(latent.size - count, 0, latent.size - 1)]

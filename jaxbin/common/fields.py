@@ -9,6 +9,8 @@ from typing import Any
 
 from jaxbin.common.errors import UserError, shown
 
+_MOST = 10**9
+
 
 def field(
     default: Any, help_text: str, accepted: str = "", check: Callable[[Any], bool] | None = None
@@ -24,8 +26,8 @@ def one_of(default: Any, help_text: str, names: tuple[str, ...]) -> Any:
 
 
 def at_least(default: int, least: int, help_text: str) -> Any:
-    """A whole number that has a least value."""
-    return field(default, help_text, f"a whole number >= {least}", lambda value: value >= least)
+    """A whole number that has a least value, and one that no product of two of them overflows."""
+    return between(default, least, _MOST, help_text)
 
 
 def between(default: int, least: int, most: int, help_text: str) -> Any:

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
@@ -10,9 +11,11 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jaxbin.common.errors import UserError
+from jaxbin.common.errors import UserError, shown
 
 T = TypeVar("T")
+
+_ADDRESS = re.compile(r"[^:\s]+:\d{1,5}|\[[\da-fA-F:]+\]:\d{1,5}")
 
 HEARTBEAT_SECONDS = 60
 """After how long without a sign of life a process counts as dead."""
@@ -35,6 +38,8 @@ def start(
     Raises:
       UserError: the processes do not find one another, or the environment does not say how.
     """
+    if coordinator is not None and not _ADDRESS.fullmatch(coordinator):
+        raise UserError(f"coordinator={shown(coordinator)} is not accepted; accepted: HOST:PORT")
     # What XLA uses between CPUs; GPUs have NCCL.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:

@@ -74,6 +74,20 @@ def open_run(
         yield run
 
 
+def state_from_first(like: TrainState, function: Callable[[], TrainState]) -> TrainState:
+    """`processes.from_first` for a state, which cannot be sent as it is.
+
+    Args:
+      like: a state of the same structure, in every process.
+      function: called in the first process.
+    """
+    # Arrays alone: clu makes classes of metrics that cannot be pickled.
+    arrays = processes.from_first(
+        lambda: [np.asarray(leaf) for leaf in jax.tree.leaves(function())]
+    )
+    return jax.tree.structure(like).unflatten(arrays)
+
+
 def _best_of(run: Run, there: list[int]) -> dict[str, Any] | None:
     """The best epoch of those that a checkpoint holds, if it holds any."""
     held = [line for line in run.lines if line["step"] in there]
@@ -91,15 +105,14 @@ def open_shared_run(
     opened: list[Run] = []
     with contextlib.ExitStack() as stack:
 
-        def begin() -> tuple[list[dict[str, Any]], list[np.ndarray], dict[str, Any] | None]:
+        def begin() -> TrainState:
             run = open_run(config, workdir, first_state, steps, start_at, alone)
             opened.append(stack.enter_context(run))
-            # Arrays alone: clu makes classes of metrics that cannot be sent.
-            arrays = [np.asarray(leaf) for leaf in jax.tree.leaves(opened[0].start)]
-            return opened[0].lines, arrays, opened[0].best
+            assert opened[0].start is not None
+            return opened[0].start
 
-        lines, arrays, best = processes.from_first(begin)
-        start = jax.tree.structure(first_state).unflatten(arrays)
+        start = state_from_first(first_state, begin)
+        lines, best = processes.from_first(lambda: (opened[0].lines, opened[0].best))
         if not opened:
             silent = logging.getLogger("jaxbin.silent")
             silent.propagate = False

@@ -113,6 +113,9 @@ class Run:
         if self.checkpoints is None:
             return
         due = (epoch + 1) % self.config.checkpoint_every == 0 or not self.goes_on
+        # Stopped in this epoch's evaluation, the run has its checkpoint, but without a score, by
+        # which the best is kept.
+        due = due or line["step"] == self.start_at
         if due and self.best is not line:
             self._save_best()
         if due or self.best is line:

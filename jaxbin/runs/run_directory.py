@@ -10,8 +10,6 @@ checkpoints/      states, by their number of steps, see `jaxbin.runs.checkpoints
 summary.json      best and last epoch, when the run has ended
 """
 
-import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -19,14 +17,14 @@ import platform
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from jaxbin import data
 from jaxbin.binarization import orders
 from jaxbin.common import files, provenance
 from jaxbin.common.errors import UserError, shown
 from jaxbin.config import FIELDS, Config, check_value, to_json
-from jaxbin.runs import terminal, weights
+from jaxbin.runs import locks, weights
 
 # Moving the data, looking at a run's result, what is kept of it and how long it is waited for make
 # no other run; nor does who reads the data.
@@ -42,13 +40,9 @@ _MAY_DIFFER = (
     "patience",
     "compilation_cache",
 )
-# What an evaluation of a run's weights needs to be as it was in training.
 _DEFINES_WEIGHTS = ("network", "network_options", "depth", "layer_names")
-
-_LOCK = "lock"
-# Filesystems without locks answer in many ways; that somebody has the lock is said in two.
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
-_HELD = (errno.EWOULDBLOCK, errno.EACCES)
+# What binary layers make of their weights, in an evaluation too; which are binary is saved.
+_DEFINES_OUTPUT = ("scale", "layer_scales", "map", "steepness", "grain", "grain_order")
 
 _SPLIT = "split_file_sha256"
 
@@ -91,7 +85,8 @@ def check(workdir: Path, config: Config) -> None:
     if os.path.exists(workdir) and not workdir.is_dir():
         raise UserError(f"workdir={str(workdir)!r} is a file; accepted: a directory")
     if config.evaluate_only:
-        _check_weights("workdir", workdir, config)
+        names = (*_DEFINES_WEIGHTS, *_DEFINES_OUTPUT)
+        _check_weights("workdir", workdir, config, names, "they would compute something else")
     else:
         _check_writable(workdir)
     if not config.evaluate_only and os.path.exists(workdir / "config.json"):
@@ -102,10 +97,8 @@ def check(workdir: Path, config: Config) -> None:
                 f"workdir={str(workdir)!r} was left unfinished by an older jaxbin, which counted "
                 "checkpoints in epochs; accepted: that version, or another --workdir"
             )
-    if os.path.isfile(config.initialize_from):
-        weights.read_file(Path(config.initialize_from), config)
-    elif config.initialize_from:
-        _check_weights("initialize_from", Path(config.initialize_from), config)
+    if config.initialize_from and not config.evaluate_only and not _has_begun(workdir):
+        _check_source(Path(config.initialize_from), config)
     data.check_directory(config.dataset, config.data_dir, config.download)
 
 
@@ -114,25 +107,48 @@ def same_run(stored: Mapping[str, Any], config: Config) -> bool:
     return not _differing(stored, config, _names(config, stored))
 
 
+def waits_longer(stored: Mapping[str, Any], config: Config) -> bool:
+    """Whether a run that `patience` ended may go on, for it has more of it now."""
+    before: int = stored["patience"]
+    return before > 0 and not 0 < config.patience <= before
+
+
 def _check_writable(workdir: Path) -> None:
     """Raise a UserError if `workdir` cannot be written to, or another process does."""
     # os.path.exists, unlike Path.exists, is no error where one may not even look.
     there = next(path for path in (workdir, *workdir.absolute().parents) if os.path.exists(path))
     if not os.access(there, os.W_OK | os.X_OK):
         raise UserError(f"workdir={str(workdir)!r} is not writable: {there} is not")
-    if os.path.exists(workdir / _LOCK):
+    if os.path.exists(workdir / locks.NAME):
         # To be written to, although nothing is: NFS grants an exclusive lock to no other.
-        with files.written(workdir / _LOCK), (workdir / _LOCK).open("r+b") as file:
-            _lock(workdir, file)
+        with files.written(workdir / locks.NAME), (workdir / locks.NAME).open("r+b") as file:
+            locks.lock(workdir, file)
 
 
-def _check_weights(field: str, directory: Path, config: Config) -> None:
-    """Raise a UserError unless `directory` holds a run of the same network, with a checkpoint."""
+def _has_begun(workdir: Path) -> bool:
+    """Whether a run has weights of its own, and no longer needs those that it started from."""
+    checkpoints = (workdir / "checkpoints").glob("[0-9]*")
+    return any(checkpoints) or os.path.exists(workdir / "summary.json")
+
+
+def _check_source(source: Path, config: Config) -> None:
+    """Raise a UserError unless training can start from the weights in a directory or a file."""
+    if os.path.isfile(source) or (source.suffix and not os.path.isdir(source)):
+        weights.read_file(source, config)
+    else:
+        names, consequence = _DEFINES_WEIGHTS, "its weights do not fit"
+        _check_weights("initialize_from", source, config, names, consequence)
+
+
+def _check_weights(
+    field: str, directory: Path, config: Config, names: Sequence[str], consequence: str
+) -> None:
+    """Raise a UserError unless `directory` holds a run with a checkpoint that agrees in `names`."""
     if not os.path.exists(directory / "config.json"):
         raise UserError(f"{field}={str(directory)!r} holds no run; accepted: a run directory")
     if not any((directory / "checkpoints").glob("[0-9]*")):
         raise UserError(f"{field}={str(directory)!r} holds no checkpoint yet")
-    _check_same(field, directory, config, _DEFINES_WEIGHTS, "its weights do not fit")
+    _check_same(field, directory, config, names, consequence)
 
 
 def _check_same(
@@ -240,11 +256,11 @@ def claim(workdir: Path, config: Config, spec: data.DatasetSpec) -> Generator[No
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"workdir={str(workdir)!r} is not writable: {error.strerror}") from None
-    path = workdir / _LOCK
+    path = workdir / locks.NAME
     with files.written(path):
         file = path.open("ab")
     with file:
-        _lock(workdir, file)
+        locks.lock(workdir, file)
         with files.written(path):
             # Not replaced: the lock is on this very file.
             path.write_text(f"process {os.getpid()} on {platform.node()}\n", encoding="utf-8")
@@ -258,7 +274,7 @@ def claim(workdir: Path, config: Config, spec: data.DatasetSpec) -> Generator[No
             there = read_configuration(workdir)
             content |= {SPEC: there[SPEC]} if own else {}
             _check_images(workdir, there, spec)
-            if there["epochs"] < config.epochs:
+            if there["epochs"] < config.epochs or waits_longer(there, config):
                 (workdir / "summary.json").unlink(missing_ok=True)  # it has not ended any more
                 files.write_json(workdir / "config.json", content)
         yield
@@ -274,25 +290,3 @@ def _check_images(workdir: Path, there: Mapping[str, Any], spec: data.DatasetSpe
             f"workdir={str(workdir)!r} belongs to other images: {', '.join(differing)}; choose "
             "another --workdir"
         )
-
-
-def _lock(workdir: Path, file: BinaryIO) -> None:
-    """Lock a run directory as long as `file` is open; the system lets go of a dead process's.
-
-    Raises:
-      UserError: another process has locked it.
-    """
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in _NO_LOCKS:
-            warning = "%s lies where nothing can be locked: let one process at a time use it"
-            terminal.logger.warning(warning, workdir)
-            return
-        if error.errno not in _HELD:
-            raise UserError(f"{workdir / _LOCK} cannot be locked: {error.strerror}") from None
-        holder = (workdir / _LOCK).read_text(encoding="utf-8").strip() or "another process"
-        raise UserError(
-            f"workdir={str(workdir)!r} is in use by {holder}; accepted: another directory, or this "
-            "one when that has ended"
-        ) from None

@@ -106,15 +106,27 @@ class Watch:
         self._looked = time.perf_counter()
 
     def _stop_if_asked(self) -> None:
+        """Save and stop, if that was requested.
+
+        Raises:
+          Stopped: it was.
+          UserError: it was, and what one run alone has computed cannot be saved.
+        """
         number = self._requests.pending(self._looks)
         self._looks += 1
         if number is None:
             return
         if self._last is not None:
             _, epoch, step = self._last
+            going_on = [run for run in self._runs if run.goes_on]
             self._save(*self._last)
-            for run in self._runs:
-                run.logger.info("stopped in epoch %d after step %d", epoch, step)
+            for run in going_on:
+                if run.failure is None:
+                    run.logger.info("stopped in epoch %d after step %d", epoch, step)
+                elif len(self._runs) == 1:
+                    raise run.failure
+                else:
+                    run.logger.error("%s", run.failure)
         raise Stopped(number)
 
     def _save(self, state: TrainState, epoch: int, step: int) -> None:

@@ -1,6 +1,7 @@
 """What layers compute with, against numbers worked out by hand."""
 
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -117,6 +118,19 @@ def test_random_shares_are_nested_and_as_large_as_the_progress():
     # no row, column or size of a weight is preferred
     assert np.abs(chosen[2].mean(0) - 0.6).max() < 0.25
     assert np.abs(chosen[2].mean(1) - 0.6).max() < 0.25
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
+@pytest.mark.parametrize("order", ["magnitude", "random"])
+def test_shares_of_many_weights_are_right_in_half_precision(dtype: Any, order: str):
+    latent = np.linspace(-1, 1, 120_000).reshape(300, 400)  # more than float16 can count
+    weights = computed_weights(
+        *(jnp.asarray(latent, dtype), jnp.array(True), jnp.float32(0.5)),
+        Rule("he", grain="weight", grain_order=order),
+        fan_in=2,
+    )
+    assert weights.dtype == dtype
+    assert float((jnp.abs(weights) == 1).mean()) == pytest.approx(0.5, abs=0.02)
 
 
 @pytest.mark.parametrize("rule", EVERY, ids=str)

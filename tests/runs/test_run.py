@@ -1,0 +1,112 @@
+"""One run's side of the loop: what it records and saves, without any training."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import tqdm
+
+from jaxbin import config
+from jaxbin.common.errors import UserError
+from jaxbin.engine.program import initial_state
+from jaxbin.engine.stopping import Requests, Stopped
+from jaxbin.runs.opening import open_run, sound_checkpoints
+from jaxbin.runs.run import Run
+from jaxbin.runs.watch import Watch
+
+STEPS = 10
+CONFIG = config.parse(
+    {
+        **{"dataset": "synthetic", "synthetic_shape": (4, 4, 1), "synthetic_examples": 200},
+        **{"batch_size": 20, "method": "binary", "epochs": 10, "checkpoint_every": 5},
+    }
+)
+
+
+@pytest.fixture(scope="module")
+def state() -> Any:
+    return jax.tree.map(np.asarray, initial_state(CONFIG, CONFIG.build_network(None)))
+
+
+def opened(workdir: Path, state: Any, alone: bool = False) -> Any:
+    start_at = max(sound_checkpoints(workdir, print), default=0)
+    return open_run(CONFIG, workdir, state, STEPS, start_at, alone)
+
+
+def line(epoch: int, accuracy: float) -> dict[str, Any]:
+    return {
+        **{"epoch": epoch, "step": STEPS * (epoch + 1), "binary_layers": [1, 2, 3]},
+        **{"learning_rate": 0.1, "train_loss": 1.0, "train_accuracy": 0.5},
+        **{"validation_loss": 1.0, "validation_accuracy": accuracy},
+        **{"flip_ratio": 0.0, "layer_flip_ratios": [0.0] * 3, "duration_seconds": 1.0},
+    }
+
+
+def test_the_best_epoch_is_kept_whose_evaluation_was_interrupted(tmp_path: Path, state: Any):
+    with opened(tmp_path, state) as run:
+        run.save(STEPS, state)  # asked to stop in the evaluation of the first epoch
+    with opened(tmp_path, state) as run:
+        run.record(line(0, 0.9), lambda: state)  # and killed in the second
+    with opened(tmp_path, state) as run:
+        assert run.best == line(0, 0.9)
+        for epoch in range(1, 10):
+            run.record(line(epoch, 0.5), lambda: state)
+        summary = run.end(1)
+        assert summary["best"]["epoch"] == 0
+        assert run.checkpoints.steps() == [STEPS, 5 * STEPS, 10 * STEPS]
+
+
+class Asked(Requests):
+    """Somebody wants the run to stop."""
+
+    def pending(self, look: int) -> int:
+        del look
+        return 15
+
+
+class Programmed:
+    """A program that has computed a state."""
+
+    steps = STEPS
+
+    def __init__(self, state: Any):
+        self._state = state
+
+    def fetch(self, state: Any, member: int) -> Any:
+        del state, member
+        return self._state
+
+
+def stop(runs: list[Run], state: Any) -> None:
+    """What happens after the third step, somebody having asked."""
+    program: Any = Programmed(state)
+    Watch(runs, program, Asked(), tqdm.tqdm(disable=True)).after_training(state, 0, 3, 3)
+
+
+def refuse(*_: object) -> None:
+    raise UserError("3 cannot be written: No space left on device")
+
+
+def test_a_place_that_cannot_be_saved_is_a_failure_and_no_stop(tmp_path: Path, state: Any):
+    with opened(tmp_path, state) as run:
+        run.checkpoints.save = refuse
+        with pytest.raises(UserError, match="No space left on device"):
+            stop([run], state)
+    assert "stopped in" not in (tmp_path / "log.txt").read_text()
+
+
+def test_of_several_runs_the_one_that_is_not_saved_says_so(tmp_path: Path, state: Any):
+    places = [tmp_path / "full", tmp_path / "saved"]
+    for place in places:
+        place.mkdir()
+    with opened(places[0], state) as full, opened(places[1], state) as saved:
+        full.checkpoints.save = refuse
+        with pytest.raises(Stopped):
+            stop([full, saved], state)
+    logs = [(place / "log.txt").read_text() for place in places]
+    assert "No space left on device" in logs[0]
+    assert "stopped in epoch 0 after step 3" not in logs[0]
+    assert "stopped in epoch 0 after step 3" in logs[1]
+    assert sound_checkpoints(places[1], print) == [3]
