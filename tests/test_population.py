@@ -208,6 +208,12 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, own: dict, message: str):
     assert not (tmp_path / "runs").exists()
 
 
+def test_members_read_one_directory():
+    places = ("one", "two")
+    keys = {population.population_key(config.parse(DENSE | {"data_dir": at})) for at in places}
+    assert len(keys) == 2
+
+
 def test_the_seed_of_synthetic_images_is_common():
     keys = {
         population.population_key(config.parse(CONVOLUTIONS | {"seed": seed})) for seed in (1, 2)

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import flax.traverse_util
@@ -122,28 +122,38 @@ class Conv(nn.Module):
         return outputs if bias is None else outputs + bias
 
 
+class Call(NamedTuple):
+    """The call of a module: its path joined by "/", its type, and its epsilon if it has one."""
+
+    name: str
+    kind: type
+    epsilon: float | None
+
+
 @dataclasses.dataclass(frozen=True)
-class _Outline:
+class Outline:
     """What one abstract call of a network shows.
 
     Attributes:
-      calls: path and type of every module that was called, in the order of the calls.
+      calls: of its modules, in their order.
       variables: the shape of every variable, by collection and by its path joined by "/".
     """
 
-    calls: tuple[tuple[str, type], ...]
+    calls: tuple[Call, ...]
     variables: Mapping[str, Mapping[str, jax.ShapeDtypeStruct]]
 
 
-def _outline(network: nn.Module, image_shape: tuple[int, ...]) -> _Outline:
+def _outline(network: nn.Module, image_shape: tuple[int, ...]) -> Outline:
     """The outline of a network; nothing is computed."""
-    calls: dict[tuple[str, type], None] = {}
+    calls: list[Call] = []
 
     def note(
         call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext
     ) -> Any:
         if context.method_name == "__call__":
-            calls[("/".join(context.module.path), type(context.module))] = None
+            module = context.module
+            epsilon = getattr(module, "epsilon", None)
+            calls.append(Call("/".join(module.path), type(module), epsilon))
         return call(*args, **kwargs)
 
     with nn.intercept_methods(note):
@@ -158,13 +168,13 @@ def _outline(network: nn.Module, image_shape: tuple[int, ...]) -> _Outline:
         collection: dict(flax.traverse_util.flatten_dict(tree, sep="/"))
         for collection, tree in variables.items()
     }
-    return _Outline(tuple(calls), shapes)
+    return Outline(tuple(calls), shapes)
 
 
 _kept_outline = functools.lru_cache(maxsize=64)(_outline)
 
 
-def _outline_of(network: nn.Module, image_shape: tuple[int, ...]) -> _Outline:
+def outline_of(network: nn.Module, image_shape: tuple[int, ...]) -> Outline:
     """`_outline`, traced once for each network: a run asks for it at every corner."""
     try:
         hash(network)
@@ -187,12 +197,12 @@ def forward_order(
       kinds: what counts: None for the modules that have a mask; `nn.BatchNorm`, or other types, for
         modules of these types.
     """
-    outline = _outline_of(network, image_shape)
+    outline = outline_of(network, image_shape)
     masks = outline.variables.get(BINARIZATION, {})
     return tuple(
         dict.fromkeys(
             name
-            for name, kind in outline.calls
+            for name, kind, _ in outline.calls
             if (f"{name}/mask" in masks if kinds is None else issubclass(kind, kinds))
         )
     )
@@ -220,7 +230,7 @@ def norms_after(network: nn.Module, image_shape: tuple[int, ...]) -> dict[str, s
 
 def variable_shapes(network: nn.Module, image_shape: tuple[int, ...]) -> dict[str, Any]:
     """Every variable of a network as a shape, by collection and by its path joined by "/"."""
-    variables = _outline_of(network, image_shape).variables
+    variables = outline_of(network, image_shape).variables
     return {collection: dict(shapes) for collection, shapes in variables.items()}
 
 

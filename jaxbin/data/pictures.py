@@ -42,7 +42,12 @@ def upright(image: Image.Image) -> Image.Image:
     if not gray and not turned.mode.startswith("I;16"):
         return turned
     values = np.asarray(turned).astype(np.int64)
-    return Image.fromarray(((values + 128) // 257).clip(0, 255).astype(np.uint8))
+    rounded = Image.fromarray(((values + 128) // 257).clip(0, 255).astype(np.uint8))
+    # A PNG may say that one of the 65,536 levels is transparent.
+    level = image.info.get("transparency")
+    if level is None:
+        return rounded
+    return Image.merge("LA", (rounded, Image.fromarray(np.uint8(255 * (values != level)))))
 
 
 def opaque(image: Image.Image, background: tuple[int, int, int] | None) -> Image.Image | None:
@@ -79,8 +84,9 @@ def looks(file: Path, source: str) -> tuple[int, int, bool]:
     try:
         with Image.open(file, formats=FORMATS) as image:
             width, height = image.size
-            # Of a PNG this would decode all of it.
-            turned = image.format != "PNG" and image.getexif().get(_ORIENTATION, 1) in _SIDEWAYS
+            # A PNG that does not say it before its pixels would be decoded.
+            told = image.format != "PNG" or "exif" in image.info
+            turned = told and image.getexif().get(_ORIENTATION, 1) in _SIDEWAYS
             colour = image.mode not in _GRAY_MODES
     except Exception as error:  # Pillow's readers raise whatever a file makes them trip over
         raise damaged(source, error) from None

@@ -33,7 +33,7 @@ def main(arguments: Sequence[str]) -> None:
     source.add_argument("--workdir", metavar="RUN", help="directory of a finished run")
     source.add_argument("--model", help="an exported file, or a network of the zoo")
     parser.add_argument("--output", required=True, metavar="FILE", type=Path)
-    parser.add_argument("--checkpoint", default="best", metavar="best|last", help="of the run")
+    parser.add_argument("--checkpoint", metavar="best|last", help="of the run: best, if not given")
     parser.add_argument(
         "--network", metavar="MODULE:NAME", help="the run's or file's, if it is one of your own"
     )
@@ -47,11 +47,15 @@ def main(arguments: Sequence[str]) -> None:
         raise UserError(f"output={str(flags.output)!r}: there is no such directory")
     if flags.output.suffix == ".c":
         c_source.check_name(flags.output.stem)
+    if flags.model and (flags.checkpoint or flags.float16):
+        flag = "--checkpoint" if flags.checkpoint else "--float16"
+        raise UserError(f"{flag} is not accepted with --model; accepted: with --workdir")
     if flags.workdir:
         from jaxbin.export.freeze import freeze  # a model that is already exported needs none of it
 
         float_dtype = np.float16 if flags.float16 else np.float32
-        artifact = freeze(Path(flags.workdir), flags.checkpoint, float_dtype, flags.network or "")
+        which = flags.checkpoint or "best"
+        artifact = freeze(Path(flags.workdir), which, float_dtype, flags.network or "")
     else:
         artifact = artifacts.read(inference.locate(flags.model), flags.network)
     if artifact.rows == artifacts.OWN and flags.output.suffix in (".c", ".html"):

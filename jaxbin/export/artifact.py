@@ -164,7 +164,8 @@ def write(artifact: Artifact, path: Path) -> None:
 def to_bytes(artifact: Artifact) -> bytes:
     """The content of the file; the same artifact gives the same bytes."""
     tensors = {**artifact.kernels, CHANNELS: artifact.channels}
-    tensors = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+    # Unlike np.ascontiguousarray this leaves a scalar one.
+    tensors = {name: np.asarray(array, order="C") for name, array in tensors.items()}
     header: dict[str, Any] = {"version": VERSION if artifact.rows == OWN else 1}
     header |= {name: getattr(artifact, name) for name in (*_HEADER, "training")}
     header |= {"options": artifact.options} if artifact.rows == OWN else {}

@@ -57,4 +57,4 @@ def _lines(artifact: Artifact) -> tuple[str, ...]:
 def _training(training: Mapping[str, Any]) -> tuple[str, ...]:
     """Where the weights come from and what they reach, as far as the artifact tells."""
     told = [f"{key} {value}" for key, value in training.items() if value is not None]
-    return (f"Trained: {', '.join(told)}.".encode("ascii", "replace").decode(),) if told else ()
+    return (f"Trained: {', '.join(told)}.",) if told else ()

@@ -1,5 +1,6 @@
 """A network's C, compiled by the compiler at hand and kept in the user's cache."""
 
+import contextlib
 import ctypes
 import hashlib
 import importlib.util
@@ -16,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxbin.common import cache
-from jaxbin.common.errors import UserError
+from jaxbin.common.errors import UserError, shown
 from jaxbin.export.artifact import Artifact
 from jaxbin.export.c.writer import Sources
 from jaxbin.export.c_source import to_c
@@ -42,10 +43,13 @@ def find_compiler() -> list[str]:
     """The command of a C compiler: the environment's CC, one of `COMPILERS`, or ziglang's.
 
     Raises:
-      UserError: there is none.
+      UserError: there is none, or CC names none.
     """
-    if os.environ.get("CC"):
-        return shlex.split(os.environ["CC"])
+    if given := os.environ.get("CC"):
+        with contextlib.suppress(ValueError):  # a quotation that does not end
+            if command := shlex.split(given):
+                return command
+        raise UserError(f"CC={shown(given)} is not accepted; accepted: a compiler's command")
     found = next(filter(None, map(shutil.which, COMPILERS)), None)
     command = [found] if found else ziglang(*_FLAGS_OF_ZIG)
     if command is None:

@@ -1,13 +1,21 @@
 """What becomes of trained variables in an artifact: bits, scales, batch norm folded."""
 
-from collections.abc import Mapping, Sequence
+import collections
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import flax.traverse_util
+import jax.numpy as jnp
 import numpy as np
 
-from jaxbin.binarization.layers import forward_order, norms_after
+from jaxbin.binarization.layers import (
+    Outline,
+    forward_order,
+    norms_after,
+    outline_of,
+    variable_shapes,
+)
 from jaxbin.binarization.methods import Rules, channel_scales
 from jaxbin.binarization.wrapped import Layer
 from jaxbin.common.errors import UserError
@@ -26,33 +34,64 @@ def kernel(flat: Mapping[str, np.ndarray], layer: Layer, float_dtype: Any) -> np
 
 
 def other_variables(variables: Mapping[str, Any], layers: Sequence[Layer]) -> dict[str, np.ndarray]:
-    """All variables but the layers' kernels, by the names that an artifact has for them."""
+    """All variables but the layers' kernels, by the names that an artifact has for them.
+
+    Raises:
+      UserError: one is not of floating-point numbers.
+    """
     kernels = {f"params/{layer.name}/kernel" for layer in layers}
-    return {
-        f"{VARIABLES}{collection}/{path}": array
+    others = {
+        f"{collection}/{path}": array
         for collection in own.TRAINED
         for path, array in flat_arrays(variables.get(collection, {})).items()
         if f"{collection}/{path}" not in kernels
     }
+    for name, array in others.items():
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            raise UserError(
+                f"this network cannot be exported: {name} is {array.dtype}; accepted: variables of "
+                "floating-point numbers"
+            )
+    return {f"{VARIABLES}{name}": array.astype(np.float32) for name, array in others.items()}
 
 
-def norms_of(
-    network: nn.Module, image_shape: tuple[int, ...], variables: Mapping[str, Any]
-) -> dict[str, str]:
+def norms_of(network: nn.Module, image_shape: tuple[int, ...]) -> dict[str, str]:
     """The batch norm that is folded into each layer, if one is, by the layer's name.
 
     Raises:
-      UserError: the network has parameters elsewhere.
+      UserError: the network has parameters elsewhere, or a batch norm that cannot be folded.
     """
     norms = norms_after(network, image_shape)
     folded = {*forward_order(network, image_shape), *norms.values()}
-    modules = {path.rpartition("/")[0] for path in flat_arrays(variables["params"])}
+    shapes = variable_shapes(network, image_shape)["params"]
+    for problem in _unfoldable(norms, outline_of(network, image_shape), shapes):
+        raise UserError(
+            f"this network cannot be exported: {problem}; accepted: a batch norm of "
+            "jaxbin.networks.norm after the only call of its layer"
+        )
+    modules = {path.rpartition("/")[0] for path in shapes}
     if others := sorted(modules - folded):
         raise UserError(
             f"this network cannot be exported: {', '.join(others)} is no layer, and no batch norm "
             "right after one; accepted: networks of the paper, or jaxbin.binarizable(network, ...)"
         )
     return norms
+
+
+def _unfoldable(
+    norms: Mapping[str, str], outline: Outline, shapes: Mapping[str, Any]
+) -> Iterator[str]:
+    """What keeps batch norms from being folded into their layers."""
+    calls = collections.Counter(call.name for call in outline.calls)
+    epsilons = {call.name: call.epsilon for call in outline.calls}
+    for layer, norm in norms.items():
+        if not {f"{norm}/scale", f"{norm}/bias"} <= shapes.keys():
+            yield f"{norm} has no scale or no bias"
+        if epsilons[norm] != EPSILON:
+            yield f"{norm} has epsilon={epsilons[norm]:g} and not {EPSILON:g}"
+        for name in (layer, norm):
+            if calls[name] > 1:
+                yield f"{name} is called {calls[name]} times"
 
 
 def check_annealed(flat: Mapping[str, np.ndarray], layers: Sequence[Layer]) -> None:

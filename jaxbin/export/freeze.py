@@ -97,7 +97,7 @@ def freeze_variables(
     rows, norms, others = OWN, {}, folding.other_variables(variables, layers)
     if definition is None:
         rows, others = UNFOLDED if precision == "bfloat16" else FOLDED, {}
-        norms = folding.norms_of(network, spec.image_shape, variables)
+        norms = folding.norms_of(network, spec.image_shape)
     folding.check_annealed(flat, layers)
     rules: Rules = getattr(network, "rules", Rules())
     columns = [

@@ -71,9 +71,17 @@ def read_image(
         raise
     except FileNotFoundError:
         raise UserError(f"image {name!r} does not exist") from None
-    except Exception:  # Pillow's readers raise whatever a file makes them trip over
-        raise UserError(f"image {name!r} cannot be read: it is damaged or no image") from None
+    except Exception as error:  # Pillow's readers raise whatever a file makes them trip over
+        raise UserError(f"image {name!r} cannot be read: {_reason(error)}") from None
     return pixels.reshape(image_shape)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:  # the system's, not Pillow's
+        return error.strerror
+    if isinstance(error, Image.DecompressionBombError):
+        return "it is too large to be decoded"
+    return "it is damaged or no image"
 
 
 def _check_size(name: str, image: Image.Image, size: tuple[int, int]) -> None:
@@ -155,13 +163,16 @@ def find_labeled_images(
 
     Args:
       folders: of subfolders that are called as classes are.
-      class_names: of the network; a subfolder may also be called by a class's number.
+      class_names: of the network; a subfolder may also be called by a class's number, unless
+        another class has a number for a name.
 
     Raises:
       UserError: there is none, or a subfolder is called otherwise.
     """
+    names = {class_name: number for number, class_name in enumerate(class_names)}
     numbers = {str(number): number for number in range(len(class_names))}
-    numbers |= {class_name: number for number, class_name in enumerate(class_names)}
+    told_apart = all(numbers.get(name, number) == number for name, number in names.items())
+    numbers = names | numbers if told_apart else names
     found = []
     for folder in folders:
         if not os.path.isdir(folder):

@@ -128,6 +128,8 @@ def _bitwise(
         packed = kernels.get("/".join(module.path))
         if packed is None or not isinstance(module, Dense) or context.method_name != "__call__":
             return call(*args, **kwargs)
+        if args[0].ndim != 2 or args[0].shape[0] != 1:
+            return call(*args, **kwargs)  # a layer along an axis of the image has many inputs
         outputs = multiply_by_table(args[0], packed)
         if (name := "/".join(module.path)) in scales:
             outputs = outputs * scales[name]

@@ -96,16 +96,15 @@ def open_records(workdir: Path, epochs: int, step: int) -> Records:
       UserError: the records of the epochs before are not there.
     """
     path = workdir / "metrics.jsonl"
-    kept = path.read_text(encoding="utf-8").splitlines()[:epochs] if path.exists() else []
-    numbers: list[Any] = []
-    lines: list[Any] = []
-    with contextlib.suppress(ValueError):
+    kept = path.read_bytes().splitlines()[:epochs] if path.exists() else []
+    lines: list[Any] = [None] * len(kept)
+    with contextlib.suppress(ValueError):  # no JSON, or no UTF-8
         lines = [json.loads(line) for line in kept]
-        numbers = [line.get("epoch") if isinstance(line, dict) else None for line in lines]
+    numbers = [line.get("epoch") if isinstance(line, dict) else None for line in lines]
     evaluated = [epochs] if step or not epochs else [epochs, epochs - 1]
     if numbers not in [list(range(count)) for count in evaluated]:
         raise UserError(f"{path} does not hold the {epochs} epochs that were saved")
-    files.write_text(path, "".join(line + "\n" for line in kept))
+    files.write_bytes(path, b"".join(line + b"\n" for line in kept))
     return Records(workdir, lines, written=True, first=len(lines))
 
 

@@ -155,12 +155,13 @@ def test_one_image_in_colour_makes_all_colour(tmp_path: Path):
     assert ((gray == gray[..., :1]).all((1, 2, 3))).sum() >= 6
 
 
-def test_photographs_are_turned_and_sixteen_bits_rounded(tmp_path: Path):
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_photographs_are_turned_and_sixteen_bits_rounded(tmp_path: Path, suffix: str):
     turned = smooth(8, 6, seed=0, mode="L")
     exif = turned.getexif()
     exif[0x0112] = 6
     for k in range(4):
-        path = tmp_path / "train" / "ab"[k % 2] / f"{k}.jpg"
+        path = tmp_path / "train" / "ab"[k % 2] / f"{k}.{suffix}"
         path.parent.mkdir(parents=True, exist_ok=True)
         turned.save(path, exif=exif)
     dataset = loaded(f"folder:{tmp_path}")

@@ -89,6 +89,13 @@ def test_compilers_that_fail(monkeypatch: pytest.MonkeyPatch):
         jaxbin.load("mnist_300", backend="c")
 
 
+@pytest.mark.parametrize("given", ['"', "cc 'x", " "])
+def test_what_is_no_command_of_a_compiler(monkeypatch: pytest.MonkeyPatch, given: str):
+    monkeypatch.setenv("CC", given)
+    with pytest.raises(UserError, match=f"CC=.*{given}.* is not accepted; accepted: a compiler's"):
+        jaxbin.load("mnist_300", backend="c")
+
+
 def test_zig_is_used_where_there_is_nothing_else(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PATH", "")
     monkeypatch.setattr(compiled.importlib.util, "find_spec", lambda name: name)

@@ -221,6 +221,9 @@ def test_a_model_is_exported_again_without_its_run(run_directory, tmp_path: Path
     export.main([f"--model={first}", f"--output={second}"])
     assert first.read_bytes() == second.read_bytes()
     assert read(second).training["method"] == "binary"
+    for flag in ("--float16", "--checkpoint=last"):  # which are of a run
+        with pytest.raises(UserError, match=rf"{flag.partition('=')[0]} is not accepted with --mo"):
+            export.main([f"--model={first}", f"--output={tmp_path / 'third.jaxbin'}", flag])
 
 
 def test_a_killed_export_leaves_no_file(run_directory, tmp_path: Path, monkeypatch):

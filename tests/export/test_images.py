@@ -161,6 +161,34 @@ def test_accuracy_over_labeled_folders(labeled: Path, capsys: pytest.CaptureFixt
         predict.main(["mnist_300", "--labeled", "digit.png"])
 
 
+def test_names_that_are_numbers_are_not_taken_for_places(tmp_path: Path):
+    for name in ("0", "1", "2"):
+        saved(tmp_path / name / "image.png", Image.fromarray(digit()))
+    labels = [label for _, label in images.find_labeled_images([str(tmp_path)], ("a", "b", "c"))]
+    assert labels == [0, 1, 2]
+    labels = [label for _, label in images.find_labeled_images([str(tmp_path)], ("2", "1", "0"))]
+    assert labels == [2, 1, 0]
+    with pytest.raises(UserError, match=r"0' is called like no class of the network"):
+        images.find_labeled_images([str(tmp_path)], ("1", "2", "3"))
+
+
+def test_what_cannot_be_read_is_not_called_damaged(tmp_path: Path):
+    with pytest.raises(UserError, match="cannot be read: Is a directory"):
+        images.read_image(str(tmp_path), GRAY)
+    huge = saved(tmp_path / "huge.png", Image.new("1", (20_000, 10_000)))
+    with pytest.raises(UserError, match="cannot be read: it is too large to be decoded"):
+        images.read_image(huge, GRAY, resize=True)
+
+
+def test_a_transparent_level_of_16_bits_is_transparent(tmp_path: Path):
+    values = digit().astype(np.uint16) * 257
+    name = saved(tmp_path / "deep.png", Image.fromarray(values), transparency=0)
+    with pytest.raises(UserError, match="is transparent in places"):
+        images.read_image(name, GRAY)
+    over_white = images.read_image(name, GRAY, background="white")[..., 0]
+    np.testing.assert_array_equal(over_white, np.where(digit() == 0, 255, digit()))
+
+
 def test_csv_and_json_with_labels(labeled: Path, capsys: pytest.CaptureFixture[str]):
     predict.main(["mnist_300", "--labeled", str(labeled), "--csv"])
     printed = capsys.readouterr()

@@ -1,9 +1,11 @@
 """Files that mean harm: they execute nothing, no member leaves its place, no size is believed."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import pickle
+import re
 import shutil
 import struct
 import subprocess
@@ -25,6 +27,7 @@ from jaxbin.common.errors import UserError
 from jaxbin.data.imagenet import originals
 from jaxbin.export import __main__ as export
 from jaxbin.export import artifact, images, inference
+from jaxbin.export.c_source import to_c
 from jaxbin.networks import torch_weights
 
 ZOO = inference.locate("mnist_300").read_bytes()
@@ -52,6 +55,19 @@ def payload(tmp_path: Path) -> bytes:
 
 
 # --- Nothing is executed --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("end", ["*/", "*\\\n/", "*??/\n/", "*\\\r\n/"], ids=repr)
+def test_no_text_of_a_model_is_compiled(end: str):
+    zoo = artifact.read(inference.locate("mnist_300"))
+    training = {"dataset": f"{end} harm(); /* ", f"{end} harm(); /* ": 1}
+    names = (f"{end} harm(); /* ", *zoo.class_names[1:])
+    sources = to_c(dataclasses.replace(zoo, training=training, class_names=names), "net")
+    for text in (sources.source, sources.header):
+        assert "harm" in text
+        # What a compiler reads: lines joined, then comments left out.
+        joined = re.sub(r"(\\|\?\?/)\r?\n", "", text)
+        assert "harm" not in re.sub(r"/\*.*?\*/", "", joined, flags=re.DOTALL)
 
 
 def test_no_pickle_is_executed_for_a_model_an_order_or_a_split(tmp_path: Path, payload: bytes):

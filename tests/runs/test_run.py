@@ -12,6 +12,7 @@ from jaxbin import config
 from jaxbin.common.errors import UserError
 from jaxbin.engine.program import initial_state
 from jaxbin.engine.stopping import Requests, Stopped
+from jaxbin.runs import records
 from jaxbin.runs.opening import open_run, sound_checkpoints
 from jaxbin.runs.run import Run
 from jaxbin.runs.watch import Watch
@@ -110,3 +111,12 @@ def test_of_several_runs_the_one_that_is_not_saved_says_so(tmp_path: Path, state
     assert "stopped in epoch 0 after step 3" not in logs[0]
     assert "stopped in epoch 0 after step 3" in logs[1]
     assert sound_checkpoints(places[1], print) == [3]
+
+
+def test_metrics_that_are_no_text_are_refused(tmp_path: Path):
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"epoch": 0}\n{"epoch": \xff}\n')
+    records.open_records(tmp_path, 1, 0).close()
+    assert (tmp_path / "metrics.jsonl").read_bytes() == b'{"epoch": 0}\n'
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"epoch": \xff}\n')
+    with pytest.raises(UserError, match="does not hold the 1 epochs that were saved"):
+        records.open_records(tmp_path, 1, 0)

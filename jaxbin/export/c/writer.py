@@ -116,16 +116,25 @@ def _comment(description: Description, constant_bytes: int, scratch: int) -> str
         f"Flash: {constant_bytes:,} bytes of constants and the code. "
         f"RAM: {scratch:,} bytes of scratch and under 1 kB of stack.",
     ]
-    # A class or a dataset may be called anything, the end of a comment, too.
-    safe = [line.replace("*/", "* /").replace("/*", "/ *").rstrip() for line in lines]
+    safe = [in_comment(line).rstrip() for line in lines]
     return "/* " + "\n   ".join(safe).replace("\n   \n", "\n\n") + " */\n"
+
+
+def in_comment(text: str) -> str:
+    """`text` as it can stand in a comment of one line: a file of a model may say anything.
+
+    A line's end or a backslash in it could join what ends the comment, and what follows would be
+    compiled.
+    """
+    plain = "".join(c if c.isascii() and c.isprintable() and c != "\\" else "?" for c in text)
+    return plain.replace("*/", "* /").replace("/*", "/ *")
 
 
 def _header(description: Description, declaration: str, scratch: int) -> str:
     upper = description.name.upper()
     names = ", ".join(description.class_names[:20])
     more = ", ..." if len(description.class_names) > 20 else ""
-    names = names.replace("*/", "* /").replace("/*", "/ *").encode("ascii", "replace").decode()
+    names = in_comment(names)
     pixels = int(np.prod(description.image_shape))
     return f"""\
 #ifndef {upper}_H
