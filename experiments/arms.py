@@ -94,7 +94,8 @@ def arm_of(network: str, run: Result) -> str:
     arms = COMPARISONS[network].arms
     defaults = {name: config.FIELDS[name].default for name in _DISTINGUISHING}
     variants = {arm.variant for arm in arms.values()}
-    guided = run.variant.startswith("iterative-") and run.variant not in variants
+    measured = run.variant.startswith("iterative-ascend-") and not run.fields["latent_reset"]
+    guided = measured and run.variant not in variants
     variant = "iterative-guided" if guided else run.variant
     sets = {name: run.fields[name] for name in _DISTINGUISHING}
     for name, arm in arms.items():

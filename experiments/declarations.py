@@ -25,18 +25,18 @@ SEEDS = (316, 317, 318)
 _SCHEDULE = ("epochs", "epochs_per_layer", "sensitivity_epochs")
 _MILESTONES = ("milestones", "sensitivity_milestones")
 
-
-# What a row of a table says by itself, and what changes no result.
-_ROW = (
+VARIED = (
     *("network", "depth", "stage", "method", "order", "sensitivity_layer", "latent_reset"),
     *("learning_rate", "seed"),
 )
+"""What tells the runs of an experiment apart: a row of a table says it by itself."""
 _NO_RESULT = (
     *("data_dir", "download", "split_file", "evaluate_only", "evaluate_train", "histograms"),
     *("eval_batch_size", "checkpoint_every", "checkpoint_every_steps", "dispatch", "input_workers"),
+    "compilation_cache",
 )
 
-CONDITIONS = tuple(name for name in config.FIELDS if name not in (*_ROW, *_NO_RESULT))
+CONDITIONS = tuple(name for name in config.FIELDS if name not in (*VARIED, *_NO_RESULT))
 """Fields in which runs have to agree to be compared, or to be seeds of one another."""
 
 
@@ -189,7 +189,7 @@ def scaled_schedule(fields: Mapping[str, Any], scale: float) -> dict[str, Any]:
     >>> scaled_schedule({"epochs": 450, "epochs_per_layer": 150, "sensitivity_epochs": 150}, 0.1)
     {'epochs': 45, 'epochs_per_layer': 15, 'sensitivity_epochs': 15}
     """
-    if not scale > 0:
+    if not 0 < scale < math.inf:
         raise UserError(f"scale={scale:g} is not accepted; accepted: a number > 0")
     if scale == 1:
         return {}

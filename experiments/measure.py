@@ -40,6 +40,7 @@ def main(argv: Sequence[str]) -> None:
         ascending = sensitivity.ascending(scores)
         result = {
             "measure": name,
+            "runs": [arguments.run.absolute().name],
             "scores": scores,
             "standard_errors": errors,
             "ascending": ascending,

@@ -151,6 +151,15 @@ def float_run(arguments: argparse.Namespace, choices: Choices, directory: Path) 
     )
 
 
+def measured_runs(
+    measure: str, arguments: argparse.Namespace, choices: Choices, directory: Path
+) -> list[Run]:
+    """The runs that a measure is taken of."""
+    if measure == selection.TRAINING:
+        return layer_runs(arguments, choices, directory)
+    return [float_run(arguments, choices, directory)]
+
+
 def order_files(arguments: argparse.Namespace, directory: Path) -> list[Path]:
     """Where the orders that guided runs take lie, measured or not."""
     return [

@@ -171,8 +171,8 @@ def _left(
     there.check(compared)
     left = [run for run in compared if not there.knows(run)]
     guided = [run for run in left if _is_guided(network, run.variant)]
-    measures = guided and not _order_file(there).exists()
-    measured = [_measured_run(network, choices, rates)] if measures else []
+    run = _measured_run(network, choices, rates) if guided else None
+    measured = [run] if run and not _is_measured(there, run) else []
     return [*measured, *(run for run in left if run not in [*guided, *measured])], guided
 
 
@@ -235,10 +235,15 @@ def _order_file(there: Outcomes) -> Path:
     return there.directory / "orders" / f"ascend-{MEASURE}.json"
 
 
+def _is_measured(there: Outcomes, run: Run) -> bool:
+    """Whether the order is there, and was measured of this very run."""
+    return _order_file(there).exists() and selection.is_measured(there.directory, MEASURE, [run])
+
+
 def _measured_order(there: Outcomes, run: Run) -> Path:
     """The file of the order by `MEASURE`, least sensitive first; measured if it is not there."""
     path = _order_file(there)
-    if not path.exists():
+    if not _is_measured(there, run):
         where = there.where(run)
         if not execution.has_ended(where):
             raise UserError(f"the guided order is measured of {where}, which has not ended")

@@ -20,7 +20,7 @@ from experiments.comparisons import difference_table, order_test
 from experiments.result import Result
 from experiments.sensitivities import SENSITIVITY_NOTE, sensitivity_table
 from jaxbin.common import command_line
-from jaxbin.common.errors import shown
+from jaxbin.common.errors import UserError, shown
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "jaxbin")
 
@@ -56,7 +56,17 @@ def _place(run: Result) -> tuple[str, str]:
 def write(
     results: Sequence[Result], measured: Mapping[str, Mapping[str, Any]], output: Path
 ) -> Path:
-    """Write the report into a directory that is there; the path of its text."""
+    """Write the report into a directory that is there; the path of its text.
+
+    Raises:
+      UserError: there are measures, and runs of several networks.
+    """
+    networks = sorted({result.network for result in results})
+    if measured and len(networks) > 1:
+        raise UserError(
+            f"measures of sensitivity lie beside runs of {', '.join(networks)}; accepted: one "
+            "network in a report of sensitivities"
+        )
     parts = ["# Report\n"]
     trained = [r for r in results if r.fields["method"] != "sensitivity"]
     stems: list[str] = []

@@ -135,6 +135,11 @@ def overrides(arguments: Sequence[str]) -> dict[str, Any]:
         if not argument.startswith("--config.") or not equals:
             raise UserError(f"argument {argument!r} is not accepted; see --help")
         config.check_name(name)
+        if name in declarations.VARIED:
+            raise UserError(
+                f"--config.{name} is not accepted: the experiment sets it; accepted: what --help "
+                "has, as --seeds or --learning_rates, and fields that all runs share"
+            )
         try:
             fields[name] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
@@ -146,10 +151,17 @@ def overrides(arguments: Sequence[str]) -> dict[str, Any]:
 
 def _measure_orders(arguments: argparse.Namespace, choices: Choices, directory: Path) -> None:
     """Take the measures whose orders guided runs need, unless that was done before."""
+    every_layer = dataclasses.replace(choices, only=())
     missing = [path for path in planning.order_files(arguments, directory) if not path.exists()]
+    missing += [
+        directory / "measures" / f"{name}.json"
+        for name in planning.measures(arguments)
+        if not selection.is_measured(
+            directory, name, planning.measured_runs(name, arguments, every_layer, directory)
+        )
+    ]
     if not missing:
         return
-    every_layer = dataclasses.replace(choices, only=())
     runs = planning.sensitivity_runs(arguments, every_layer, directory)
     placed = _placed(runs, "sensitivity", directory)
     failures = _carry_out("sensitivity", arguments, every_layer, directory, placed)

@@ -58,9 +58,10 @@ def searched_rates(directory: Path) -> dict[str, float]:
     longest: dict[str, list[tuple[dict[str, Any], dict[str, Any]]]] = {}
     for variant, configuration, summary in finished_runs(directory / "search"):
         found = longest.setdefault(variant, [])
-        if found and summary["epochs"] > found[0][1]["epochs"]:
+        # As planned: patience may have ended them earlier.
+        if found and configuration["epochs"] > found[0][0]["epochs"]:
             found.clear()
-        if not found or summary["epochs"] == found[0][1]["epochs"]:
+        if not found or configuration["epochs"] == found[0][0]["epochs"]:
             found.append((configuration, summary))
     return {variant: _best_rate(variant, runs) for variant, runs in longest.items()}
 
@@ -161,6 +162,7 @@ def write_training_scores(directory: Path, runs: Sequence[Run]) -> None:
     examples = validation_examples(first)
     result = {
         "measure": TRAINING,
+        "runs": [run.name for run in runs],
         "scores": errors,
         "standard_errors": [sensitivity.standard_error(error, examples) for error in errors],
         "ascending": sensitivity.ascending(errors),
@@ -192,6 +194,13 @@ def scores(directory: Path, measure: str) -> list[float] | None:
         return None
     content = files.read_json(path)
     return finished.check_fields(content, str(path), {"scores": finished.numbers})["scores"]
+
+
+def is_measured(directory: Path, measure: str, runs: Sequence[Run]) -> bool:
+    """Whether a measure was taken of these runs, and not of others in the same directory."""
+    path = directory / "measures" / f"{measure}.json"
+    content = files.read_json(path) if path.exists() else {}
+    return isinstance(content, dict) and content.get("runs") == [run.name for run in runs]
 
 
 def write_orders(directory: Path, measure: str, scores: Sequence[float]) -> tuple[Path, Path]:

@@ -31,6 +31,7 @@ from jaxbin.engine.preprocessing import normalize
 from jaxbin.engine.program import matmul_precision
 from jaxbin.engine.step import cross_entropy
 from jaxbin.export import freeze
+from jaxbin.networks import norm
 from jaxbin.runs import finished
 
 PyTree = Any
@@ -38,8 +39,6 @@ PyTree = Any
 MEASURES = ("zero_shot", "weight_error", "relative_weight_error", "hessian")
 """Names of the measures that need a trained network and no further training."""
 
-# Enough for the running average of batch norm to forget what it was: 0.9 to the power of 50.
-_CALIBRATION_BATCHES = 50
 _BATCH_SIZE = 250
 _HESSIAN_EXAMPLES = 1000
 
@@ -210,9 +209,6 @@ def _zero_shot_functions(trained: Trained) -> tuple[Any, Any]:
     params = trained.variables["params"]
     training = trained.dataset.train.images
     size = min(_BATCH_SIZE, len(training))
-    starts = [
-        start % (len(training) - size + 1) for start in range(0, _CALIBRATION_BATCHES * size, size)
-    ]
 
     @jax.jit
     def updated(batch_stats: PyTree, mask: PyTree, images: jax.Array) -> PyTree:
@@ -232,7 +228,11 @@ def _zero_shot_functions(trained: Trained) -> tuple[Any, Any]:
 
     def calibrate(mask: PyTree) -> PyTree:
         batch_stats = trained.variables.get("batch_stats", {})
-        for start in starts:
+        batches = norm.updates_to_forget(
+            lambda batch_stats: updated(batch_stats, mask, training[:size]), batch_stats
+        )
+        for first in range(0, batches * size, size):
+            start = first % (len(training) - size + 1)
             batch_stats = updated(batch_stats, mask, training[start : start + size])
         return batch_stats
 

@@ -3,7 +3,9 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +19,7 @@ from jaxbin.binarization.binarize import sign
 from jaxbin.binarization.layers import BINARIZATION, forward_order, write_mask
 from jaxbin.common.errors import UserError
 from jaxbin.engine.step import cross_entropy
+from jaxbin.networks import norm
 from jaxbin.networks.mlp import MLP
 from jaxbin.sensitivity import Trained
 
@@ -69,6 +72,24 @@ def test_hessian_traces_against_the_exact_hessian(small: Trained):
         assert abs(traces[number] - exact) < 4 * errors[number] + 1e-6
         exacts.append(abs(float(exact)))
     assert max(errors) < 0.25 * max(exacts)
+
+
+@pytest.mark.parametrize(("momentum", "updates"), [(0.9, 50), (0.99, 524), (0.5, 50)])
+def test_running_averages_of_any_momentum_are_forgotten(momentum: float, updates: int):
+    network = nn.BatchNorm(use_running_average=False, momentum=momentum)
+    images = jnp.asarray(np.random.default_rng(0).normal(size=(20, 3)))
+    statistics = {"mean": jnp.full(3, 1000.0), "var": jnp.ones(3)}
+
+    def update(statistics: Any) -> Any:
+        variables = {
+            "batch_stats": statistics,
+            "params": {"scale": jnp.ones(3), "bias": jnp.zeros(3)},
+        }
+        return network.apply(variables, images, mutable=["batch_stats"])[1]["batch_stats"]
+
+    assert norm.updates_to_forget(update, statistics) == updates
+    assert 1000 * momentum**updates < 6
+    assert norm.updates_to_forget(lambda _: {}, {}) == 50
 
 
 def test_zero_shot_by_hand(small: Trained):

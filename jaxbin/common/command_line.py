@@ -1,6 +1,8 @@
 """What the commands share: their flags, and errors as one line."""
 
 import argparse
+import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -84,7 +86,11 @@ def run(command: Callable[[Sequence[str]], None]) -> NoReturn:
     """Run a command on the flags of this process; a UserError is one line and exit status 2."""
     try:
         command(sys.argv[1:])
+        sys.stdout.flush()
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # who read it, as `head` does, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     sys.exit(0)

@@ -127,6 +127,26 @@ def test_damaged_images_are_named_counted_and_left_out(tmp_path: Path):
         prepared(tmp_path, tmp_path / "strict", damaged_limit=0)
 
 
+def test_damaged_images_are_looked_at_again(tmp_path: Path):
+    """The same command again is no way around the limit, and finds what was mended."""
+    source = tmp_path / "source"
+    write_tree(source, TRAIN, VALIDATION)
+    synset = synsets()[1]
+    (path, *_) = sorted((source / "train" / synset).iterdir())
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-60])
+    for _ in range(2):
+        with pytest.raises(UserError, match=f"1 images are damaged, the last .*{path.name}"):
+            prepared(source, tmp_path / "tfds", damaged_limit=0)
+    path.write_bytes(whole)
+    directory, messages = prepared(source, tmp_path / "tfds", damaged_limit=0)
+    assert "train: 6 images, 0 damaged and left out, 0 converted to RGB" in messages
+    assert len(content(directory, "train")) == 6
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written: Not a directory"):
+        prepared(source, tmp_path / "file" / "tfds")
+
+
 def test_other_kinds_of_images_become_rgb_jpegs():
     grey = jpeg(20, 30, 1, "L")
     assert preparation.checked_image(grey) is grey

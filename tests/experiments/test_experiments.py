@@ -276,6 +276,15 @@ def search_run(directory: Path, accuracy: float, **fields: Any) -> None:
     (place / "summary.json").write_text(json.dumps(summary))
 
 
+def test_a_rate_is_not_chosen_for_having_been_waited_for_longer(tmp_path: Path):
+    for rate, accuracy, epochs in ((0.1, 0.98, 60), (0.01, 0.5, 61), (0.001, 0.97, 55)):
+        search_run(tmp_path, accuracy, learning_rate=rate, patience=20)
+        (place,) = [one for one in tmp_path.glob("search/*") if f"lr{rate:g}-" in one.name]
+        summary = json.loads((place / "summary.json").read_text()) | {"epochs": epochs}
+        (place / "summary.json").write_text(json.dumps(summary))
+    assert selection.searched_rates(tmp_path) == {"binary": 0.1}
+
+
 def test_a_rate_is_not_chosen_for_having_had_more_seeds(tmp_path: Path):
     search_run(tmp_path, 0.97, learning_rate=0.1, seed=1)
     search_run(tmp_path, 0.98, learning_rate=0.01, seed=1)
@@ -402,6 +411,14 @@ def test_guided_order_in_one_command(searched: Path):
     ]
     line = (runs[min(runs)] / "metrics.jsonl").read_text().splitlines()[0]
     assert json.loads(line)["binary_layers"] == [ascending[0]]
+    # An order that was measured of another run is not this one's: it is measured anew.
+    measure = directory / "measures" / "weight_error.json"
+    content = json.loads(measure.read_text())
+    other = content | {"runs": ["float-lr0.1-seed1-9epochs"], "scores": [-one for one in scores]}
+    measure.write_text(json.dumps(other))
+    start(searched, "mnist_300", *flags)
+    assert json.loads(measure.read_text())["scores"] == scores
+    assert json.loads((directory / "orders" / "ascend-weight_error.json").read_text()) == ascending
 
 
 def test_training_measures_every_layer(tmp_path: Path):
@@ -483,6 +500,8 @@ def test_dry_run_costs(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.M
             "is not measured yet",
         ),
         (["vgg5", "--dry_run", "--print_commands"], "not allowed with argument --dry_run"),
+        (["vgg5", "--config.seed=7"], "--config.seed is not accepted: the experiment sets it"),
+        (["vgg5", "--scale=inf"], "scale=inf is not accepted; accepted: a number > 0"),
         (
             ["mnist_300", "--stage=search", "--only=float,iterativ"],
             "--only=iterativ matches no run of --stage=search; there are: float, binary, "

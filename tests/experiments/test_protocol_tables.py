@@ -39,6 +39,8 @@ def test_a_guided_order_and_what_belongs_to_nobody():
     run = collected(protocol.full("resnet20", Choices(), {"forward": 0.1})[0], 0.5)
     run["fields"]["order"] = "ascend-hessian"
     assert arm_of("resnet20", result_of(run)) == "guided"
+    for other in ({"order": "random"}, {"order": "ascend", "latent_reset": True}):
+        assert arm_of("resnet20", result_of(run | {"fields": run["fields"] | other})) == ""
     run["fields"]["scale"] = "he"
     assert arm_of("resnet20", result_of(run)) == ""
 

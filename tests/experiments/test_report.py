@@ -184,6 +184,13 @@ def test_measures_of_two_networks_are_not_mixed(tmp_path: Path):
         loading.measures_in([tmp_path])
 
 
+def test_measures_beside_runs_of_two_networks_are_nobodys(runs: Path, tmp_path: Path):
+    (first, *_) = loading.load([runs / "float"])
+    other = dataclasses.replace(first, network="vgg5")
+    with pytest.raises(UserError, match="beside runs of mlp300, vgg5; accepted: one network"):
+        report.write([first, other], loading.measures_in([runs]), tmp_path)
+
+
 def made(method: str, seed: int, accuracy: float, **fields: Any) -> report.Result:
     """A run of 10 epochs that ends with this accuracy; its last tenth had 1 point less."""
     line = {"epoch": 9, "test_accuracy": accuracy}

@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +189,19 @@ def test_a_transparent_level_of_16_bits_is_transparent(tmp_path: Path):
         images.read_image(name, GRAY)
     over_white = images.read_image(name, GRAY, background="white")[..., 0]
     np.testing.assert_array_equal(over_white, np.where(digit() == 0, 255, digit()))
+
+
+def test_a_reader_that_has_enough_ends_it_quietly(tmp_path: Path):
+    name = saved(tmp_path / "digit.png", Image.fromarray(digit()))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "jaxbin.predict", "mnist_300", name],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    process.stdout.close()
+    _, said = process.communicate(timeout=120)
+    assert (process.returncode, said) == (141, b"")
 
 
 def test_csv_and_json_with_labels(labeled: Path, capsys: pytest.CaptureFixture[str]):

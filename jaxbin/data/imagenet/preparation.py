@@ -54,9 +54,14 @@ def prepare_imagenet(
         raise DataError(f"{final} exists; remove it to prepare {NAME} again")
     pieces = find_pieces(source)
     unfinished = data_dir / NAME / f"{VERSION}.unfinished"
-    unfinished.mkdir(parents=True, exist_ok=True)
+    try:
+        unfinished.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{unfinished} cannot be written: {error.strerror}") from None
     jobs = _jobs(pieces, unfinished)
     done = [result for job in jobs if (result := _finished(*job)) is not None]
+    # Those that lack images are written again: the images may have been mended.
+    done = [result for result in done if not result["damaged"]]
     if done:
         report(f"going on: {len(done):,} of {len(jobs):,} shards are there")
     results = _write_all(jobs, done, workers, damaged_limit, report)
