@@ -137,6 +137,11 @@ _TABLES: dict[str, tuple[str, str, Callable[[Any], str]]] = {
     "mnist 300 sensitivity": ("experiments/FINDINGS.md", "mnist_300.json", measures_table),
     "populations": ("docs/experiments.md", "populations.json", benchmark_tables.population_table),
     "recipes in 10 epochs": ("docs/recipes.md", "resnet20_10_epochs.json", recipe_table),
+    "choices in 10 epochs": (
+        "docs/recipes.md",
+        "resnet20_10_epochs_choices.json",
+        recipe_table,
+    ),
     "recipes in 30 epochs": ("docs/recipes.md", "resnet20_protocol.json", recipe_table),
     "recipes in 30 epochs, seed 1": ("docs/recipes.md", "resnet20_30_epochs.json", recipe_table),
     "recipes for mnist 300": (
