@@ -25,18 +25,16 @@ SEEDS = (316, 317, 318)
 _SCHEDULE = ("epochs", "epochs_per_layer", "sensitivity_epochs")
 _MILESTONES = ("milestones", "sensitivity_milestones")
 
-VARIED = (
-    *("network", "depth", "stage", "method", "order", "sensitivity_layer", "latent_reset"),
-    *("learning_rate", "seed"),
-)
+VARIED = ("stage", "method", "order", "sensitivity_layer", "latent_reset", "learning_rate", "seed")
 """What tells the runs of an experiment apart: a row of a table says it by itself."""
+_ROW = ("network", "depth", *VARIED)
 _NO_RESULT = (
     *("data_dir", "download", "split_file", "evaluate_only", "evaluate_train", "histograms"),
     *("eval_batch_size", "checkpoint_every", "checkpoint_every_steps", "dispatch", "input_workers"),
     "compilation_cache",
 )
 
-CONDITIONS = tuple(name for name in config.FIELDS if name not in (*VARIED, *_NO_RESULT))
+CONDITIONS = tuple(name for name in config.FIELDS if name not in (*_ROW, *_NO_RESULT))
 """Fields in which runs have to agree to be compared, or to be seeds of one another."""
 
 
