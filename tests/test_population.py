@@ -79,7 +79,9 @@ def assert_same_runs(alone: Path, together: Path, number: int) -> None:
         for name in one:
             if name not in (*TIMES, "binary_layers"):
                 expected = other[name]
-                tolerance = 2e-3 if "flip" in name else 1e-4
+                # Rounding may move one of 500 images across the border of two classes.
+                counted = "flip" in name or "accuracy" in name
+                tolerance = 2.1e-3 if counted else 1e-4
                 assert one[name] == (
                     None if expected is None else pytest.approx(expected, rel=1e-4, abs=tolerance)
                 ), (number, one["epoch"], name)
