@@ -258,7 +258,7 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Choices]:
     parser = command_line.make_parser("python -m experiments.protocol", __doc__ or "")
     parser.add_argument("network", choices=COMPARISONS)
     parser.add_argument("--output", type=Path, default=Path("logs/protocol"))
-    parser.add_argument("--only", type=names_of, default=(), help="arms")
+    parser.add_argument("--only", action="extend", type=names_of, default=[], help="arms")
     parser.add_argument(
         "--known", type=Path, help="a collection or a directory of runs that need not be repeated"
     )

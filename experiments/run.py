@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> None:
     jax.config.update("jax_platforms", "cpu")  # the processes started from here take the GPU
     arguments, overrides = _parse(argv)
     choices = Choices(
-        arguments.scale, arguments.seeds, arguments.learning_rates, arguments.only, overrides
+        arguments.scale, arguments.seeds, arguments.learning_rates, tuple(arguments.only), overrides
     )
     directory = arguments.output / arguments.network
     declarations.published(arguments.network)  # an unknown network is refused first
@@ -89,8 +89,9 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
     parser.add_argument("--stage", choices=stages, default="all")
     parser.add_argument(
         "--only",
+        action="extend",
         type=names_of,
-        default=(),
+        default=[],
         help="variants, comma-separated, * allowed: iterative-*",
     )
     parser.add_argument(

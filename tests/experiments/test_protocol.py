@@ -212,3 +212,10 @@ def test_bad_input(capsys: pytest.CaptureFixture):
     printed = capsys.readouterr().out
     assert printed.count("recipe-lr") == 3 + 2
     assert "float" not in printed
+
+
+def test_arms_are_added_up(capsys: pytest.CaptureFixture):
+    protocol.main(["vgg5", "--dry_run", "--only=recipe", "--only=float,ascend"])
+    printed = capsys.readouterr().out
+    assert all(f"{arm}-lr" in printed for arm in ("recipe", "float", "ascend"))
+    assert "binary-lr" not in printed
