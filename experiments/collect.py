@@ -18,7 +18,8 @@ from jaxbin import config
 from jaxbin.binarization import orders
 from jaxbin.common import command_line, files, provenance
 from jaxbin.common.errors import UserError
-from jaxbin.runs import finished, run_directory
+from jaxbin.runs import finished
+from jaxbin.runs.configuration import read_configuration
 
 _CURVE_EPOCHS = 90
 _PLACES = ("data_dir", "split_file", "compilation_cache")
@@ -30,7 +31,7 @@ def collect(directory: Path) -> dict[str, Any]:
     Raises:
       UserError: the directory holds no finished run.
     """
-    configuration = run_directory.read_configuration(directory)
+    configuration = read_configuration(directory)
     environment = finished.read_environment(directory)
     summary = finished.read_summary(directory)
     lines = finished.read_metrics(directory, summary["metric"])

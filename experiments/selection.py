@@ -15,6 +15,7 @@ from jaxbin.common import files, provenance
 from jaxbin.common.errors import UserError, shown
 from jaxbin.config import Config
 from jaxbin.runs import finished, run_directory
+from jaxbin.runs.configuration import read_configuration
 
 TRAINING = "training"
 MEASURES = (TRAINING, *sensitivity.MEASURES)
@@ -36,7 +37,7 @@ def finished_runs(
     measured = ("validation_accuracy", "validation_loss", "duration_seconds")
     found = []
     for path in sorted(stage_directory.glob(f"{name}/summary.json")):
-        configuration = run_directory.read_configuration(path.parent)
+        configuration = read_configuration(path.parent)
         summary = finished.read_summary(path.parent, measured)
         found.append((variant_of(configuration), configuration, summary))
     return found

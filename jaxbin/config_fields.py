@@ -86,7 +86,10 @@ class Fields:
     eval_batch_size: int = fields.at_least(1000, 1, "examples in an evaluation step, all devices")
     optimizer: str = fields.one_of("adam", "the optimizer", ("adam", "sgd"))
     learning_rate: float = fields.real(
-        0.1, "learning rate before the first milestone", "a number > 0", lambda x: x > 0
+        0.1,
+        "learning rate before the first milestone",
+        "a number > 0 and <= 3.4e38",
+        lambda x: x > 0,
     )
     momentum: float = fields.real(0.9, "of optimizer='sgd'", "0 <= x < 1", lambda x: 0 <= x < 1)
     nesterov: bool = fields.field(False, "Nesterov's momentum for optimizer='sgd'")
@@ -94,7 +97,10 @@ class Fields:
         0.0, "share of a training label spread over all classes", "0 <= x < 1", lambda x: 0 <= x < 1
     )
     weight_decay: float = fields.real(
-        0.0, "added to the gradient of every parameter", "a number >= 0", lambda x: x >= 0
+        0.0,
+        "added to the gradient of every parameter",
+        "a number >= 0 and <= 3.4e38",
+        lambda x: x >= 0,
     )
     augment: bool = fields.field(False, "crop and flip training images at random")
     seed: int = fields.field(
@@ -211,6 +217,11 @@ class Config(Fields):
     def evaluated_split(self) -> str:
         """Name of the split that the stage evaluates on."""
         return {"validation": "validation", "full": "test"}[self.stage]
+
+    @property
+    def metric(self) -> str:
+        """The name of the metric by which epochs are compared."""
+        return f"{self.evaluated_split}_accuracy"
 
     @property
     def float_layer_numbers(self) -> tuple[int, ...]:

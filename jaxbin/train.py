@@ -16,7 +16,6 @@ import jax
 
 from jaxbin import data
 from jaxbin.binarization.layers import latent_weights
-from jaxbin.common import files
 from jaxbin.common.errors import UserError
 from jaxbin.config import Config
 from jaxbin.engine import processes
@@ -25,7 +24,8 @@ from jaxbin.engine.plan import plan_epoch
 from jaxbin.engine.program import Program, check_devices, initial_state, matmul_precision
 from jaxbin.engine.step import NEVER, TrainState
 from jaxbin.engine.stopping import Requests
-from jaxbin.runs import lines, records, run_directory, terminal, weights
+from jaxbin.runs import finished, lines, records, run_directory, terminal, weights
+from jaxbin.runs.configuration import read_configuration
 from jaxbin.runs.opening import open_shared_run, sound_checkpoints, state_from_first
 from jaxbin.runs.run import Run
 from jaxbin.runs.terminal import logger
@@ -143,6 +143,10 @@ def _loop(runs: Sequence[Run], program: Program, watch: Watch) -> None:
             for index, run in enumerate(runs):
                 if run.goes_on:
                     _record(run, program, state, index, epoch, evaluated[index] | timing)
+            if any(run.goes_on for run in runs):
+                for run in runs:
+                    if not run.goes_on:
+                        run.end(len(program.traces))  # whatever becomes of the others
         if not isinstance(program.layout, Alone):
             logger.info(terminal.population_line(runs[0].config, [run.lines for run in runs]))
         epoch, step = epoch + 1, 0
@@ -226,11 +230,13 @@ def ended(config: Config, workdir: Path) -> dict[str, Any] | None:
     path = workdir / "summary.json"
     if not path.exists() or config.evaluate_only:
         return None
-    summary = files.read_json(path)
-    if summary["stopped_early"] and not run_directory.waits_longer(
-        run_directory.read_configuration(workdir), config
-    ):
-        return summary
+    summary = finished.read_summary(workdir)
+    finished.check_fields(summary, str(path), {"stopped_early": finished.truth})
+    finished.check_fields(summary["last"], f"{path}, 'last'", {"binary_layers": finished.numbers})
+    if summary["stopped_early"]:
+        last = plan_epoch(config, config.run_epochs - 1, 1)
+        longer = run_directory.waits_longer(read_configuration(workdir), config)
+        return None if longer or summary["last"]["binary_layers"] != last.binary_layers else summary
     return summary if summary["epochs"] >= config.run_epochs else None
 
 

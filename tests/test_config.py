@@ -164,6 +164,7 @@ WRONG: list[tuple[dict, list[str]]] = [
     ({"learning_rate": float("nan")}, ["learning_rate=nan", "a number > 0"]),
     ({"learning_rate": float("inf")}, ["learning_rate=inf", "a number > 0"]),
     ({"learning_rate": 10**400}, ["learning_rate=1000", "a number > 0"]),
+    ({"learning_rate": 1e39}, ["learning_rate=1e+39", "a number > 0 and <= 3.4e38"]),
     ({"momentum": 1.0}, ["momentum=1.0", "0 <= x < 1"]),
     ({"momentum": -0.1}, ["momentum=-0.1", "0 <= x < 1"]),
     ({"weight_decay": -1e-4}, ["weight_decay=-0.0001", "a number >= 0"]),

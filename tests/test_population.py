@@ -197,6 +197,22 @@ def test_a_member_without_patience_ends_alone(tmp_path: Path):
     assert lines_of(tmp_path / "alone")[-1]["epoch"] == stopped - 1
 
 
+def test_a_member_that_has_ended_holds_nobody_back(tmp_path: Path):
+    fields = DENSE | {"method": "float", "epochs": 6}
+    own = [{"seed": 1}, {"seed": 1, "patience": 1, "learning_rate": 1e-9}]
+    group = members(tmp_path, fields, own)
+    with pytest.raises(Stopped):
+        population.run_population(group, StopAt(10))
+    (before, stopped) = (kept(tmp_path / name)[-1] for name in ("0", "1"))
+    assert before > stopped
+    assert (tmp_path / "1" / "summary.json").exists()
+    with pytest.raises(Stopped):
+        population.run_population(group, StopAt(1))
+    assert kept(tmp_path / "0")[-1] >= before
+    assert "cannot be written" not in (tmp_path / "0" / "log.txt").read_text()
+    assert population.run_population(group)[0]["epochs"] == 6
+
+
 @pytest.mark.parametrize(
     ("own", "message"),
     [

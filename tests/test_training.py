@@ -503,6 +503,23 @@ def test_patience_does_not_run_before_the_last_layer(
     assert (summary["epochs"], summary["best"]["epoch"]) == (9, 6)
 
 
+def test_more_epochs_in_which_layers_are_due_revive_a_run_without_patience(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    accuracies = iter(np.linspace(0.9, 0.1, 30))  # worse in every epoch
+
+    def evaluate(*_):
+        return [{"validation_loss": 1.0, "validation_accuracy": float(next(accuracies))}]
+
+    monkeypatch.setattr(train, "_evaluate", evaluate)
+    fields = SHORT | {"epochs_per_layer": 3, "patience": 1, "checkpoint_every": 9}
+    summary = run(tmp_path / "run", **fields, epochs=6)
+    assert (summary["epochs"], summary["last"]["binary_layers"]) == (5, [1, 2])
+    summary = run(tmp_path / "run", **fields, epochs=20)
+    assert (summary["epochs"], summary["last"]["binary_layers"]) == (8, [1, 2, 3])
+    assert run(tmp_path / "run", **fields, epochs=30) == summary  # none is due any more
+
+
 def test_the_best_checkpoint_holds_the_best_epoch(patient, tmp_path: Path):
     workdir, summary = patient
     best = summary["best"]["epoch"]
@@ -543,6 +560,17 @@ def test_a_run_that_has_begun_needs_its_source_no_more(iterative, tmp_path: Path
     assert run(tmp_path / "run", **fields | {"epochs": 2}) == summary
     with pytest.raises(UserError, match="holds no run"):
         run(tmp_path / "another", **fields)
+
+
+def test_initialize_from_a_run_with_other_images_is_refused(tmp_path: Path):
+    fields = {"dataset": "synthetic", "synthetic_examples": 20, "batch_size": 10, "epochs": 1}
+    source = str(tmp_path / "source")
+    run(tmp_path / "source", **fields, method="float", synthetic_shape=(4, 4, 1))
+    with pytest.raises(
+        UserError, match=r"has shape \(16, 300\) for params/dense1/kernel; .* wants \(25, 300\)"
+    ):
+        run(tmp_path / "run", **fields, synthetic_shape=(5, 5, 1), initialize_from=source)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("there", [False, True])

@@ -113,7 +113,13 @@ def max_pool(images: jax.Array) -> jax.Array:
 
     Args:
       images: (batch, height, width, channels), height and width even.
+
+    Raises:
+      ValueError: one of them is odd.
     """
+    height, width = images.shape[1:3]
+    if height % 2 or width % 2:
+        raise ValueError(f"max-pooling by 2 takes sides that are even, not {height}x{width}")
     if _portable.get():
         return nn.max_pool(images, window_shape=(2, 2), strides=(2, 2))
     return _pool_in_quarters(images)

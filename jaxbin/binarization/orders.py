@@ -1,5 +1,6 @@
 """Orders: in which sequence an iterative run makes the layers binary (docs/method.md section 3)."""
 
+import hashlib
 import json
 import re
 from collections.abc import Sequence
@@ -26,6 +27,8 @@ PUBLISHED: dict[str, dict[str, tuple[int, ...]]] = {
 
 RANDOM_SEED = 316
 """Seed of the one fixed `random` order of a network that has no published one."""
+
+_LONGEST_LABEL = 60
 
 
 def resolve(
@@ -113,7 +116,13 @@ def _written(order: str) -> tuple[int, ...]:
 
 
 def label(order: str) -> str:
-    """A short name of an order for a directory: "forward", "132", "3-1-2", or a file's stem."""
+    """A short name of an order for a directory: "forward", "132", "3-1-2", or a file's stem.
+
+    What is longer than a name may be is named by its checksum.
+    """
     if Path(order).suffix == ".json":
         return Path(order).stem
-    return "-".join(re.findall(r"\w+", order))
+    numbers = "-".join(re.findall(r"\w+", order))
+    if len(numbers) <= _LONGEST_LABEL:
+        return numbers
+    return f"order{hashlib.sha256(numbers.encode()).hexdigest()[:8]}"

@@ -2,14 +2,16 @@
 
 import dataclasses
 import difflib
-import math
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+
 from jaxbin.common.errors import UserError, shown
 
 _MOST = 10**9
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 def field(
@@ -37,8 +39,8 @@ def between(default: int, least: int, most: int, help_text: str) -> Any:
 
 
 def real(default: float, help_text: str, accepted: str, check: Callable[[float], bool]) -> Any:
-    """A finite number."""
-    return field(default, help_text, accepted, lambda x: math.isfinite(x) and check(x))
+    """A number that float32 holds."""
+    return field(default, help_text, accepted, lambda x: abs(x) <= _LARGEST and check(x))
 
 
 def epochs(default: tuple[int, ...], help_text: str) -> Any:

@@ -87,7 +87,8 @@ class Resident:
     def training(self, epoch: int, first: int, steps: int) -> Generator[Batch | None]:
         """The dispatches of an epoch of `steps` steps, from step `first` on."""
         del epoch  # the order says it
-        return self._dispatches("train", first, steps)
+        most = self.config.checkpoint_every_steps or steps
+        return self._dispatches("train", first, steps, most)
 
     def choose(
         self, examples: Examples, inputs: EpochInputs, index: jax.Array
@@ -104,7 +105,8 @@ class Resident:
         """The dispatches of an evaluation."""
         size = self.sizes[split]
         batch_size = evaluation_batch_size(self.config.eval_batch_size, size, self.layout)
-        return self._dispatches(split, 0, -(-size // batch_size))
+        steps = -(-size // batch_size)
+        return self._dispatches(split, 0, steps, most=steps)
 
     def choose_counted(
         self, examples: Examples, index: jax.Array
@@ -119,8 +121,10 @@ class Resident:
     def close(self) -> None:
         """Nothing is held."""
 
-    def _dispatches(self, split: str, first: int, steps: int) -> Generator[Batch | None]:
+    def _dispatches(self, split: str, first: int, steps: int, most: int) -> Generator[Batch | None]:
         length = {"all": steps, "some": in_few_dispatches(steps), "one": 1}[self.dispatch]
+        if length > most:
+            length = max(n for n in range(1, most + 1) if steps % n == 0)
         while first < steps:
             # Another machine may have stopped within what is one dispatch here.
             many = length if first % length == 0 else 1

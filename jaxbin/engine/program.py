@@ -241,7 +241,7 @@ def _several(one: devices.OneDevice, steps: int) -> devices.OneDevice:
 def check_devices(config: Config, layout: Layout) -> None:
     """Raise a UserError if the devices of this machine cannot run the configuration."""
     problem = devices.check_batch_size(config.batch_size, layout.shards, config.accumulation_steps)
-    if problem:
+    if problem and not config.evaluate_only:
         raise UserError(f"batch_size={config.batch_size}: {problem}")
     if config.precision == "tf32" and jax.default_backend() != "gpu":
         raise UserError(

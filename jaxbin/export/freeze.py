@@ -19,7 +19,7 @@ from jaxbin.common.errors import UserError, one_line, shown
 from jaxbin.export import folding
 from jaxbin.export.artifact import FOLDED, OWN, UNFOLDED, Artifact
 from jaxbin.networks import own
-from jaxbin.runs import checkpoints, finished, run_directory
+from jaxbin.runs import checkpoints, configuration, finished
 
 PyTree = Any
 
@@ -135,8 +135,7 @@ def read_configuration(workdir: Path, network: str = "") -> config.Config:
     path = workdir / "config.json"
     if not os.path.exists(path):
         raise UserError(f"workdir={str(workdir)!r} holds no run: there is no config.json")
-    stored = run_directory.read_configuration(workdir)
-    run = config.Config(**{k: config.check_value(k, stored[k]) for k in config.FIELDS})
+    run = configuration.as_run(configuration.read_configuration(workdir))
     if own.is_reference(run.network) and network != run.network:
         raise UserError(
             f"{path} is of network={shown(run.network)}, which would be imported; accepted: "
@@ -144,9 +143,6 @@ def read_configuration(workdir: Path, network: str = "") -> config.Config:
         )
     if network and network != run.network:
         raise UserError(f"network={shown(network)} is not the run's, {shown(run.network)}")
-    if data.names.scheme(run.dataset):  # what it was then: it may have moved, or be gone
-        spec = data.recorded.from_json(run.dataset, stored[run_directory.SPEC])
-        vars(run)["dataset_spec"] = spec  # where a cached property keeps its value
     try:
         config.check_layers(run)
     except UserError as error:

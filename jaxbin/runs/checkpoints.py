@@ -18,6 +18,7 @@ from absl import logging
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from jaxbin.common import files
 from jaxbin.common.errors import UserError
 from jaxbin.runs.checksums import CHECKSUMS, damage, sound, write_checksums
 
@@ -118,7 +119,8 @@ def open_checkpoints(directory: Path, read_only: bool = False) -> Generator[Chec
         multiprocessing_options=_ALONE,
     )
     if not read_only:
-        directory.mkdir(exist_ok=True)
+        with files.written(directory):
+            directory.mkdir(exist_ok=True)
         for aside in directory.glob(f"*{_ASIDE}"):
             _take_back(aside)
     checkpoints = Checkpoints(

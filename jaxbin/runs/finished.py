@@ -116,6 +116,11 @@ def rows(value: Any) -> bool:
     return isinstance(value, list) and all(map(numbers, value)) and len(set(map(len, value))) <= 1
 
 
+def truth(value: Any) -> bool:
+    """true or false."""
+    return isinstance(value, bool)
+
+
 def text(value: Any) -> bool:
     """text."""
     return isinstance(value, str)

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import shutil
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,11 @@ def open_run(
         logger = stack.enter_context(records.log_to_file(workdir, alone))
         logger.info("run directory: %s", workdir)
         logger.info(terminal.parameter_table(first_state.params, config.layer_names))
-        there = sound_checkpoints(workdir, logger.warning, set_aside=True)
+        sound = sound_checkpoints(workdir, logger.warning, set_aside=True)
+        there = [number for number in sound if number <= start_at]
+        for number in sound[len(there) :]:
+            # Its population goes on from before: the same will be computed, and saved, again.
+            shutil.rmtree(workdir / "checkpoints" / str(number), ignore_errors=True)
         saved = stack.enter_context(checkpoints.open_checkpoints(workdir / "checkpoints"))
         start = first_state
         if start_at:
@@ -63,7 +68,7 @@ def open_run(
                 if source.is_dir()
                 else weights.from_file(source, first_state, config, logger)
             )
-        run_records = records.open_records(workdir, *divmod(start_at, steps))
+        run_records = records.open_records(workdir, config.metric, *divmod(start_at, steps))
         stack.enter_context(contextlib.closing(run_records))
         run = Run(config, workdir, logger, start, start_at, steps, saved, run_records)
         run.best = _best_of(run, there)
@@ -91,7 +96,7 @@ def state_from_first(like: TrainState, function: Callable[[], TrainState]) -> Tr
 def _best_of(run: Run, there: list[int]) -> dict[str, Any] | None:
     """The best epoch of those that a checkpoint holds, if it holds any."""
     held = [line for line in run.lines if line["step"] in there]
-    return records.best_epoch(held, run.metric) if held else None
+    return records.best_epoch(held, run.config.metric) if held else None
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from jaxbin.common import files
 from jaxbin.common.errors import UserError
+from jaxbin.runs import finished
 
 if TYPE_CHECKING:
     from tensorboardX import SummaryWriter
@@ -51,7 +52,9 @@ class Records:
         # With it comes PyTorch where that is installed, which takes longer than the first epoch.
         from tensorboardX import SummaryWriter
 
-        return SummaryWriter(str(self.workdir / "tensorboard"), purge_step=self.first)
+        path = self.workdir / "tensorboard"
+        with files.written(path):
+            return SummaryWriter(str(path), purge_step=self.first)
 
     def close(self) -> None:
         """Write what TensorBoard's files still lack."""
@@ -85,7 +88,7 @@ class Records:
             self._tensorboard.add_scalar(f"{tag}/share_positive", (latent >= 0).mean(), epoch)
 
 
-def open_records(workdir: Path, epochs: int, step: int) -> Records:
+def open_records(workdir: Path, metric: str, epochs: int, step: int) -> Records:
     """The records of a run that goes on in epoch `epochs` after `step` of its steps.
 
     What was recorded beyond is dropped: an epoch is recorded before it is saved, so a killed run
@@ -93,10 +96,11 @@ def open_records(workdir: Path, epochs: int, step: int) -> Records:
     stopped in an evaluation has one line less than epochs trained.
 
     Raises:
-      UserError: the records of the epochs before are not there.
+      UserError: the records of the epochs before are not there, or say nothing of `metric`.
     """
     path = workdir / "metrics.jsonl"
-    kept = path.read_bytes().splitlines()[:epochs] if path.exists() else []
+    with files.written(path):
+        kept = path.read_bytes().splitlines()[:epochs] if path.exists() else []
     lines: list[Any] = [None] * len(kept)
     with contextlib.suppress(ValueError):  # no JSON, or no UTF-8
         lines = [json.loads(line) for line in kept]
@@ -104,6 +108,9 @@ def open_records(workdir: Path, epochs: int, step: int) -> Records:
     evaluated = [epochs] if step or not epochs else [epochs, epochs - 1]
     if numbers not in [list(range(count)) for count in evaluated]:
         raise UserError(f"{path} does not hold the {epochs} epochs that were saved")
+    accepted = {"step": finished.whole, "binary_layers": finished.numbers, metric: finished.number}
+    for count, line in enumerate(lines, start=1):
+        finished.check_fields(line, f"{path}, line {count}", accepted)
     files.write_bytes(path, b"".join(line + b"\n" for line in kept))
     return Records(workdir, lines, written=True, first=len(lines))
 
@@ -118,7 +125,9 @@ class _LogFile(logging.FileHandler):
 @contextmanager
 def log_to_file(workdir: Path, terminal: bool) -> Generator[logging.Logger]:
     """A logger that writes to `log.txt` and, if wanted, to wherever jaxbin logs."""
-    handler = _LogFile(workdir / "log.txt", encoding="utf-8")
+    path = workdir / "log.txt"
+    with files.written(path):
+        handler = _LogFile(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     logger = logging.getLogger("jaxbin").getChild(f"run {workdir}".replace(".", "_"))
     logger.propagate = terminal

@@ -35,6 +35,7 @@ class Run:
       best: the line of the best epoch, see `records.best_epoch`; None before the first has ended.
       unsaved_best: the best epoch's line and state, unless a checkpoint holds it.
       failure: why it cannot go on.
+      outcome: its summary, or its failure, once it has ended.
     """
 
     config: Config
@@ -48,6 +49,7 @@ class Run:
     best: dict[str, Any] | None = None
     unsaved_best: tuple[dict[str, Any], TrainState] | None = None
     failure: UserError | None = None
+    outcome: dict[str, Any] | UserError | None = None
 
     def take_start(self) -> TrainState:
         """The state to go on from, which is not kept any longer."""
@@ -59,11 +61,6 @@ class Run:
     def lines(self) -> list[dict[str, Any]]:
         """The metrics of the epochs that have ended."""
         return self.records.lines
-
-    @property
-    def metric(self) -> str:
-        """The name of the metric by which epochs are compared."""
-        return f"{self.config.evaluated_split}_accuracy"
 
     @property
     def goes_on(self) -> bool:
@@ -129,7 +126,7 @@ class Run:
 
     def _score(self, line: dict[str, Any]) -> float:
         # Orbax keeps the last of equal ones. Accuracies count examples, 1e-9 is none.
-        return records.score(line, self.metric) - 1e-9 * line["epoch"]
+        return records.score(line, self.config.metric) - 1e-9 * line["epoch"]
 
     def fail(self, epoch: int, step: int, state: TrainState) -> None:
         """Give up: the loss of an epoch is not finite.
@@ -149,10 +146,12 @@ class Run:
         ]
         where = "in its evaluation" if step == NEVER else f"from its step {step} on"
         weights = f"those of layers {', '.join(layers)} are not" if layers else "all are"
+        rates = f"learning_rate={self.config.learning_rate:g}"
+        if self.config.weight_decay:
+            rates += f" or weight_decay={self.config.weight_decay:g}"
         self.failure = UserError(
             f"epoch {epoch}: the loss is not finite {where}; of the latent weights, by its end, "
-            f"{weights}; the last checkpoint is kept; learning_rate="
-            f"{self.config.learning_rate:g} may be too large"
+            f"{weights}; the last checkpoint is kept; {rates} may be too large"
         )
         with contextlib.suppress(UserError):
             self._save_best()
@@ -181,11 +180,15 @@ class Run:
             self.failure = error
 
     def end(self, traces: int) -> dict[str, Any] | UserError:
-        """Write the summary and return it, or return the failure.
+        """Write the summary, once, and return it, or return the failure.
 
         Args:
           traces: how often the training step was traced.
         """
+        self.outcome = self.outcome or self._end(traces)
+        return self.outcome
+
+    def _end(self, traces: int) -> dict[str, Any] | UserError:
         if self.checkpoints is not None:
             try:
                 self.checkpoints.settle()
@@ -194,7 +197,7 @@ class Run:
         if self.failure is not None:
             return self.failure
         summary = {
-            "metric": self.metric,
+            "metric": self.config.metric,
             "best": self.best,
             "last": self.lines[-1],
             "epochs": len(self.lines),

@@ -23,8 +23,9 @@ from jaxbin import data
 from jaxbin.binarization import orders
 from jaxbin.common import files, provenance
 from jaxbin.common.errors import UserError, shown
-from jaxbin.config import FIELDS, Config, check_value, to_json
+from jaxbin.config import FIELDS, Config, to_json
 from jaxbin.runs import locks, weights
+from jaxbin.runs.configuration import SPEC, as_run, read_configuration
 
 # Moving the data, looking at a run's result, what is kept of it and how long it is waited for make
 # no other run; nor does who reads the data.
@@ -45,9 +46,6 @@ _DEFINES_WEIGHTS = ("network", "network_options", "depth", "layer_names")
 _DEFINES_OUTPUT = ("scale", "layer_scales", "map", "steepness", "grain", "grain_order")
 
 _SPLIT = "split_file_sha256"
-
-SPEC = "dataset_spec"
-"""What `config.json` holds of a dataset of the user's own."""
 
 
 def default_workdir(config: Config) -> Path:
@@ -149,6 +147,7 @@ def _check_weights(
     if not any((directory / "checkpoints").glob("[0-9]*")):
         raise UserError(f"{field}={str(directory)!r} holds no checkpoint yet")
     _check_same(field, directory, config, names, consequence)
+    weights.check_shapes(field, directory, as_run(read_configuration(directory)), config)
 
 
 def _check_same(
@@ -207,38 +206,6 @@ def _checksums(config: Config) -> dict[str, str]:
     return {_SPLIT: hashlib.sha256(content).hexdigest()}
 
 
-def read_configuration(directory: Path) -> dict[str, Any]:
-    """The content of a run's `config.json`, every field of today's in it.
-
-    A run of a version that did not have a field yet was computed as its default says.
-
-    Raises:
-      UserError: it cannot be read, or is no configuration.
-    """
-    path = directory / "config.json"
-    stored = files.read_json(path)
-    if not isinstance(stored, dict):
-        raise UserError(f"{path} is no configuration of a run; accepted: a JSON object")
-    if isinstance(stored.get("dataset"), str) and data.names.scheme(stored["dataset"]):
-        try:
-            data.recorded.from_json(stored["dataset"], stored.get(SPEC))
-        except UserError as error:
-            raise UserError(f"{path} is no configuration of a run: {error}") from None
-    lists = {"order_layers": int, "layer_names": str}  # what was resolved
-    defaults = {name: field.default for name, field in FIELDS.items()}
-    content = json.loads(json.dumps(defaults)) | {name: [] for name in lists} | stored
-    try:
-        for name in FIELDS:
-            check_value(name, content[name])
-    except UserError as error:
-        raise UserError(f"{path} is no configuration of a run: {error}") from None
-    for name, kind in lists.items():
-        value = content[name]
-        if not isinstance(value, list) or any(type(item) is not kind for item in value):
-            raise UserError(f"{path} is no configuration of a run: {name}={shown(value)}")
-    return content
-
-
 @contextmanager
 def claim(workdir: Path, config: Config, spec: data.DatasetSpec) -> Generator[None]:
     """Keep `workdir` for this process; create it, and the files that describe the run.
@@ -269,14 +236,13 @@ def claim(workdir: Path, config: Config, spec: data.DatasetSpec) -> Generator[No
         if not (workdir / "config.json").exists():
             content |= {SPEC: data.recorded.to_json(spec)} if own else {}
             files.write_json(workdir / "environment.json", provenance.environment())
-            files.write_json(workdir / "config.json", content)
         else:
             there = read_configuration(workdir)
             content |= {SPEC: there[SPEC]} if own else {}
             _check_images(workdir, there, spec)
             if there["epochs"] < config.epochs or waits_longer(there, config):
                 (workdir / "summary.json").unlink(missing_ok=True)  # it has not ended any more
-                files.write_json(workdir / "config.json", content)
+        files.write_json(workdir / "config.json", content)  # what may differ, as it is now
         yield
 
 

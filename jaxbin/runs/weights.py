@@ -58,16 +58,9 @@ def read_file(path: Path, config: Config) -> Found:
     """
     if not path.exists():
         raise UserError(f"initialize_from={str(path)!r} does not exist")
-    shape = config.dataset_spec.image_shape
-    network = config.build_network()
-    shapes = {
-        f"{collection}/{name}": leaf
-        for collection, leaves in variable_shapes(network, shape).items()
-        if collection != BINARIZATION
-        for name, leaf in leaves.items()
-    }
     if path.suffix in _TORCH:
         arrays = torch_weights.load_checkpoint(path)
+        network, shape = config.build_network(), config.dataset_spec.image_shape
         variables = torch_weights.variables_from_arrays(network, shape, arrays)
         flat: dict[str, Any] = dict(flax.traverse_util.flatten_dict(variables, sep="/"))
         return Found(flat, (), ())
@@ -76,7 +69,32 @@ def read_file(path: Path, config: Config) -> Found:
             f"initialize_from={str(path)!r} is not accepted; accepted: a run directory, or a file "
             f"{', '.join((_SAFETENSORS, *_TORCH))}"
         )
-    return _matched(path, shapes)
+    return _matched(path, _shapes(config))
+
+
+def check_shapes(field: str, directory: Path, there: Config, here: Config) -> None:
+    """Raise a UserError if the weights of the run `there` do not fit into the network of `here`.
+
+    Both have the same network; images and classes may differ.
+    """
+    wanted = _shapes(here)
+    for name, leaf in _shapes(there).items():
+        if name in wanted and leaf.shape != wanted[name].shape:
+            raise UserError(
+                f"{field}={str(directory)!r} has shape {leaf.shape} for {name}; the network for "
+                f"dataset={here.dataset!r} wants {wanted[name].shape}"
+            )
+
+
+def _shapes(config: Config) -> dict[str, Any]:
+    """What a run's training changes, by "COLLECTION/PATH"."""
+    shapes = variable_shapes(config.build_network(), config.dataset_spec.image_shape)
+    return {
+        f"{collection}/{name}": leaf
+        for collection, leaves in shapes.items()
+        if collection != BINARIZATION
+        for name, leaf in leaves.items()
+    }
 
 
 def _matched(path: Path, shapes: Mapping[str, Any]) -> Found:

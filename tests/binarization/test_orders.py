@@ -1,6 +1,7 @@
 """Orders: every form that is accepted, and everything that is no permutation."""
 
 import json
+import re
 import time
 from pathlib import Path
 
@@ -223,6 +224,13 @@ def test_numbers_of_another_network_are_refused():
 )
 def test_labels(order: str, expected: str):
     assert orders.label(order) == expected
+
+
+def test_a_label_is_no_longer_than_a_name_of_a_directory():
+    deep = list(range(1, 1203))
+    labels = {orders.label(str(numbers)) for numbers in (deep, deep[::-1])}
+    assert len(labels) == 2
+    assert all(re.fullmatch("order[0-9a-f]{8}", label) for label in labels)
 
 
 def test_every_published_order_is_a_permutation():

@@ -74,6 +74,8 @@ try:
 except UserError as error:
     results["refused"] = str(error)
 results["created"] = (directory / "refused").exists()
+evaluated = config.parse(dense | {"batch_size": 102, "evaluate_only": True})
+program.check_devices(evaluated, devices.Alone())  # which no training batch is for
 print(json.dumps(results))
 """
 

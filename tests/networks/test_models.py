@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from helpers import initialized
 
+from jaxbin import config
 from jaxbin.binarization.layers import BINARIZATION, forward_order, latent_weights, write_mask
 from jaxbin.common.errors import UserError
 from jaxbin.networks import registry
@@ -269,3 +270,9 @@ def test_unknown_networks_are_refused(name: str, depth: int, message: str):
 
 def test_labels():
     assert [registry.label("resnet", 20), registry.label("vgg5")] == ["resnet20", "vgg5"]
+
+
+def test_images_that_do_not_halve_are_refused():
+    fields = {"network": "vgg5", "dataset": "synthetic", "synthetic_shape": (31, 31, 3)}
+    with pytest.raises(UserError, match=r"cannot take images of 31x31x3.* even, not 31x31"):
+        config.parse(fields)

@@ -1,5 +1,6 @@
 """One run's side of the loop: what it records and saves, without any training."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -114,9 +115,50 @@ def test_of_several_runs_the_one_that_is_not_saved_says_so(tmp_path: Path, state
 
 
 def test_metrics_that_are_no_text_are_refused(tmp_path: Path):
-    (tmp_path / "metrics.jsonl").write_bytes(b'{"epoch": 0}\n{"epoch": \xff}\n')
-    records.open_records(tmp_path, 1, 0).close()
-    assert (tmp_path / "metrics.jsonl").read_bytes() == b'{"epoch": 0}\n'
+    first = json.dumps(line(0, 0.5)).encode() + b"\n"
+    (tmp_path / "metrics.jsonl").write_bytes(first + b'{"epoch": \xff}\n')
+    records.open_records(tmp_path, "validation_accuracy", 1, 0).close()
+    assert (tmp_path / "metrics.jsonl").read_bytes() == first
     (tmp_path / "metrics.jsonl").write_bytes(b'{"epoch": \xff}\n')
     with pytest.raises(UserError, match="does not hold the 1 epochs that were saved"):
-        records.open_records(tmp_path, 1, 0)
+        records.open_records(tmp_path, "accuracy", 1, 0)
+
+
+def test_metrics_without_the_accuracy_are_refused(tmp_path: Path):
+    recorded = line(0, 0.5)
+    del recorded["validation_accuracy"]
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(recorded) + "\n")
+    with pytest.raises(UserError, match=r"jsonl, line 1 has no 'validation_accuracy'"):
+        records.open_records(tmp_path, "validation_accuracy", 1, 0)
+
+
+def test_a_run_that_goes_back_can_save_again(tmp_path: Path, state: Any):
+    with opened(tmp_path, state) as run:
+        for epoch in range(2):
+            run.record(line(epoch, 0.5), lambda: state)
+            run.save(STEPS * (epoch + 1), state)
+    with open_run(CONFIG, tmp_path, state, STEPS, STEPS, False) as run:  # as its population does
+        run.save(STEPS + 1, state)
+        assert run.failure is None
+    assert sound_checkpoints(tmp_path, print) == [STEPS, STEPS + 1]
+
+
+@pytest.mark.parametrize("name", ["log.txt", "metrics.jsonl"])
+def test_a_directory_where_a_file_belongs_is_one_line(tmp_path: Path, state: Any, name: str):
+    (tmp_path / name).mkdir()
+    with (
+        pytest.raises(UserError, match=rf"{name} cannot be written: Is a directory"),
+        opened(tmp_path, state),
+    ):
+        pass
+
+
+def test_a_file_where_a_directory_belongs_is_one_line(tmp_path: Path, state: Any):
+    (tmp_path / "tensorboard").touch()
+    with opened(tmp_path, state) as run:
+        run.record(line(0, 0.5), lambda: state)
+        assert "tensorboard cannot be written" in str(run.failure)
+    (tmp_path / "checkpoints" / "1").parent.rename(tmp_path / "moved")
+    (tmp_path / "checkpoints").touch()
+    with pytest.raises(UserError, match="checkpoints cannot be written"), opened(tmp_path, state):
+        pass

@@ -13,6 +13,7 @@ import pytest
 from jaxbin import config, data, train
 from jaxbin.common.errors import UserError
 from jaxbin.runs import run_directory
+from jaxbin.runs.configuration import read_configuration
 
 CONFIG = config.parse({"epochs": 1, "max_steps_per_epoch": 1})
 
@@ -64,6 +65,44 @@ def test_locks_that_are_refused(
     monkeypatch.setattr(fcntl, "flock", refuse)
     with pytest.raises(UserError, match=message):
         run_directory.check(tmp_path / "run", CONFIG)
+
+
+def test_what_may_differ_is_stored_as_it_is_now(tmp_path: Path):
+    """A run that ended by the patience it was given later can be given more."""
+    for given in ({}, {"patience": 2, "checkpoint_every": 7, "data_dir": str(tmp_path)}):
+        parsed = config.parse({"epochs": 1, "max_steps_per_epoch": 1} | given)
+        with run_directory.claim(tmp_path / "run", parsed, parsed.dataset_spec):
+            pass
+    stored = read_configuration(tmp_path / "run")
+    assert (stored["patience"], stored["checkpoint_every"]) == (2, 7)
+    assert stored["data_dir"] == str(tmp_path)
+    for patience, longer in ((1, False), (2, False), (3, True), (0, True)):
+        parsed = config.parse({"epochs": 1, "max_steps_per_epoch": 1, "patience": patience})
+        assert run_directory.waits_longer(stored, parsed) == longer
+
+
+@pytest.mark.parametrize(
+    ("lacks", "message"),
+    [
+        ("stopped_early", "summary.json has no 'stopped_early'"),
+        ("metric", "summary.json has no 'metric'"),
+        ("last", "summary.json has no 'last'"),
+    ],
+)
+def test_a_summary_in_which_something_is_missing_is_one_line(
+    tmp_path: Path, lacks: str, message: str
+):
+    epoch = {"epoch": 0, "validation_accuracy": 0.5, "binary_layers": []}
+    summary = {
+        **{"metric": "validation_accuracy", "best": epoch, "last": epoch},
+        **{"epochs": 1, "stopped_early": False},
+    }
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    assert train.ended(CONFIG, tmp_path) == summary
+    del summary[lacks]
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    with pytest.raises(UserError, match=message):
+        train.ended(CONFIG, tmp_path)
 
 
 def split(path: Path, train_positions: list[int], validation: list[int]) -> str:
