@@ -137,3 +137,88 @@ def small(classes: int, width: int = 8) -> nn.Module:
 
 def text() -> str:
     return "no network"
+
+
+def _flat(images: jax.Array) -> jax.Array:
+    return images.reshape(len(images), -1)
+
+
+class Normalized(nn.Module):
+    """A weight that is divided by its spectral norm, whose variables have "/" in their names."""
+
+    classes: int
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+        return nn.SpectralNorm(nn.Dense(self.classes))(_flat(images), update_stats=train)
+
+
+class Reserved(nn.Module):
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        return nn.Dense(10)(nn.Dense(5, name="channels")(_flat(images)))
+
+
+class Partitioned(nn.Module):
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        init = nn.with_partitioning(nn.initializers.lecun_normal(), (None, None))
+        return nn.Dense(10, kernel_init=init)(_flat(images))
+
+
+class OwnStack(nn.Module):
+    """Layers of jaxbin's in a scan over them."""
+
+    rules: Any
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        rules = self.rules
+
+        class One(nn.Module):
+            @nn.compact
+            def __call__(self, x: jax.Array, _: None) -> tuple[jax.Array, None]:
+                return nn.relu(jaxbin.Dense(10, rules=rules)(x)), None
+
+        kinds = {"params": 0, jaxbin.BINARIZATION: 0}
+        stack = nn.scan(One, variable_axes=kinds, split_rngs={"params": True}, length=3)
+        return stack(name="stack")(nn.Dense(10)(_flat(images)), None)[0]
+
+
+class Jitted(nn.Module):
+    """Blocks alike, under nn.jit, which traces the first alone."""
+
+    classes: int
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+        del train
+
+        class One(nn.Module):
+            @nn.compact
+            def __call__(self, x: jax.Array) -> jax.Array:
+                return nn.relu(nn.Dense(6)(x))
+
+        x = nn.Dense(6)(_flat(images))
+        for number in (1, 2, 3):
+            x = nn.jit(One)(name=f"block{number}")(x)
+        return nn.Dense(self.classes)(x)
+
+
+class Convolutional(nn.Module):
+    """Convolutions of Flax, batch norm and pooling: what C has kernels for."""
+
+    classes: int
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+        x = images
+        for features in (8, 12):
+            x = nn.Conv(features, (3, 3), use_bias=False)(x)
+            x = nn.relu(nn.BatchNorm(not train)(x))
+            x = nn.max_pool(x, (2, 2), (2, 2))
+        return nn.Dense(self.classes)(_flat(x))
+
+
+chosen = Chosen(10)
+plain = Plain()

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.linen.dtypes import promote_dtype
 
+from jaxbin.binarization.calls import shapes_of_calls
 from jaxbin.binarization.convolution_forms import convolve
 from jaxbin.binarization.methods import Rules, computed_weights
 
@@ -156,14 +157,13 @@ def _outline(network: nn.Module, image_shape: tuple[int, ...]) -> Outline:
             calls.append(Call("/".join(module.path), type(module), epsilon))
         return call(*args, **kwargs)
 
-    with nn.intercept_methods(note):
-        variables: dict[str, Any] = dict(
-            jax.eval_shape(
-                functools.partial(network.init, train=False),
-                jax.random.key(0),
-                jax.ShapeDtypeStruct((1, *image_shape), jnp.float32),
-            )
-        )
+    variables = shapes_of_calls(
+        functools.partial(network.init, train=False),
+        (jax.random.key(0), jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)),
+        note,
+        calls,
+        lambda: {call.name for call in calls},
+    )
     shapes: dict[str, dict[str, Any]] = {
         collection: dict(flax.traverse_util.flatten_dict(tree, sep="/"))
         for collection, tree in variables.items()

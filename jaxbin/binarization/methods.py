@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxbin.binarization.binarize import binarize
+from jaxbin.common.errors import UserError, shown
 
 SCALES = ("none", "he", "mean", "channel")
 MAPS = ("sign", "relax", "parq", "tanh")
@@ -35,6 +36,9 @@ class Rule:
       grain: one of `GRAINS`; whether all weights of a layer become binary at once, or a share that
         grows with the progress.
       grain_order: one of `GRAIN_ORDERS`; which weights of `grain` "weight" come first.
+
+    Raises:
+      UserError: one of them is none of these.
     """
 
     scale: str = "none"
@@ -42,6 +46,17 @@ class Rule:
     steepness: float = STEEPNESS
     grain: str = "layer"
     grain_order: str = "magnitude"
+
+    def __post_init__(self) -> None:
+        accepted = {"scale": SCALES, "map": MAPS, "grain": GRAINS, "grain_order": GRAIN_ORDERS}
+        for name, values in accepted.items():
+            if getattr(self, name) not in values:
+                raise UserError(
+                    f"Rule({name}={shown(getattr(self, name))}) is not accepted; accepted: "
+                    f"{', '.join(values)}"
+                )
+        if not self.steepness > 0:
+            raise UserError(f"Rule(steepness={shown(self.steepness)}) is not accepted; above 0 is")
 
     @property
     def published(self) -> bool:

@@ -35,12 +35,25 @@ class Leaves:
       outputs: the axes of the outputs; all others are inputs, whose product is the fan-in. None for
         the last axis of a Flax "kernel" and the first of an Equinox "weight".
       stacked: whether the first axis counts layers, as where a network is a scan over them.
+
+    Raises:
+      UserError: `rule` or `outputs` is something else.
     """
 
     pattern: str
     rule: Rule | None = _CHANNEL
     outputs: tuple[int, ...] | None = None
     stacked: bool = False
+
+    def __post_init__(self) -> None:
+        rule: Any = self.rule
+        axes: Any = self.outputs
+        if not (rule is None or isinstance(rule, Rule)):
+            raise UserError(f"Leaves(rule={shown(rule)}) is not accepted; a jaxbin.Rule is")
+        if isinstance(axes, list):
+            object.__setattr__(self, "outputs", tuple(axes))
+        elif not (axes is None or isinstance(axes, tuple)):
+            raise UserError(f"Leaves(outputs={shown(axes)}) is not accepted; axes are, as (-1,)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +117,7 @@ class Selection:
           A tree of the same structure, shapes and types.
 
         Raises:
-          UserError: a leaf is missing, or has another shape.
+          UserError: a leaf is missing, or has another shape; so has the mask or the progress.
         """
         mask = jnp.asarray(mask)
         if mask.shape != (len(self.names),):
@@ -112,7 +125,13 @@ class Selection:
                 f"a mask of shape {mask.shape} is not accepted; accepted: ({len(self.names)},), "
                 "one boolean for each layer"
             )
-        progress = jnp.broadcast_to(jnp.asarray(progress, jnp.float32), mask.shape)
+        progress = jnp.asarray(progress, jnp.float32)
+        if progress.shape not in ((), mask.shape):
+            raise UserError(
+                f"a progress of shape {progress.shape} is not accepted; accepted: {mask.shape}, or "
+                "one number for all layers"
+            )
+        progress = jnp.broadcast_to(progress, mask.shape)
         chosen = {leaf.path: leaf for leaf in self._leaves}
         found, structure = jax.tree_util.tree_flatten_with_path(params)
         results = []
@@ -140,14 +159,17 @@ def select(
       order: names of the layers 1..L, each once; None for the order of the tree.
 
     Raises:
-      UserError: a rule matches nothing; what a leaf's axes mean is not known; two leaves are one
-        array; `order` does not name each layer once.
+      UserError: `rules` are none, or one matches nothing; what a leaf's axes mean is not known; two
+        leaves are one array; `order` does not name each layer once.
 
     >>> params = {"first": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}}
     >>> selection = select(params, [Leaves("*/kernel")])
     >>> selection.names, selection.others
     (('first/kernel',), ('first/bias',))
     """
+    given: Any = rules
+    if not isinstance(given, (list, tuple)) or not all(isinstance(one, Leaves) for one in given):
+        raise UserError(f"rules={shown(given)} are not accepted; a list of jaxbin.Leaves is")
     leaves: list[_Leaf] = []
     others: list[str] = []
     used: set[Leaves] = set()
@@ -189,6 +211,8 @@ def path_of(keys: Sequence[Any]) -> str:
 
 def _outputs(path: str, shape: tuple[int, ...], rule: Leaves) -> tuple[int, ...]:
     """The axes of a layer's outputs, counted from the front, without that of a stack."""
+    if rule.stacked and not shape:
+        raise UserError(f"{path} is a scalar, which is no stack of layers")
     inner = shape[1:] if rule.stacked else shape
     axes = rule.outputs
     if axes is None:

@@ -4,7 +4,7 @@ import dataclasses
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.core.lift
 import flax.linen as nn
@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxbin.binarization.calls import shapes_of_calls
 from jaxbin.binarization.layers import BINARIZATION, Conv, Dense, write_mask
 from jaxbin.binarization.methods import Rule, Rules, computed_weights
 from jaxbin.common.errors import UserError
@@ -137,7 +138,8 @@ def binarizable(
       options: of a call, by name; `train` is passed on in the module's own words, if it has any.
 
     Raises:
-      UserError: a layer is a stack made by `nn.scan`, or the module is itself a layer.
+      UserError: a layer is a stack made by `nn.scan`, or the module is itself a layer; a layer of
+        jaxbin's inside computes by other rules.
 
     >>> network = binarizable(nn.Sequential([nn.Dense(3), nn.relu, nn.Dense(2)]), jnp.ones((1, 4)))
     >>> [layer.name for layer in network.layers]
@@ -145,7 +147,7 @@ def binarizable(
     """
     if "train" in options:
         options |= mode(network, options.pop("train"))
-    called: dict[str, tuple[type, tuple[int, ...], tuple[int, ...]] | None] = {}
+    called: dict[str, _Call | None] = {}
 
     def note(
         call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext
@@ -156,37 +158,62 @@ def binarizable(
         outputs = call(*args, **kwargs)
         if context.method_name == "__call__" and module.has_variable("params", "kernel"):
             shape = jnp.shape(module.get_variable("params", "kernel"))
-            called[name] = type(module), shape, _outputs(module)
+            its = module.rules if isinstance(module, (Dense, Conv)) else None
+            called[name] = _Call(shape, _outputs(module, len(shape)), its)
         return outputs
 
     def init(*given: Any) -> Any:
         return network.init(jax.random.key(0), *given, **options)
 
-    with nn.intercept_methods(note):
-        params = _flat(jax.eval_shape(init, *inputs).get("params", {}))
+    shapes = shapes_of_calls(init, inputs, note, called, called.keys)
+    params = _flat(shapes.get("params", {}))
     found = {name: call for name, call in called.items() if call is not None}
-    if any(issubclass(kind, (Dense, Conv)) for kind, _, _ in found.values()):
+    chosen = {name: call for name, call in found.items() if call.rules is not None}
+    for name, call in chosen.items():
+        _check_whole(name, call.shape, params)
+        if call.rules is not None and call.rules.of(name) != rules.of(name):
+            raise UserError(
+                f"layer {name or 'alone'} is jaxbin's, and computes by {call.rules.of(name)}, "
+                f"where {rules.of(name)} is asked for; accepted: a module that takes `rules` and "
+                "gives them to its layers, or flax.linen's layers"
+            )
+    if chosen:
         return Binarizable(Held(network), (), rules)
     layers = [
-        _layer(name, outputs, shape, params)
-        for name, (_, shape, outputs) in found.items()
-        if len(shape) > 1 and outputs
+        _layer(name, call, params)
+        for name, call in found.items()
+        if len(call.shape) > 1 and call.outputs
     ]
     return Binarizable(Held(network), tuple(layers), rules)
 
 
-def _layer(
-    name: str, outputs: tuple[int, ...], shape: tuple[int, ...], params: Mapping[str, Any]
-) -> Layer:
-    """The layer of that name, whose kernel has that shape in a call."""
+class _Call(NamedTuple):
+    """The call of a module with a kernel: its shape, its outputs, and rules if it is jaxbin's."""
+
+    shape: tuple[int, ...]
+    outputs: tuple[int, ...]
+    rules: Rules | None
+
+
+def _layer(name: str, call: _Call, params: Mapping[str, Any]) -> Layer:
+    """The layer of that name."""
     if not name:
-        raise UserError("a module that is itself one layer has no name; put it into another")
-    if (whole := params[f"{name}/kernel"].shape) != shape:
+        raise UserError(
+            "the outermost module has a parameter 'kernel' itself, a layer without a name; put it "
+            "into another"
+        )
+    _check_whole(name, call.shape, params)
+    return Layer(name, call.outputs)
+
+
+def _check_whole(name: str, shape: tuple[int, ...], params: Mapping[str, Any]) -> None:
+    """Raise a UserError if the kernel that has that shape in a call is part of a stack."""
+    whole = params[f"{name}/kernel" if name else "kernel"].shape
+    if whole != shape:
         raise UserError(
             f"layer {name} is a stack: its kernel is {shape} in a call and {whole} outside "
             "(nn.scan, nn.vmap); accepted: jaxbin.select with Leaves(..., stacked=True)"
         )
-    return Layer(name, outputs)
 
 
 def mode(network: nn.Module, train: bool) -> dict[str, bool]:
@@ -201,8 +228,10 @@ def layers_of(network: nn.Module, names: tuple[str, ...]) -> tuple[Layer, ...]:
     return chosen or tuple(map(Layer, names))
 
 
-def _outputs(module: nn.Module) -> tuple[int, ...]:
-    """The axes of the outputs of a module's kernel, from the back; none if that is not known."""
+def _outputs(module: nn.Module, axes: int) -> tuple[int, ...]:
+    """The outputs' axes of a module's kernel, from the back; none if they are not known."""
+    if isinstance(module, nn.ConvLocal):  # (places of the output, inputs, features)
+        return (*range(-axes, -2), -1)
     if isinstance(module, nn.DenseGeneral):
         if module.batch_dims:
             return ()

@@ -58,11 +58,6 @@ def main(arguments: Sequence[str]) -> None:
         artifact = freeze(Path(flags.workdir), which, float_dtype, flags.network or "")
     else:
         artifact = artifacts.read(inference.locate(flags.model), flags.network)
-    if artifact.rows == artifacts.OWN and flags.output.suffix in (".c", ".html"):
-        raise UserError(
-            f"output={str(flags.output)!r}: {artifact.network_label} is a network of your own, of "
-            "which there is no C; accepted: .jaxbin, .onnx, .stablehlo"
-        )
     if flags.output.suffix == ".c":
         print(write_c(artifact, flags.output))
         return

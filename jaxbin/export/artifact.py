@@ -30,7 +30,7 @@ from jaxbin.networks import own, registry
 
 __all__ = ["FOLDED", "OWN", "PRECISIONS", "UNFOLDED", "VERSION", "Artifact"]
 
-CHANNELS = "channels"
+CHANNELS = own.RESERVED
 """Name of the tensor that holds what a layer's outputs have each, `Artifact.rows` says what."""
 
 VARIABLES = "variables/"
@@ -162,7 +162,13 @@ def write(artifact: Artifact, path: Path) -> None:
 
 
 def to_bytes(artifact: Artifact) -> bytes:
-    """The content of the file; the same artifact gives the same bytes."""
+    """The content of the file; the same artifact gives the same bytes.
+
+    Raises:
+      UserError: a layer is called `CHANNELS`.
+    """
+    if CHANNELS in artifact.kernels:
+        raise UserError(f"a layer {CHANNELS!r} cannot be written, for artifacts use that name")
     tensors = {**artifact.kernels, CHANNELS: artifact.channels}
     # Unlike np.ascontiguousarray this leaves a scalar one.
     tensors = {name: np.asarray(array, order="C") for name, array in tensors.items()}

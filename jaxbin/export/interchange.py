@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxbin.binarization import convolution_forms
-from jaxbin.common.errors import UserError
+from jaxbin.common.errors import UserError, one_line
 from jaxbin.export.artifact import Artifact
 from jaxbin.export.packed import make_forward
 
@@ -28,7 +28,8 @@ def to_onnx(artifact: Artifact) -> bytes:
     Class names are in its metadata, as the JSON list `class_names`.
 
     Raises:
-      UserError: jax2onnx is missing, or the network computes in bfloat16.
+      UserError: jax2onnx is missing, or has nothing for an operation of the network; or the network
+        computes in bfloat16.
     """
     if artifact.precision == "bfloat16":
         raise UserError(
@@ -42,13 +43,19 @@ def to_onnx(artifact: Artifact) -> bytes:
         raise UserError(f"ONNX needs {error.name}: pip install 'jaxbin[onnx]'") from None
     # It warns of shapes whose element type it does not know, and writes none for them.
     logging.getLogger("onnx_ir").setLevel(logging.ERROR)
-    model: Any = jax2onnx.to_onnx(
-        with_constants(artifact),
-        [jax.ShapeDtypeStruct(("n", *artifact.image_shape), np.uint8)],  # pyright: ignore
-        model_name=artifact.network_label,
-        input_names=[INPUT],
-        output_names=[OUTPUT],
-    )
+    try:
+        model: Any = jax2onnx.to_onnx(
+            with_constants(artifact),
+            [jax.ShapeDtypeStruct(("n", *artifact.image_shape), np.uint8)],  # pyright: ignore
+            model_name=artifact.network_label,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+        )
+    except Exception as error:  # jax2onnx raises whatever it trips over
+        raise UserError(
+            f"{artifact.network_label} cannot be written as ONNX: jax2onnx: "
+            f"{type(error).__name__}: {one_line(error)}; accepted: .jaxbin, .stablehlo"
+        ) from None
     # Some of the intermediate shapes it notes are those of another layout, which onnxruntime warns
     # of; every runtime infers them itself.
     del model.graph.value_info[:]

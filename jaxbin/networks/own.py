@@ -5,11 +5,12 @@ import importlib
 import inspect
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 
@@ -17,6 +18,9 @@ from jaxbin.binarization.layers import BINARIZATION
 from jaxbin.binarization.methods import Rules
 from jaxbin.binarization.wrapped import Binarizable, binarizable
 from jaxbin.common.errors import UserError, one_line, shown
+
+RESERVED = "channels"
+"""No layer's name: artifacts call something else so."""
 
 TRAINED = ("params", "batch_stats")
 """The collections of variables that a run trains, keeps and exports."""
@@ -35,6 +39,7 @@ def read_options(text: str) -> dict[str, Any]:
     """
     try:
         options = json.loads(text) if text.strip() else {}
+        json.dumps(options, allow_nan=False)
     except (ValueError, RecursionError):
         options = None
     if not isinstance(options, dict):
@@ -79,9 +84,13 @@ def build(
     """
     label = network if isinstance(network, str) else _name_of(network)
     made = _found(network) if isinstance(network, str) else network
-    accepted: Mapping[str, Any] = {"rules": rules} if isinstance(made, nn.Module) else {}
+    if isinstance(network, str) and isinstance(made, nn.Module) and options:
+        raise UserError(
+            f"network_options={shown(dict(options))} is not accepted: network={shown(label)} is a "
+            "module, which has its arguments; accepted: none, or its class"
+        )
     if not isinstance(made, nn.Module):
-        accepted = inspect.signature(made).parameters
+        accepted: Mapping[str, Any] = inspect.signature(made).parameters
         arguments = {"classes": classes, "rules": rules, **given}
         arguments = {name: value for name, value in arguments.items() if name in accepted}
         make: Callable[..., Any] = made
@@ -101,12 +110,6 @@ def build(
     )
     if given.get("axis_name") is None:  # which only a mapped function can be called with
         _check(label, wrapped, images, classes)
-    if not wrapped.layers and rules != Rules() and "rules" not in accepted:
-        raise UserError(
-            f"network={shown(label)} has layers of jaxbin's but takes no `rules`, so that it is "
-            "binary by the bare sign; accepted: scale='none', map='sign', or a network that takes "
-            "them or is made of flax.linen's layers"
-        )
     return wrapped
 
 
@@ -178,6 +181,8 @@ def _check(
             f"network={shown(reference)} has variables in {', '.join(others)}, which a run has no "
             f"place for; accepted: {', '.join(TRAINED)}"
         )
+    for problem in (problem for tree in variables.values() for problem in _unusable(tree)):
+        raise UserError(f"network={shown(reference)} {problem}")
     if not variables.get(BINARIZATION):
         raise UserError(
             f"network={shown(reference)} has no layer to make binary; accepted: modules with a "
@@ -195,12 +200,25 @@ def _check(
             )
 
 
+def _unusable(tree: Mapping[str, Any]) -> Iterator[str]:
+    """What a run cannot store or export of a network's variables."""
+    for path, leaf in flax.traverse_util.flatten_dict(tree).items():
+        for part in path:
+            if "/" in part:
+                yield f"has {shown(part)} in a variable's path, whose parts '/' separates"
+        if path[0] == RESERVED and path[1:] == ("mask",):
+            yield f"has a layer {RESERVED!r}, a name that artifacts use; accepted: another"
+        if not isinstance(leaf, jax.ShapeDtypeStruct):
+            kind = type(leaf).__name__
+            yield f"has {'/'.join(path)} in a {kind}; accepted: plain arrays"
+
+
 def _tried(reference: str, problem: str, action: Callable[[], Any]) -> Any:
     """What an action returns; whatever the user's own code raises is one line."""
     try:
         return action()
     except UserError as error:
-        raise UserError(f"network={shown(reference)} {problem}: {error}") from None
+        raise UserError(f"network={shown(reference)}: {error}") from None
     except Exception as error:
         what = f"{type(error).__name__}: {one_line(error)}"
         raise UserError(f"network={shown(reference)} {problem}: {what}") from None

@@ -17,6 +17,7 @@ from jaxbin.binarization.methods import (
     computed_weights,
     parq_slack,
 )
+from jaxbin.common.errors import UserError
 
 # Two inputs, three outputs; means of abs u: 0.9 of all, 0.75, 0.25 and 1.7 of the outputs.
 LATENT = np.array([[0.5, -0.25, 1.5], [-1.0, 0.25, -1.9]], np.float32)
@@ -220,3 +221,18 @@ def test_masks_written_by_hand_need_no_progress():
     variables = {"params": {"kernel": jnp.array([[0.5], [-2.0]])}, BINARIZATION: {"mask": True}}
     outputs = Dense(1, use_bias=False, rules=Rules(Rule("mean"))).apply(variables, jnp.eye(2))
     np.testing.assert_allclose(outputs, [[1.25], [-1.25]])
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"scale": "chanel"},
+        {"map": "parqq"},
+        {"grain": "row"},
+        {"grain_order": 1},
+        {"steepness": 0},
+    ],
+)
+def test_rules_are_refused(given: Any):
+    with pytest.raises(UserError, match=rf"Rule\({next(iter(given))}=.* is not accepted; "):
+        Rule(**given)

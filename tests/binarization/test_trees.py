@@ -118,12 +118,32 @@ def test_shapes_are_enough():
         ([Leaves("*/kernel")], ("first/kernel",), "not one of .* once: 'second/kernel'"),
         ([Leaves("*/kernel")], ("first/kernel",) * 2, "not one of .* once: 'second/kernel'"),
         ([Leaves("*/kernel")], ("first/kernel", "b", "second/kernel"), "each once: 'b'"),
+        (["*/kernel"], None, r"rules=\['\*/kernel'\] are not accepted; a list of jaxbin.Leaves"),
+        (Leaves("*/kernel"), None, r"are not accepted; a list of jaxbin.Leaves is"),
+        ([Leaves("scalar", stacked=True)], None, "scalar is a scalar, which is no stack"),
     ],
 )
-def test_selections_are_refused(rules: list[Leaves], order: Any, message: str):
+def test_selections_are_refused(rules: Any, order: Any, message: str):
     with pytest.raises(UserError, match=message) as caught:
-        select(tree(), rules, order)
+        select(tree() | {"scalar": jnp.ones(())}, rules, order)
     assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"rule": "channel"}, r"Leaves\(rule='channel'\) is not accepted; a jaxbin.Rule is"),
+        ({"outputs": 1}, r"Leaves\(outputs=1\) is not accepted; axes are, as \(-1,\)"),
+    ],
+)
+def test_leaves_are_refused(given: Any, message: str):
+    with pytest.raises(UserError, match=message):
+        Leaves("*", **given)
+
+
+def test_a_list_of_axes_is_accepted():
+    axes: Any = [0]
+    assert Leaves("*", outputs=axes) == Leaves("*", outputs=(0,))
 
 
 def test_ambiguous_and_shared_leaves_are_refused():
@@ -138,6 +158,8 @@ def test_trees_and_masks_that_do_not_fit_are_refused():
     selection = select(tree(), [Leaves("*/kernel")])
     with pytest.raises(UserError, match=r"a mask of shape \(3,\) is not accepted; .* \(2,\)"):
         selection.weights(tree(), [True] * 3)
+    with pytest.raises(UserError, match=r"a progress of shape \(3,\) is not accepted; .* \(2,\)"):
+        selection.weights(tree(), [True] * 2, [1.0] * 3)
     with pytest.raises(UserError, match="first/kernel was selected, but is not in this tree"):
         selection.weights({"second": tree()["second"]}, [True] * 2)
     with pytest.raises(UserError, match=r"second/kernel has shape \(1, 1\); accepted: \(3, 1\)"):

@@ -11,7 +11,7 @@ import own_networks
 import pytest
 from helpers import initialized
 
-from jaxbin.binarization.layers import BINARIZATION, forward_order, write_mask
+from jaxbin.binarization.layers import BINARIZATION, Dense, forward_order, write_mask
 from jaxbin.binarization.methods import Rule, Rules
 from jaxbin.binarization.wrapped import Binarizable, Layer, binarizable
 from jaxbin.common.errors import UserError
@@ -183,5 +183,39 @@ def test_stacks_and_lone_layers_are_refused():
         UserError, match=r"layer stack/Dense_0 is a stack: .*\(10, 10\) in a call and"
     ):
         binarizable(own_networks.Stack(), IMAGES)
-    with pytest.raises(UserError, match="itself one layer"):
+    with pytest.raises(UserError, match=r"outermost module has a parameter 'kernel' itself"):
         binarizable(nn.Dense(3), jnp.ones((1, 2)))
+
+
+def test_layers_under_jit_are_found_every_time():
+    names = ("Dense_0", *(f"block{number}/Dense_0" for number in (1, 2, 3)), "Dense_1")
+    for _ in range(2):  # what was traced once is not traced again
+        network = binarizable(own_networks.Jitted(10), IMAGES, train=False)
+        assert tuple(layer.name for layer in network.layers) == names
+        assert forward_order(network, (28, 28, 1)) == names
+    assert forward_order(own_networks.Jitted(10), (28, 28, 1), nn.Dense) == names
+
+
+def test_rules_of_jaxbins_layers_are_those_asked_for():
+    class Hard(nn.Module):
+        @nn.compact
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return Dense(3, rules=CHANNEL)(x)
+
+    assert binarizable(Hard(), jnp.ones((1, 2)), rules=CHANNEL).layers == ()
+    with pytest.raises(UserError, match=r"Dense_0 is jaxbin's, and computes by Rule\(scale='chan"):
+        binarizable(Hard(), jnp.ones((1, 2)))
+
+
+def test_every_place_of_a_local_convolution_has_its_own_outputs():
+    class Local(nn.Module):
+        @nn.compact
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return nn.ConvLocal(2, (5, 5), (6, 6), name="local")(x)
+
+    network = binarizable(Local(), IMAGES, rules=Rules(Rule(scale="he")))
+    assert network.layers == (Layer("local", (-4, -3, -1)),)
+    kernel = jnp.ones((5, 5, 25, 2))
+    rule = Rule(scale="he")
+    weights = network.layers[0].weights(kernel, np.array(True), np.float32(1), rule)
+    np.testing.assert_allclose(weights, np.sqrt(2 / 25), rtol=1e-6)

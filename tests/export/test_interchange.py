@@ -9,6 +9,7 @@ import pytest
 
 from jaxbin import data
 from jaxbin.binarization.layers import BINARIZATION, forward_order, write_mask
+from jaxbin.common.errors import UserError
 from jaxbin.export import artifact, freeze, inference, interchange
 from jaxbin.networks import registry
 
@@ -39,6 +40,20 @@ def test_onnx_of_convolutions(resnet8: artifact.Artifact):
     # As many zeros below as above: no row of the CPU's own form.
     assert len([node for node in nodes if node.op_type == "Conv"]) == 7
     assert pads == [[1, 1, 1, 1]] * 7
+
+
+def test_what_onnx_cannot_express_is_one_line(
+    resnet8: artifact.Artifact, monkeypatch: pytest.MonkeyPatch
+):
+    jax2onnx = pytest.importorskip("jax2onnx")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise NotImplementedError("no plugin for scan\nand more")
+
+    monkeypatch.setattr(jax2onnx, "to_onnx", refuse)
+    with pytest.raises(UserError, match="as ONNX: jax2onnx: NotImplementedError: no") as caught:
+        interchange.to_onnx(resnet8)
+    assert len(str(caught.value).splitlines()) == 1
 
 
 def test_stablehlo_of_convolutions(resnet8: artifact.Artifact):

@@ -5,6 +5,7 @@ import functools
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -153,8 +154,9 @@ def test_no_file_names_code_that_is_imported(trained: Path, tmp_path: Path):
     with pytest.raises(UserError, match="is of 'mlp300', which takes no network="):
         jaxbin.load("mnist_300", network=NAMED)
     for suffix in (".c", ".html"):
-        with pytest.raises(UserError, match=r"network of your own, .*accepted: .jaxbin, .onnx"):
+        with pytest.raises(UserError, match=r"operation .* of the network cannot be written in C"):
             export.main([argument, f"--output={tmp_path / f'm{suffix}'}", f"--network={NAMED}"])
+        assert not (tmp_path / f"m{suffix}").exists()
 
 
 @pytest.mark.parametrize(
@@ -175,7 +177,16 @@ def test_no_file_names_code_that_is_imported(trained: Path, tmp_path: Path):
         ({"network": "own_networks:Counting"}, r"has variables in counts, which a run"),
         ({"network": "own_networks:Random"}, r"cannot be called: InvalidRngError"),
         ({"network": "own_networks:Stack"}, r"layer stack/Dense_0 is a stack"),
-        ({"network": "own_networks:Chosen"}, r"takes no `rules`, so that it is binary by the bare"),
+        ({"network": "own_networks:Chosen"}, r"layer last is jaxbin's, and computes by Rule"),
+        ({"network": "own_networks:chosen"}, r"layer last is jaxbin's, and computes by Rule"),
+        ({"network": "own_networks:plain", "network_options": '{"width": 4}'},
+         r"network_options=\{'width': 4\} is not accepted: network=.* is a module, which has"),
+        ({"network_options": '{"width": Infinity}'}, r"is not accepted; accepted: an object in"),
+        ({"network_options": '{"width": 1e999}'}, r"is not accepted; accepted: an object in"),
+        ({"network": "own_networks:Normalized"}, r"has 'Dense_0/kernel/sigma' in a variable's"),
+        ({"network": "own_networks:Reserved"}, r"has a layer 'channels', a name that artifacts"),
+        ({"network": "own_networks:Partitioned"}, r"Dense_0/kernel in a Partitioned; accepted: pl"),
+        ({"network": "own_networks:OwnStack"}, r"layer stack/Dense_0 is a stack"),
         ({"depth": 20}, r"depth=20 is for network='resnet'; a network of your own takes"),
         ({"float_layers": "body"}, r"'body' is no layer; accepted: 1 to 8, embed, block1/"),
         ({"order": "ascend"}, r"order='ascend' is not published"),
@@ -191,6 +202,28 @@ def test_what_is_wrong_is_one_line_before_anything_starts(fields: dict[str, Any]
     with pytest.raises(UserError, match=problem) as raised:
         config.parse(given | fields)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="no gcc")
+@pytest.mark.parametrize("scale", ["none", "channel"])
+def test_as_c_weights_take_one_bit_whatever_their_scale(scale: str, tmp_path: Path):
+    name = "own_networks:Convolutional"
+    fields = {"network": name, "scale": scale, "dataset": "synthetic", "epochs": 1}
+    fields |= {"synthetic_shape": (12, 12, 1), "synthetic_examples": 40, "batch_size": 20}
+    run(tmp_path / "run", **fields, method="binary", learning_rate=0.01)
+    arguments = [f"--workdir={tmp_path / 'run'}", f"--network={name}"]
+    for suffix in (".jaxbin", ".c"):
+        export.main([*arguments, f"--output={tmp_path / 'net'}{suffix}"])
+    source = (tmp_path / "net.c").read_text()
+    assert re.search(r"uint8_t \w+\[108\]", source)  # 3x3x8x12 bits
+    assert all(int(size) <= 12 for size in re.findall(r"float \w+\[(\d+)\] =", source))
+    models = [
+        jaxbin.load(tmp_path / "net.jaxbin", network=name, backend=backend)
+        for backend in ("xla", "c")
+    ]
+    images = np.random.default_rng(0).integers(0, 256, (5, 12, 12, 1), np.uint8)
+    logits = [np.asarray(model.predict(images).logits) for model in models]
+    assert np.abs(logits[0] - logits[1]).max() < 1e-5 * np.abs(logits[0]).max()
 
 
 def test_modules_in_the_current_directory_are_found(tmp_path: Path, monkeypatch: Any):

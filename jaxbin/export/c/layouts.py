@@ -11,9 +11,18 @@ _TABLE_BYTES = 16_384
 """What the tables of a convolution should not exceed, so that they stay in a first-level cache."""
 
 
-def is_binary(kernel: np.ndarray) -> bool:
-    """Whether all weights are -1 or +1."""
-    return bool((np.abs(kernel) == 1).all())
+def binary_scale(kernel: np.ndarray) -> np.ndarray | None:
+    """The scale v of each output, the last axis, if the weights are -v and v; else None."""
+    sizes = np.abs(kernel).reshape(-1, kernel.shape[-1])
+    scale = sizes[0].astype(np.float64)
+    return scale if scale.all() and (sizes == scale).all() else None
+
+
+def _finished(operation: Operation, scale: np.ndarray | None) -> Operation:
+    """An operation with signs, its outputs times the scale that the weights had."""
+    if scale is None or (scale == 1).all():
+        return operation
+    return operation.scaled(scale, np.zeros_like(scale))
 
 
 def dense(kernel: np.ndarray, source: int) -> Operation:
@@ -25,7 +34,8 @@ def dense(kernel: np.ndarray, source: int) -> Operation:
     """
     inputs, outputs = kernel.shape
     sizes, shape = {"inputs": inputs, "outputs": outputs}, (outputs, 1, 1)
-    if not is_binary(kernel):
+    scale = binary_scale(kernel)
+    if scale is None:
         return Operation("dense_floats", (source,), shape, sizes, kernel, "weights")
     padded = np.zeros((-(-inputs // 32) * 32, -(-outputs // 16) * 16), bool)
     padded[:inputs, :outputs] = kernel > 0
@@ -37,7 +47,8 @@ def dense(kernel: np.ndarray, source: int) -> Operation:
     ]
     bits = np.concatenate([part.transpose(0, 2, 1).ravel() for part in words])
     work = 2048 + padded.shape[1]
-    return Operation("dense_bits", (source,), shape, sizes, bits, "bits", work_floats=work)
+    operation = Operation("dense_bits", (source,), shape, sizes, bits, "bits", work_floats=work)
+    return _finished(operation, scale)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +81,8 @@ def convolution(
       input_shape, output_shape: channels, height, width.
       window: how it moves.
     """
-    binary = is_binary(kernel)
+    scale = binary_scale(kernel)
+    binary = scale is not None
     reach = [(size - 1) // step for size, step in zip(kernel.shape, window.strides, strict=False)]
     pitch = output_shape[2] + reach[1]
     rows = output_shape[1]
@@ -91,7 +103,7 @@ def convolution(
         "groups": window.groups,
         "rows": rows,
     }
-    return Operation(
+    operation = Operation(
         "convolution_bits" if binary else "convolution_floats",
         (source,),
         output_shape,
@@ -100,6 +112,7 @@ def convolution(
         "weights",
         work_floats=(28 if binary else 1) * length + output_shape[0] // window.groups * sums,
     )
+    return _finished(operation, scale)
 
 
 def _lengths(rows: int, pitch: int, reach: list[int]) -> tuple[int, int]:
