@@ -157,7 +157,7 @@ def binarizable(
         called.setdefault(name, None)  # the order is that of the calls' beginnings
         outputs = call(*args, **kwargs)
         if context.method_name == "__call__" and module.has_variable("params", "kernel"):
-            shape = jnp.shape(module.get_variable("params", "kernel"))
+            shape = getattr(module.get_variable("params", "kernel"), "shape", ())
             its = module.rules if isinstance(module, (Dense, Conv)) else None
             called[name] = _Call(shape, _outputs(module, len(shape)), its)
         return outputs

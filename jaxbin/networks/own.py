@@ -186,7 +186,7 @@ def _check(
     if not variables.get(BINARIZATION):
         raise UserError(
             f"network={shown(reference)} has no layer to make binary; accepted: modules with a "
-            "parameter 'kernel' of two axes or more, as flax.linen.Dense and Conv, or jaxbin's"
+            "parameter 'kernel' whose outputs are known, as flax.linen.Dense and Conv, or jaxbin's"
         )
     outputs = _tried(
         reference, "cannot be called", lambda: jax.eval_shape(calls, variables, images)
