@@ -1,4 +1,4 @@
-"""What planned runs cost: epochs, and hours on the devices whose step times are committed."""
+"""What planned runs cost: epochs, and hours in float32 on devices whose step times are there."""
 
 import json
 from collections.abc import Sequence

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from jaxbin import config, population
 from jaxbin.common import cache, command_line
-from jaxbin.common.errors import UserError
+from jaxbin.common.errors import UserError, shown
 from jaxbin.engine import stopping
 from jaxbin.runs import terminal
 
@@ -21,19 +21,7 @@ from jaxbin.runs import terminal
 def main(argv: Sequence[str]) -> None:
     """Run the population."""
     command_line.make_parser("python -m experiments.population", __doc__ or "").parse_args(argv)
-    described = json.load(sys.stdin)
-    members = [
-        (
-            config.parse(
-                {
-                    name: tuple(value) if isinstance(value, list) else value
-                    for name, value in member["fields"].items()
-                }
-            ),
-            Path(member["workdir"]),
-        )
-        for member in described
-    ]
+    members = _members(sys.stdin.read())
     cache.keep_compiled(members[0][0].compilation_cache)
     terminal.log_to_terminal()
     try:
@@ -43,6 +31,31 @@ def main(argv: Sequence[str]) -> None:
     for (_, workdir), outcome in zip(members, outcomes, strict=True):
         if isinstance(outcome, UserError):
             raise UserError(f"{workdir}: {outcome}")
+
+
+def _members(text: str) -> list[population.Member]:
+    """What standard input says."""
+    try:
+        members = [(dict(one["fields"]), Path(one["workdir"])) for one in json.loads(text)]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        members = []
+    if not members:
+        raise UserError(
+            f"standard input {shown(text[:60])} is not accepted; accepted: a JSON list of objects "
+            'with "fields" and "workdir"'
+        )
+    return [
+        (
+            config.parse(
+                {
+                    name: tuple(value) if isinstance(value, list) else value
+                    for name, value in fields.items()
+                }
+            ),
+            workdir,
+        )
+        for fields, workdir in members
+    ]
 
 
 if __name__ == "__main__":

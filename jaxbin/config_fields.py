@@ -21,7 +21,7 @@ class Fields:
 
     network: str = fields.field(
         "mlp300",
-        "the network; or module:Name, one of your own (docs/own_network.md)",
+        f"{', '.join(registry.NETWORKS)}; or module:Name, one of your own (docs/own_network.md)",
         f"{', '.join(registry.NETWORKS)}, module:Name",
         lambda value: value in registry.NETWORKS or own.is_reference(value),
     )

@@ -23,8 +23,11 @@ def field(
 
 
 def one_of(default: Any, help_text: str, names: tuple[str, ...]) -> Any:
-    """A name out of a few."""
-    return field(default, help_text, ", ".join(names), lambda value: value in names)
+    """A name out of a few, all of which the explanation has."""
+    accepted = ", ".join(names)
+    told = all(name in help_text for name in names)
+    text = help_text if told else f"{help_text}: {accepted}"
+    return field(default, text, accepted, lambda value: value in names)
 
 
 def at_least(default: int, least: int, help_text: str) -> Any:

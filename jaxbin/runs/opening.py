@@ -51,7 +51,8 @@ def open_run(
     with contextlib.ExitStack() as stack:
         logger = stack.enter_context(records.log_to_file(workdir, alone))
         logger.info("run directory: %s", workdir)
-        logger.info(terminal.parameter_table(first_state.params, config.layer_names))
+        floats = config.float_layer_numbers
+        logger.info(terminal.parameter_table(first_state.params, config.layer_names, floats))
         sound = sound_checkpoints(workdir, logger.warning, set_aside=True)
         there = [number for number in sound if number <= start_at]
         for number in sound[len(there) :]:

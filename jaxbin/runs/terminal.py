@@ -4,7 +4,7 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import flax.traverse_util
@@ -49,16 +49,23 @@ def progress_bar(total_steps: int, done_steps: int) -> "tqdm.tqdm[Any]":
     )
 
 
-def parameter_table(params: Mapping[str, Any], layer_names: Sequence[str]) -> str:
+def parameter_table(
+    params: Mapping[str, Any], layer_names: Sequence[str], float_layers: Collection[int] = ()
+) -> str:
     """Every module's weights and memory, as float and with all layers binary.
 
     A row per module with parameters, the binarizable layers with their numbers: how many weights
     can be 1 bit, how many parameters stay 32 bit, and KiB for both cases.
+
+    Args:
+      params: of the network.
+      layer_names: of layers 1..L.
+      float_layers: numbers of the layers that are never binary.
     """
     modules: dict[str, dict[str, Any]] = {}
     for path, array in flax.traverse_util.flatten_dict(params, sep="/").items():
         module, _, parameter = path.rpartition("/")
-        modules.setdefault(module, {})[parameter] = array
+        modules.setdefault(module or parameter, {})[parameter] = array
     others = [name for name in modules if name not in layer_names]
     rows = [("layer", "module", "kernel", "1-bit", "32-bit", "float KiB", "binary KiB")]
     totals = [0, 0]
@@ -67,14 +74,15 @@ def parameter_table(params: Mapping[str, Any], layer_names: Sequence[str]) -> st
         number = str(layer_names.index(name) + 1) if name in layer_names else ""
         kernel = modules[name].get("kernel")
         shape = "x".join(map(str, kernel.shape)) if kernel is not None and number else ""
-        one_bit = sizes["kernel"] if number else 0
+        one_bit = sizes["kernel"] if number and int(number) not in float_layers else 0
         rest = sum(sizes.values()) - one_bit
         totals[0] += one_bit
         totals[1] += rest
         rows.append((number, name, shape, f"{one_bit:,}", f"{rest:,}", *_kib(one_bit, rest)))
     rows.append(("", "total", "", f"{totals[0]:,}", f"{totals[1]:,}", *_kib(*totals)))
     ratio = 32 * sum(totals) / (totals[0] + 32 * totals[1])
-    return aligned(rows) + f"\nall layers binary: {ratio:.1f} times smaller than float"
+    which = "all layers but float_layers binary" if float_layers else "all layers binary"
+    return aligned(rows) + f"\n{which}: {ratio:.1f} times smaller than float"
 
 
 def layer_table(config: Config) -> str:

@@ -245,6 +245,21 @@ def test_the_layers_are_listed():
     assert re.search(r"place +1x16x16 +256 +32 +no layer", "\n".join(table))
 
 
+def test_the_first_table_counts_layers_that_stay_float():
+    parsed = config.parse(VIT)  # with embed and head in float_layers
+    params = jax.eval_shape(
+        lambda images: parsed.build_network().init(jax.random.key(0), images, train=False),
+        jax.ShapeDtypeStruct((1, 28, 28, 1), np.float32),
+    )["params"]
+    table = terminal.parameter_table(params, parsed.layer_names, parsed.float_layer_numbers)
+    assert re.search(r"^ +1  embed +7x7x1x16 +0 +800 ", table, re.MULTILINE)
+    assert re.search(r"^ +place +0 +256 ", table, re.MULTILINE)
+    assert "\nall layers but float_layers binary: " in table
+    every = terminal.parameter_table(params, parsed.layer_names)
+    assert re.search(r"^ +1  embed +7x7x1x16 +784 +16 ", every, re.MULTILINE)
+    assert "\nall layers binary: " in every
+
+
 def test_members_of_a_population_are_what_they_are_alone(tmp_path: Path):
     """Dropout too; in float, for a rounded sum that turns a sign would be another network."""
     fields = VIT | {"epochs": 2, "max_steps_per_epoch": 3, "method": "float", "float_layers": ""}
