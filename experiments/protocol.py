@@ -90,117 +90,120 @@ def _run(
     return dataclasses.replace(run, variant=name)
 
 
-def searched(
-    network: str, there: Outcomes, choices: Choices, arms: Collection[str]
-) -> dict[str, float]:
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """A comparison as a command asks for it.
+
+    Attributes:
+      network: one of `experiments.arms.COMPARISONS`.
+      choices: its seeds, and fields of all runs.
+      wanted: the arms that are to be run.
+      there: what is there of it.
+    """
+
+    network: str
+    choices: Choices
+    wanted: tuple[str, ...]
+    there: Outcomes
+
+
+def searched(asked: Request, arms: Collection[str]) -> dict[str, float]:
     """The rate of each of `arms` with the highest accuracy in the last epoch of its search.
 
     Raises:
       UserError: a run of the search has not ended.
     """
     found: dict[str, dict[float, float]] = {}
-    for run in search(network, choices):
+    for run in search(asked.network, asked.choices):
         if run.variant in arms:
             of_arm = found.setdefault(run.variant, {})
-            of_arm[run.config.learning_rate] = there.search_accuracy(run)
+            of_arm[run.config.learning_rate] = asked.there.search_accuracy(run)
     return {name: best_rate(of_arm) for name, of_arm in found.items()}
 
 
 def main(argv: Sequence[str]) -> None:
     """Carry out what is left of a comparison."""
     jax.config.update("jax_platforms", "cpu")  # the processes started from here take the GPU
-    arguments, choices = _parse(argv)
+    arguments, asked = _parse(argv)
     if arguments.dry_run:
-        _print_costs(arguments, choices)
+        _print_costs(asked)
         return
     with execution.stoppable():
-        failures = _carry_out(arguments, choices)
+        failures = _carry_out(asked, arguments.jobs)
     check_failures(failures)
 
 
-def _carry_out(arguments: argparse.Namespace, choices: Choices) -> dict[Path, str]:
-    """Run what has not ended; what failed, and why."""
-    network, wanted = arguments.network, _wanted(arguments)
-    there = outcomes.load(network, arguments.output / network, arguments.known)
+def _carry_out(asked: Request, jobs: int) -> dict[Path, str]:
+    """Run what has not ended, `jobs` at a time; what failed, and why."""
+    there = asked.there
 
     def execute(runs: Iterable[Run]) -> dict[Path, str]:
         return execution.execute(
-            network,
+            asked.network,
             [(run, there.where(run)) for run in runs],
             population="sequential",
             members=1,
-            jobs=arguments.jobs,
+            jobs=jobs,
             report=functools.partial(print, flush=True),
         )
 
-    if failures := execute(_left_of_search(network, there, choices, wanted)):
+    if failures := execute(_left_of_search(asked)):
         return failures
-    rates = searched(network, there, choices, _searches(network, wanted))
-    runs, guided = _left(network, there, choices, rates, wanted)
+    rates = searched(asked, _searches(asked))
+    runs, guided = _left(asked, rates)
     failures = execute(runs)
     if failures or not guided:
         return failures
-    order = _measured_order(there, _measured_run(network, choices, rates))
+    order = _measured_order(there, _measured_run(asked, rates))
     names = {run.name for run in guided}
-    again = full(network, choices, rates, str(order.absolute()))
+    again = full(asked.network, asked.choices, rates, str(order.absolute()))
     return execute(run for run in again if run.name in names)
 
 
-def _left_of_search(
-    network: str, there: Outcomes, choices: Choices, wanted: Sequence[str]
-) -> list[Run]:
-    searches = _searches(network, wanted)
-    runs = [run for run in search(network, choices) if run.variant in searches]
-    there.check(runs)
-    return [run for run in runs if not there.knows(run)]
+def _left_of_search(asked: Request) -> list[Run]:
+    searches = _searches(asked)
+    runs = [run for run in search(asked.network, asked.choices) if run.variant in searches]
+    asked.there.check(runs)
+    return [run for run in runs if not asked.there.knows(run)]
 
 
-def _left(
-    network: str,
-    there: Outcomes,
-    choices: Choices,
-    rates: Mapping[str, float],
-    wanted: Collection[str],
-) -> tuple[list[Run], list[Run]]:
+def _left(asked: Request, rates: Mapping[str, float]) -> tuple[list[Run], list[Run]]:
     """The full runs that are not known, and those of them that take the measured order.
 
     The latter have another order, which costs the same, until it is measured. Of what it is
     measured has to be there, known or not.
     """
-    compared = [run for run in full(network, choices, rates, "forward") if run.variant in wanted]
-    there.check(compared)
-    left = [run for run in compared if not there.knows(run)]
-    guided = [run for run in left if _is_guided(network, run.variant)]
-    run = _measured_run(network, choices, rates) if guided else None
-    measured = [run] if run and not _is_measured(there, run) else []
+    every = full(asked.network, asked.choices, rates, "forward")
+    compared = [run for run in every if run.variant in asked.wanted]
+    asked.there.check(compared)
+    left = [run for run in compared if not asked.there.knows(run)]
+    guided = [run for run in left if _is_guided(asked.network, run.variant)]
+    run = _measured_run(asked, rates) if guided else None
+    measured = [run] if run and not _is_measured(asked.there, run) else []
     return [*measured, *(run for run in left if run not in [*guided, *measured])], guided
 
 
-def _print_costs(arguments: argparse.Namespace, choices: Choices) -> None:
-    network, wanted = arguments.network, _wanted(arguments)
-    there = outcomes.load(network, arguments.output / network, arguments.known)
-    searches = _left_of_search(network, there, choices, wanted)
-    rates, unknown = _foreseen_rates(network, there, choices, _searches(network, wanted))
-    runs, guided = _left(network, there, choices, rates, wanted)
+def _print_costs(asked: Request) -> None:
+    searches = _left_of_search(asked)
+    rates, unknown = _foreseen_rates(asked)
+    runs, guided = _left(asked, rates)
     for stage, planned, notes in (
         ("search", searches, []),
         ("full", [*runs, *guided], unknown),
     ):
-        placed = [(run, there.where(run)) for run in planned]
-        print(costs.table(network, stage, placed, notes))
+        placed = [(run, asked.there.where(run)) for run in planned]
+        print(costs.table(asked.network, stage, placed, notes))
 
 
-def _foreseen_rates(
-    network: str, there: Outcomes, choices: Choices, arms: Collection[str]
-) -> tuple[dict[str, float], list[str]]:
+def _foreseen_rates(asked: Request) -> tuple[dict[str, float], list[str]]:
     """The rates that the search has found, and what is not known yet, as a line."""
     rates: dict[str, float] = {}
-    published: float = declarations.published(network)["learning_rate"]
-    unknown = []
-    for name in COMPARISONS[network].arms:
-        if name in arms:
+    published: float = declarations.published(asked.network)["learning_rate"]
+    unknown, searches = [], _searches(asked)
+    for name in COMPARISONS[asked.network].arms:
+        if name in searches:
             try:
-                rates |= searched(network, there, choices, [name])
+                rates |= searched(asked, [name])
             except UserError:
                 rates[name] = published
                 unknown.append(name)
@@ -208,27 +211,21 @@ def _foreseen_rates(
     return rates, [f"{said}{published:g} stands in"] if unknown else []
 
 
-def _wanted(arguments: argparse.Namespace) -> list[str]:
-    """The names of the arms that are to be run."""
-    arms = COMPARISONS[arguments.network].arms
-    only = arguments.only or ("*",)
-    return [name for name in arms if any(fnmatch.fnmatchcase(name, each) for each in only)]
-
-
-def _searches(network: str, names: Sequence[str]) -> set[str]:
+def _searches(asked: Request) -> set[str]:
     """The arms whose search says at which rates others run; guided runs need a float one."""
-    arms = COMPARISONS[network].arms
-    guided = {"float"} if any(_is_guided(network, name) for name in names) else set[str]()
-    return {arms[name].rate_of or name for name in names} | guided
+    arms, wanted = COMPARISONS[asked.network].arms, asked.wanted
+    guided = {"float"} if any(_is_guided(asked.network, name) for name in wanted) else set[str]()
+    return {arms[name].rate_of or name for name in wanted} | guided
 
 
 def _is_guided(network: str, arm: str) -> bool:
     return COMPARISONS[network].arms[arm].variant.endswith(_GUIDED)
 
 
-def _measured_run(network: str, choices: Choices, rates: Mapping[str, float]) -> Run:
+def _measured_run(asked: Request, rates: Mapping[str, float]) -> Run:
     """The run whose layers' sensitivity is measured."""
-    return next(run for run in full(network, choices, rates) if run.variant == "float")
+    every = _full(asked.network, asked.choices, rates, "")
+    return next(run for run in every if run.variant == "float")
 
 
 def _order_file(there: Outcomes) -> Path:
@@ -254,7 +251,7 @@ def _measured_order(there: Outcomes, run: Run) -> Path:
     return path
 
 
-def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Choices]:
+def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Request]:
     parser = command_line.make_parser("python -m experiments.protocol", __doc__ or "")
     parser.add_argument("network", choices=COMPARISONS)
     parser.add_argument("--output", type=Path, default=Path("logs/protocol"))
@@ -266,11 +263,16 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Choices]:
     parser.add_argument("--jobs", type=positive, default=1, help="processes at a time")
     parser.add_argument("--dry_run", action="store_true", help="print what would run, and its cost")
     arguments, others = parser.parse_known_args(argv)
-    arms = COMPARISONS[arguments.network].arms
-    for pattern in arguments.only:
-        if not fnmatch.filter(arms, pattern):
+    network, arms = arguments.network, COMPARISONS[arguments.network].arms
+    wanted: set[str] = set()
+    for pattern in arguments.only or ("*",):
+        matching = {name for name in arms if fnmatch.fnmatchcase(name, pattern)}
+        if not matching:
             raise UserError(f"--only={pattern} matches no arm; there are: {', '.join(arms)}")
-    return arguments, Choices(overrides=overrides(others))
+        wanted |= matching
+    choices = Choices(overrides=overrides(others))
+    there = outcomes.load(network, arguments.output / network, arguments.known)
+    return arguments, Request(network, choices, tuple(filter(wanted.__contains__, arms)), there)
 
 
 if __name__ == "__main__":
