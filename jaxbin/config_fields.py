@@ -4,7 +4,6 @@ import dataclasses
 import functools
 
 import flax.linen as nn
-import jax.numpy as jnp
 
 from jaxbin import data
 from jaxbin.binarization import layer_lists, methods, orders, schedule
@@ -13,6 +12,7 @@ from jaxbin.binarization.methods import Rule, Rules
 from jaxbin.common import fields
 from jaxbin.common.errors import UserError, one_line
 from jaxbin.networks import own, registry
+from jaxbin.networks.precision import PRECISIONS, dtype_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +113,7 @@ class Fields:
     precision: str = fields.one_of(
         "float32",
         "of products: float32, tf32 (GPU) or bfloat16; latent weights stay float32",
-        ("float32", "tf32", "bfloat16"),
+        PRECISIONS,
     )
     max_steps_per_epoch: int = fields.at_least(0, 0, "for short tries: steps in an epoch; 0: all")
     patience: int = fields.at_least(
@@ -187,7 +187,7 @@ class Config(Fields):
         return self._network(self.rules, axis_name)
 
     def _network(self, rules: Rules, axis_name: str | None = None) -> nn.Module:
-        dtype = jnp.bfloat16 if self.precision == "bfloat16" else None
+        dtype = dtype_of(self.precision)
         spec = self.dataset_spec
         if own.is_reference(self.network):
             shape, options = spec.image_shape, self.network_options

@@ -22,6 +22,7 @@ from jaxbin.engine.epoch import EpochInputs
 from jaxbin.engine.plan import Plan
 from jaxbin.engine.preprocessing import normalize
 from jaxbin.engine.step import Metrics, TrainState
+from jaxbin.networks.precision import matmul_precision_of
 
 PyTree = Any
 
@@ -251,11 +252,8 @@ def check_devices(config: Config, layout: Layout) -> None:
 
 
 def matmul_precision(config: Config) -> str:
-    """What `jax.default_matmul_precision` has to be while a run computes.
-
-    JAX's own default is TensorFloat-32 on recent GPUs, for arrays that are called float32.
-    """
-    return "tensorfloat32" if config.precision == "tf32" else "float32"
+    """What `jax.default_matmul_precision` has to be while a run computes."""
+    return matmul_precision_of(config.precision)
 
 
 def random_keys(seed: int) -> tuple[jax.Array, jax.Array]:

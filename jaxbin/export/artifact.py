@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
@@ -25,10 +24,11 @@ from jaxbin.binarization.wrapped import Binarizable, layers_of
 from jaxbin.common import files
 from jaxbin.common.errors import UserError, one_line, shown
 from jaxbin.export import header as headers
-from jaxbin.export.header import FOLDED, OWN, PRECISIONS, UNFOLDED, VERSION
+from jaxbin.export.header import FOLDED, OWN, UNFOLDED, VERSION
 from jaxbin.networks import own, registry
+from jaxbin.networks.precision import dtype_of
 
-__all__ = ["FOLDED", "OWN", "PRECISIONS", "UNFOLDED", "VERSION", "Artifact"]
+__all__ = ["FOLDED", "OWN", "UNFOLDED", "VERSION", "Artifact"]
 
 CHANNELS = own.RESERVED
 """Name of the tensor that holds what a layer's outputs have each, `Artifact.rows` says what."""
@@ -115,7 +115,7 @@ def build_network(artifact: Artifact) -> Any:
     """The network's one definition, for one device, computing as the run did."""
     if artifact.definition is not None:
         return artifact.definition
-    dtype = jnp.bfloat16 if artifact.precision == "bfloat16" else None
+    dtype = dtype_of(artifact.precision)
     classes = len(artifact.class_names)
     return registry.build(artifact.network, classes, artifact.depth, dtype=dtype)
 
@@ -239,7 +239,7 @@ def _artifact(
         options = header.get("options")
         if not isinstance(options, dict):
             raise ValueError(f"options={shown(options)}; accepted: an object")
-        dtype = jnp.bfloat16 if values["precision"] == "bfloat16" else None
+        dtype = dtype_of(values["precision"])
         made = own.make_hashable(options)
         definition = own.build(own_network, made, image_shape, classes, dtype=dtype)
     network = definition or registry.build(values["network"], classes, depth)

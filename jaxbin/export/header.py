@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxbin.common.errors import UserError, shown
+from jaxbin.networks.precision import PRECISIONS
 
 VERSION = 2
 """Version of the file format; a file of a newer one is refused. Only `OWN` needs the second."""
@@ -22,7 +23,6 @@ UNFOLDED = ("bias", "mean", "var", "scale", "shift")
 OWN = ("scale",)
 """Rows of `CHANNELS` of a network of one's own, of which nothing is folded: kernels * scale."""
 
-PRECISIONS = ("float32", "tf32", "bfloat16")
 """What `Artifact.precision` can be."""
 
 METADATA = "jaxbin"

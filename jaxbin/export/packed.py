@@ -24,6 +24,7 @@ from jaxbin.export.artifact import (
     matrix_shapes,
 )
 from jaxbin.networks.norm import EPSILON
+from jaxbin.networks.precision import matmul_precision_of
 
 PyTree = Any
 
@@ -82,7 +83,7 @@ def make_forward(artifact: Artifact, bitwise: bool = True) -> Callable[..., jax.
     """
     network = build_network(artifact)
     make_variables = variables_from(artifact)
-    precision = "tensorfloat32" if artifact.precision == "tf32" else "float32"
+    precision = matmul_precision_of(artifact.precision)
 
     def forward(
         kernels: Mapping[str, jax.Array], channels: jax.Array, images: jax.Array

@@ -36,6 +36,8 @@ _ASIDE = ".replaced"
 # A state is a few times as large as the weights that are wanted of it.
 _MOST_TIMES = 16
 
+_PROGRESS = re.compile(r"(^|\.)binarization\..*\.progress$")
+
 
 class Checkpoints:
     """The states of a run, each under its number of steps, counted through all epochs.
@@ -44,9 +46,9 @@ class Checkpoints:
     removed. Kept are the latest, and of those with a score the best.
     """
 
-    def __init__(self, directory: Path, manager: ocp.CheckpointManager):
+    def __init__(self, manager: ocp.CheckpointManager):
         """See `open_checkpoints`."""
-        self._directory, self._manager = directory, manager
+        self._manager = manager
         self._writer = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: concurrent.futures.Future[None] | None = None
 
@@ -75,12 +77,42 @@ class Checkpoints:
             pending.result()
 
     def restore(self, steps: int, template: PyTree) -> PyTree:
-        """See the function of that name."""
-        return restore(self._manager, steps, template)
+        """The state stored under a number.
 
-    def read(self, steps: int) -> dict[str, np.ndarray]:
-        """See the function of that name."""
-        return read(self._manager, steps)
+        Args:
+          steps: one of `steps()`.
+          template: a tree of arrays with the structure, shapes and dtypes of the stored one.
+
+        Raises:
+          UserError: the checkpoint is damaged, or holds something else.
+        """
+        stored = self.read(steps, _MOST_TIMES * _bytes(jax.tree.leaves(template)) + 2**20)
+        return fit(stored, template, f"checkpoint {steps} in {self._manager.directory}")
+
+    def read(self, steps: int, most_bytes: float = math.inf) -> dict[str, np.ndarray]:
+        """What a checkpoint holds, by name.
+
+        Args:
+          steps: one of `steps()`.
+          most_bytes: that may be read; sizes are known before memory is allocated.
+
+        Raises:
+          UserError: it is damaged, or too large.
+        """
+        path = Path(self._manager.directory) / str(steps)
+        problem = damage(path)
+        if problem is None:
+            try:
+                size = _size(path / "state")
+                if size > most_bytes:
+                    raise UserError(f"{path} holds {size:,} bytes; accepted: {most_bytes:,}")
+                arguments = ocp.args.Composite(state=ocp.args.StandardRestore())
+                return self._manager.restore(steps, args=arguments)["state"]
+            except UserError:
+                raise
+            except Exception as error:  # Orbax's storage raises what it likes
+                problem = _first_line(error)
+        raise UserError(f"{path} is damaged: {problem}")
 
     def steps(self) -> list[int]:
         """The numbers of what is stored, ascending."""
@@ -90,9 +122,6 @@ class Checkpoints:
         """Wait, and let go of the directory; a failure that nobody asked for is not raised."""
         self._writer.shutdown()
         self._manager.close()
-
-
-_PROGRESS = re.compile(r"(^|\.)binarization\..*\.progress$")
 
 
 @contextmanager
@@ -123,9 +152,7 @@ def open_checkpoints(directory: Path, read_only: bool = False) -> Generator[Chec
             directory.mkdir(exist_ok=True)
         for aside in directory.glob(f"*{_ASIDE}"):
             _take_back(aside)
-    checkpoints = Checkpoints(
-        directory, ocp.CheckpointManager(directory.absolute(), options=options)
-    )
+    checkpoints = Checkpoints(ocp.CheckpointManager(directory.absolute(), options=options))
     try:
         yield checkpoints
     finally:
@@ -194,23 +221,12 @@ def _silent() -> Generator[None]:
     sys.unraisablehook = report
 
 
-def restore(manager: ocp.CheckpointManager, number: int, template: PyTree) -> PyTree:
-    """The state stored under `number`.
-
-    Args:
-      manager: Orbax's.
-      number: one of `manager.all_steps()`.
-      template: a tree of arrays with the structure, shapes and dtypes of the stored one.
+def fit(stored: Mapping[str, np.ndarray], template: PyTree, source: str) -> PyTree:
+    """What is stored by name, in the structure of a template.
 
     Raises:
-      UserError: the checkpoint holds something else.
+      UserError: it holds something else.
     """
-    stored = read(manager, number, _MOST_TIMES * _bytes(jax.tree.leaves(template)) + 2**20)
-    return fit(stored, template, f"checkpoint {number} in {manager.directory}")
-
-
-def fit(stored: Mapping[str, np.ndarray], template: PyTree, source: str) -> PyTree:
-    """What is stored by name, in the structure of a template; see `restore`."""
     paths, structure = jax.tree_util.tree_flatten_with_path(template)
     names = [_name(path) for path, _ in paths]
     # An older version annealed nothing, and stored no progress.
@@ -223,35 +239,6 @@ def fit(stored: Mapping[str, np.ndarray], template: PyTree, source: str) -> PyTr
                 f"{source} holds {found} for {name}; the network wants shape {leaf.shape}"
             )
     return structure.unflatten([np.asarray(stored[name]) for name in names])
-
-
-def read(
-    manager: ocp.CheckpointManager, number: int, most_bytes: float = math.inf
-) -> dict[str, np.ndarray]:
-    """What a checkpoint holds, by name.
-
-    Args:
-      manager: Orbax's.
-      number: one of `manager.all_steps()`.
-      most_bytes: that may be read; sizes are known before memory is allocated.
-
-    Raises:
-      UserError: it is damaged, or too large.
-    """
-    path = Path(manager.directory) / str(number)
-    problem = damage(path)
-    if problem is None:
-        try:
-            size = _size(path / "state")
-            if size > most_bytes:
-                raise UserError(f"{path} holds {size:,} bytes; accepted: {most_bytes:,}")
-            arguments = ocp.args.Composite(state=ocp.args.StandardRestore())
-            return manager.restore(number, args=arguments)["state"]
-        except UserError:
-            raise
-        except Exception as error:  # Orbax's storage raises what it likes
-            problem = _first_line(error)
-    raise UserError(f"{path} is damaged: {problem}")
 
 
 def _size(directory: Path) -> int:
