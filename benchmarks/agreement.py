@@ -128,7 +128,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN")
-    parser.add_argument("--data_dir", default="~/tensorflow_datasets")
+    parser.add_argument("--data_dir", default=data.DEFAULT_DIRECTORY)
     parser.add_argument("--checkpoint", default="last")
     parser.add_argument("--single", type=int, default=0, help="images one by one; 0: all")
     parser.add_argument("--output", type=Path, help="JSON file for the results")

@@ -140,7 +140,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data_dir", default="~/tensorflow_datasets")
+    parser.add_argument("--data_dir", default=data.DEFAULT_DIRECTORY)
     parser.add_argument("--images", type=int, default=500, help="files to time")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--workers", type=int, nargs="*", default=[0, 1, 2])

@@ -1,6 +1,7 @@
 """Carrying out planned runs: one process each, or several as a population."""
 
 import contextlib
+import functools
 import json
 import os
 import queue
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from experiments.declarations import RESULTS, Run
 from jaxbin import population
 from jaxbin.common import files
 from jaxbin.common.errors import UserError
+from jaxbin.config import FIELDS
 from jaxbin.runs import run_directory
 
 POPULATIONS = ("auto", "vmap", "sequential")
@@ -28,6 +30,8 @@ _WORTHWHILE = 1.1  # timings of shared machines differ by less than that for no 
 _MEASURED = RESULTS / "populations.json"
 _SHARED_GPU = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 """Without it the first process takes three quarters of a GPU's memory, whatever it needs."""
+
+_report = functools.partial(print, flush=True)
 
 
 class _Processes:
@@ -105,9 +109,8 @@ def execute(
     population: str,
     members: int,
     jobs: int,
-    report: Callable[[str], None],
 ) -> dict[Path, str]:
-    """Train runs, or go on training them; a failure is noted and the others go on.
+    """Train runs, or go on training them; a failure is printed and the others go on.
 
     Args:
       network: the name of their file under `configs/`.
@@ -115,7 +118,6 @@ def execute(
       population: one of `POPULATIONS`.
       members: most members of a population.
       jobs: how many processes at a time.
-      report: is told of every run that ends.
 
     Returns:
       Why each run that failed did, by its directory.
@@ -139,7 +141,7 @@ def execute(
             slots.put(cores)
         for _, directory in group:
             said = "ended" if has_ended(directory) else problem
-            report(f"{directory.name}: {said} ({now()})")
+            _report(f"{directory.name}: {said} ({now()})")
         return [directory for _, directory in group if not has_ended(directory)], problem
 
     def done() -> list[int]:
@@ -149,9 +151,29 @@ def execute(
         ]
 
     epochs = [run.config.run_epochs for run, _ in runs]
-    with progress.reported(epochs, done, report) as now, ThreadPoolExecutor(jobs) as pool:
+    with progress.reported(epochs, done, _report) as now, ThreadPoolExecutor(jobs) as pool:
         outcomes = list(pool.map(start, groups))
     return {directory: problem for failed, problem in outcomes for directory in failed}
+
+
+def check_failures(failures: Mapping[Path, str]) -> None:
+    """Say which runs failed and why, in a line.
+
+    Raises:
+      UserError: there is one.
+    """
+    if failures:
+        raise UserError(
+            f"{len(failures)} run{'s'[: len(failures) - 1]} failed: {reasons(failures)}"
+        )
+
+
+def reasons(failures: Mapping[Path, str]) -> str:
+    """Which runs failed and why, what is true of several once."""
+    by_problem: dict[str, list[str]] = {}
+    for path, problem in failures.items():
+        by_problem.setdefault(problem, []).append(path.name)
+    return "; ".join(f"{', '.join(names)}: {problem}" for problem, names in by_problem.items())
 
 
 def _mode(population: str, network: str) -> str:
@@ -199,8 +221,6 @@ def _population(group: list[tuple[Run, Path]], cores: set[int]) -> str:
 
 
 def _fields(run: Run) -> dict[str, Any]:
-    from jaxbin.config import FIELDS
-
     return {name: getattr(run.config, name) for name in FIELDS}
 
 

@@ -14,7 +14,6 @@ overridden as in jaxbin.main, as --config.data_dir=DIR.
 import argparse
 import dataclasses
 import fnmatch
-import functools
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from experiments import costs, declarations, execution, outcomes, selection
 from experiments.arms import BARE, COMPARISONS, best_rate
 from experiments.declarations import Choices, Run
 from experiments.outcomes import Outcomes
-from experiments.run import check_failures, names_of, overrides
+from experiments.run import names_of, overrides
 from jaxbin.common import command_line
 from jaxbin.common.errors import UserError
 
@@ -130,7 +129,7 @@ def main(argv: Sequence[str]) -> None:
         return
     with execution.stoppable():
         failures = _carry_out(asked, arguments.jobs)
-    check_failures(failures)
+    execution.check_failures(failures)
 
 
 def _carry_out(asked: Request, jobs: int) -> dict[Path, str]:
@@ -144,7 +143,6 @@ def _carry_out(asked: Request, jobs: int) -> dict[Path, str]:
             population="sequential",
             members=1,
             jobs=jobs,
-            report=functools.partial(print, flush=True),
         )
 
     if failures := execute(_left_of_search(asked)):

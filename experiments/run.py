@@ -13,9 +13,8 @@ stages on the test set; what they need of the search is read from its finished r
 import argparse
 import ast
 import dataclasses
-import functools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,30 +55,12 @@ def main(argv: Sequence[str]) -> None:
                     print(execution.shell_line(arguments.network, run, where))
             else:
                 failures |= _carry_out(stage, arguments, choices, directory, placed)
-    check_failures(failures)
+    execution.check_failures(failures)
 
 
 def _placed(runs: Sequence[Run], stage: str, directory: Path) -> list[tuple[Run, Path]]:
     """Runs with their directories."""
     return [(run, directory / stage / run.name) for run in runs]
-
-
-def check_failures(failures: Mapping[Path, str]) -> None:
-    """Say which runs failed and why, in a line.
-
-    Raises:
-      UserError: there is one.
-    """
-    if failures:
-        raise UserError(f"{len(failures)} run{'s'[: len(failures) - 1]} failed: {_why(failures)}")
-
-
-def _why(failures: Mapping[Path, str]) -> str:
-    """Which runs failed and why, what is true of several once."""
-    by_problem: dict[str, list[str]] = {}
-    for path, problem in failures.items():
-        by_problem.setdefault(problem, []).append(path.name)
-    return "; ".join(f"{', '.join(names)}: {problem}" for problem, names in by_problem.items())
 
 
 def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
@@ -167,7 +148,7 @@ def _measure_orders(arguments: argparse.Namespace, choices: Choices, directory: 
     placed = _placed(runs, "sensitivity", directory)
     failures = _carry_out("sensitivity", arguments, every_layer, directory, placed)
     if failures:
-        raise UserError(f"{missing[0]} is not measured: {_why(failures)}")
+        raise UserError(f"{missing[0]} is not measured: {execution.reasons(failures)}")
 
 
 def _carry_out(
@@ -178,15 +159,13 @@ def _carry_out(
     runs: Sequence[tuple[Run, Path]],
 ) -> dict[Path, str]:
     """Run a stage; what failed, and why."""
-    report: Callable[[str], None] = functools.partial(print, flush=True)
-    report(f"{arguments.network} {stage}: {len(runs)} runs")
+    print(f"{arguments.network} {stage}: {len(runs)} runs", flush=True)
     failures = execution.execute(
         arguments.network,
         runs,
         population=arguments.population,
         members=arguments.members,
         jobs=arguments.jobs,
-        report=report,
     )
     if stage == "sensitivity" and not failures:
         _write_sensitivity(arguments, choices, directory)

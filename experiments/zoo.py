@@ -24,7 +24,7 @@ def main(argv: Sequence[str]) -> None:
     parser = command_line.make_parser("python -m experiments.zoo", __doc__ or "")
     parser.add_argument("run", type=Path)
     parser.add_argument("--name", required=True)
-    parser.add_argument("--data_dir", default="~/tensorflow_datasets")
+    parser.add_argument("--data_dir", default=data.DEFAULT_DIRECTORY)
     arguments = parser.parse_args(argv)
     run = freeze.read_configuration(arguments.run)
     spec = run.dataset_spec

@@ -31,7 +31,7 @@ class Fields:
     depth: int = fields.at_least(0, 0, "layers of network='resnet': 20, 32, 44, 56 or 110; else 0")
     dataset: str = fields.field("mnist_5k", data.HELP, *data.ACCEPTED)
     data_dir: str = fields.field(
-        "~/tensorflow_datasets", "TFDS data directory: read, or filled if the dataset is missing"
+        data.DEFAULT_DIRECTORY, "TFDS data directory: read, or filled if the dataset is missing"
     )
     download: bool = fields.field(False, "make data_dir, if it is not there, and download into it")
     split_file: str = fields.field("", "cifar10: JSON file of training and validation positions")

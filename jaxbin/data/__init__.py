@@ -5,7 +5,7 @@ TensorFlow is never needed.
 """
 
 from jaxbin.data.known import ACCEPTED, DATASETS, HELP, spec
-from jaxbin.data.loading import check_directory, load
+from jaxbin.data.loading import DEFAULT_DIRECTORY, check_directory, load
 from jaxbin.data.originals.preparation import prepare
 from jaxbin.data.own import names, recorded
 from jaxbin.data.specs import DataError, Dataset, DatasetSpec, Split, Stream
@@ -14,6 +14,7 @@ from jaxbin.data.splits import SplitPositions, read_split_file
 __all__ = [
     "ACCEPTED",
     "DATASETS",
+    "DEFAULT_DIRECTORY",
     "HELP",
     "DataError",
     "Dataset",
