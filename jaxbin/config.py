@@ -47,7 +47,7 @@ def parse(config: Mapping[str, Any] | ml_collections.ConfigDict) -> Config:
     parsed = Config(**{name: check_value(name, value) for name, value in dict(config).items()})
     check_layers(parsed)
     _ = parsed.order_layers
-    contradictions.check(parsed, parsed.dataset_spec)
+    contradictions.check(parsed)
     return parsed
 
 

@@ -6,13 +6,9 @@ from jaxbin.config_fields import Config
 from jaxbin.networks import own as networks
 
 
-def check(config: Config, spec: data.DatasetSpec) -> None:
-    """Raise a UserError, one line, if there is a contradiction.
-
-    Args:
-      config: with its layers and order resolved.
-      spec: of its dataset.
-    """
+def check(config: Config) -> None:
+    """Raise a UserError, one line, if there is a contradiction; layers and order are resolved."""
+    spec = config.dataset_spec
     _check_network(config)
     _check_sensitivity(config)
     if config.batch_size > spec.train_examples:

@@ -380,10 +380,6 @@ def test_config_files_give_their_command(path: Path):
     assert command in _load(path).__doc__
 
 
-def test_config_files_exist():
-    assert {"mnist_300", "mnist_784", "quickstart"} <= {path.stem for path in CONFIGS.glob("*.py")}
-
-
 def test_layers_by_name_or_number():
     parsed = config.parse({"network": "vgg5", "order": "ascend", "float_layers": "5, 1"})
     assert parsed.float_layer_numbers == (1, 5)

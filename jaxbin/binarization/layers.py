@@ -274,12 +274,6 @@ def read_mask(binarization: Mapping[str, Any], layer_names: Sequence[str]) -> tu
     return tuple(flat[f"{name}/mask"] for name in layer_names)
 
 
-def read_progress(binarization: Mapping[str, Any], layer_names: Sequence[str]) -> tuple[Any, ...]:
-    """How far layers 1..L have come, in that order, out of the collection `BINARIZATION`."""
-    flat: dict[str, Any] = dict(flax.traverse_util.flatten_dict(binarization, sep="/"))
-    return tuple(flat[f"{name}/progress"] for name in layer_names)
-
-
 def latent_weights(params: Mapping[str, Any], layer_names: Sequence[str]) -> tuple[jax.Array, ...]:
     """The latent weights of layers 1..L, in that order, out of a network's `params`."""
     flat: dict[str, Any] = dict(flax.traverse_util.flatten_dict(params, sep="/"))

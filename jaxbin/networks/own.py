@@ -115,16 +115,20 @@ def build(
 
 @functools.lru_cache(maxsize=32)
 def build_named(
-    reference: str, options: str, image_shape: tuple[int, ...], classes: int, *given: Any
+    reference: str,
+    options: str,
+    image_shape: tuple[int, ...],
+    classes: int,
+    rules: Rules,
+    axis_name: str | None,
+    dtype: Any,
 ) -> Binarizable:
     """`build` by name, once for the same arguments: a run asks for its network at every corner.
 
     Args:
-      reference, image_shape, classes: see `build`.
+      reference, image_shape, classes, rules, axis_name, dtype: see `build`.
       options: in JSON, see `read_options`.
-      given: rules, `axis_name` and `dtype`.
     """
-    rules, axis_name, dtype = given
     read = read_options(options)
     return build(reference, read, image_shape, classes, rules, axis_name=axis_name, dtype=dtype)
 

@@ -1,6 +1,5 @@
 """Orders: every form that is accepted, and everything that is no permutation."""
 
-import json
 import re
 import time
 from pathlib import Path
@@ -237,7 +236,7 @@ def test_every_published_order_is_a_permutation():
     for network, published in orders.PUBLISHED.items():
         for name, order in published.items():
             assert sorted(order) == list(range(1, len(order) + 1)), (network, name)
-            assert json.loads(json.dumps(order)) == list(order)
+            assert all(type(number) is int for number in order), (network, name)
 
 
 @pytest.mark.parametrize("order", ["1   " * 25 + "x", "1 ,  " * 25 + "x", "0" * 5000])

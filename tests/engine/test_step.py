@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxbin.binarization.layers import BINARIZATION, Dense, forward_order, write_mask
+from jaxbin.binarization.layers import Dense, forward_order, write_mask
 from jaxbin.engine import step
 from jaxbin.networks.mlp import MLP
 
@@ -231,7 +231,6 @@ def test_a_new_state_has_no_binary_layer():
     )
     assert state.binarization == {"dense": {"mask": False, "progress": 0}}
     np.testing.assert_array_equal(state.previous_latents[0], LATENT)
-    assert BINARIZATION == "binarization"
 
 
 class Normed(nn.Module):
