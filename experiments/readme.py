@@ -142,6 +142,7 @@ _TABLES: dict[str, tuple[str, str, Callable[[Any], str]]] = {
         "resnet20_10_epochs_choices.json",
         recipe_table,
     ),
+    "recipes for vgg5": ("docs/recipes.md", "vgg5_protocol.json", recipe_table),
     "recipes in 30 epochs": ("docs/recipes.md", "resnet20_protocol.json", recipe_table),
     "recipes in 30 epochs, seed 1": ("docs/recipes.md", "resnet20_30_epochs.json", recipe_table),
     "recipes for mnist 300": (
