@@ -100,6 +100,7 @@ COMMANDS = {
     r"python -m jaxbin\.prepare imagenet2012 --source=DIR": "--partial --workers=0 --data_dir=data",
     r"python -m experiments\.run \w+ .*--dry_run": "",
     r"python -m experiments\.protocol resnet20 (.* )?--dry_run": "",
+    r"python -m experiments\.protocol vgg5 --only=.*": "--dry_run",
     r"python -m experiments\.run mnist_300 --stage=all": (
         f"{EXPERIMENT} --learning_rates=0.001 --only='float,layer-*'"
     ),
