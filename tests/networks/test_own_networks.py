@@ -153,10 +153,9 @@ def test_no_file_names_code_that_is_imported(trained: Path, tmp_path: Path):
             jaxbin.load(output, network=other)
     with pytest.raises(UserError, match="is of 'mlp300', which takes no network="):
         jaxbin.load("mnist_300", network=NAMED)
-    for suffix in (".c", ".html"):
-        with pytest.raises(UserError, match=r"operation .* of the network cannot be written in C"):
-            export.main([argument, f"--output={tmp_path / f'm{suffix}'}", f"--network={NAMED}"])
-        assert not (tmp_path / f"m{suffix}").exists()
+    with pytest.raises(UserError, match=r"operation .* of the network cannot be written in C"):
+        export.main([argument, f"--output={tmp_path / 'm.c'}", f"--network={NAMED}"])
+    assert not (tmp_path / "m.c").exists()
 
 
 @pytest.mark.parametrize(
