@@ -69,4 +69,10 @@ def _main(arguments: list[str], output: Path, variables: dict[str, str]) -> None
     jax.config.update("jax_platforms", "cpu")
     compilations.share()
     sys.argv = ["jaxbin.main", *arguments]
-    runpy.run_module("jaxbin.main", run_name="__main__", alter_sys=True)
+    try:
+        runpy.run_module("jaxbin.main", run_name="__main__", alter_sys=True)
+    finally:
+        # JAX does so at the exit of Python, which this process has not: without it one of several
+        # processes may be gone before another has what it was sent.
+        if jax.distributed.is_initialized():
+            jax.distributed.shutdown()
