@@ -185,6 +185,15 @@ class OwnStack(nn.Module):
         return stack(name="stack")(nn.Dense(10)(_flat(images)), None)[0]
 
 
+class _Six(nn.Module):
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return nn.relu(nn.Dense(6)(x))
+
+
+_JITTED: Any = nn.jit(_Six)
+
+
 class Jitted(nn.Module):
     """Blocks alike, under nn.jit, which traces the first alone."""
 
@@ -194,14 +203,9 @@ class Jitted(nn.Module):
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
         del train
 
-        class One(nn.Module):
-            @nn.compact
-            def __call__(self, x: jax.Array) -> jax.Array:
-                return nn.relu(nn.Dense(6)(x))
-
         x = nn.Dense(6)(_flat(images))
         for number in (1, 2, 3):
-            x = nn.jit(One)(name=f"block{number}")(x)
+            x = _JITTED(name=f"block{number}")(x)
         return nn.Dense(self.classes)(x)
 
 

@@ -489,29 +489,25 @@ def test_more_patience_lets_an_ended_run_go_on(patient, tmp_path: Path):
     assert json.loads((workdir / "config.json").read_text())["patience"] == 0
 
 
-def test_patience_does_not_run_before_the_last_layer(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    accuracies = iter(np.linspace(0.9, 0.1, 12))  # worse in every epoch
+@pytest.fixture
+def worse_every_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    accuracies = iter(np.linspace(0.9, 0.1, 30))
 
     def evaluate(*_):
         return [{"validation_loss": 1.0, "validation_accuracy": float(next(accuracies))}]
 
     monkeypatch.setattr(train, "_evaluate", evaluate)
+
+
+@pytest.mark.usefixtures("worse_every_epoch")
+def test_patience_does_not_run_before_the_last_layer(tmp_path: Path):
     summary = run(tmp_path / "run", **SHORT | {"epochs_per_layer": 3}, epochs=12, patience=2)
     # the last layer turns binary in epoch 6, the best; 7 and 8 are worse
     assert (summary["epochs"], summary["best"]["epoch"]) == (9, 6)
 
 
-def test_more_epochs_in_which_layers_are_due_revive_a_run_without_patience(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    accuracies = iter(np.linspace(0.9, 0.1, 30))  # worse in every epoch
-
-    def evaluate(*_):
-        return [{"validation_loss": 1.0, "validation_accuracy": float(next(accuracies))}]
-
-    monkeypatch.setattr(train, "_evaluate", evaluate)
+@pytest.mark.usefixtures("worse_every_epoch")
+def test_more_epochs_in_which_layers_are_due_revive_a_run_without_patience(tmp_path: Path):
     fields = SHORT | {"epochs_per_layer": 3, "patience": 1, "checkpoint_every": 9}
     summary = run(tmp_path / "run", **fields, epochs=6)
     assert (summary["epochs"], summary["last"]["binary_layers"]) == (5, [1, 2])
