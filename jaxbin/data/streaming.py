@@ -147,6 +147,8 @@ class Fetched(Iterator[dict[str, np.ndarray]]):
     """The batches of an iterator, which a thread fetches: whoever wants one need not wait for it.
 
     Starting worker processes takes seconds on a busy machine, in which a run may be asked to stop.
+    Workers hand over what they make in shared memory, which has to be given back while the program
+    still runs: a batch is a copy, so that whoever keeps one, as JAX does for a while, keeps none.
     """
 
     def __init__(self, iterator: Iterator[dict[str, np.ndarray]]):
@@ -160,7 +162,7 @@ class Fetched(Iterator[dict[str, np.ndarray]]):
     def ready(self, seconds: float) -> bool:
         """Whether the next batch is there, or the end, after waiting no longer than `seconds`."""
         if self._wanted is None:
-            self._wanted = self._thread.submit(next, self._iterator, None)
+            self._wanted = self._thread.submit(self._copied)
         return bool(wait([self._wanted], seconds).done)
 
     def __next__(self) -> dict[str, np.ndarray]:
@@ -170,6 +172,11 @@ class Fetched(Iterator[dict[str, np.ndarray]]):
         if batch is None:
             raise StopIteration
         return batch
+
+    def _copied(self) -> dict[str, np.ndarray] | None:
+        """The next batch; None at the end."""
+        batch = next(self._iterator, None)
+        return batch and {name: np.array(array) for name, array in batch.items()}
 
     def close(self) -> None:
         """End the processes that make batches, also those that are only starting."""
@@ -187,7 +194,7 @@ def _give_back_memory() -> None:
     """Give back the shared memory of batches that nobody took.
 
     What is left of it when Python ends is reported as leaked. Grain's iterators are cycles that
-    hold the last batches; a thread of Grain's deletes these, one after another.
+    hold the last batches; a thread of Grain's deletes arrays, one after another.
     """
     gc.collect()
     with contextlib.suppress(ImportError, AttributeError, KeyError):  # it has no public name

@@ -219,9 +219,7 @@ class Streamed:
 
     def _placed(self, batch: dict[str, np.ndarray], counted: np.ndarray | None = None) -> Examples:
         """A batch of this process on its devices."""
-        # JAX lets go of an array on the host some time after it has used it. Workers' arrays lie in
-        # shared memory, which has to be given back while the program still runs.
-        arrays = Examples(np.array(batch["images"]), np.array(batch["labels"]), counted)
+        arrays = Examples(batch["images"], batch["labels"], counted)
         devices = jax.local_device_count()
         shares = jax.tree.map(lambda array: array.reshape(devices, -1, *array.shape[1:]), arrays)
         return self.layout.put(shares)

@@ -114,7 +114,7 @@ def _batches(stream: Stream, workers: int) -> Iterator[tuple[np.ndarray, np.ndar
     with streaming.open_batches(batches, workers) as fetched:
         for number, batch in enumerate(fetched):
             rows = min(_ROWS, len(stream) - number * _ROWS)
-            yield np.array(batch["images"][:rows]), np.array(batch["labels"][:rows])
+            yield batch["images"][:rows], batch["labels"][:rows]
 
 
 def _statistics(
