@@ -1,6 +1,6 @@
 """Which runs a command line asks for, and what is refused before the first of them begins."""
 
-import argparse
+import dataclasses
 import fnmatch
 import functools
 from collections.abc import Mapping, Sequence
@@ -15,160 +15,176 @@ from jaxbin.runs import advice
 ALL = ("search", "sensitivity", "full", "guided")
 
 
-def stages(arguments: argparse.Namespace) -> tuple[str, ...]:
-    """The stages that are asked for, in their order."""
-    return ALL if arguments.stage == "all" else (arguments.stage,)
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What a command asks for of a network's experiments.
+
+    Attributes:
+      network: one of `experiments.declarations.EXPERIMENTS`.
+      stage: one of `experiments.declarations.STAGES`, or "all".
+      measure: of sensitivity, and for the guided orders; one of `selection.MEASURES`, or "all".
+      choices: what varies, and which variants are run.
+      directory: where the network's runs, measures and orders lie.
+      allow_partly_binary: whether iterative schedules may end before every layer is binary.
+    """
+
+    network: str
+    stage: str
+    measure: str
+    choices: Choices
+    directory: Path
+    allow_partly_binary: bool = False
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The stages that are asked for, in their order."""
+        return ALL if self.stage == "all" else (self.stage,)
+
+    @property
+    def measures(self) -> Sequence[str]:
+        """The measures that are asked for."""
+        return selection.MEASURES if self.measure == "all" else (self.measure,)
+
+    @property
+    def order_files(self) -> list[Path]:
+        """Where the orders that guided runs take lie, measured or not."""
+        return [
+            self.directory / "orders" / f"{which}-{name}.json"
+            for name in self.measures
+            for which in ("ascend", "descend")
+        ]
+
+    @property
+    def missing_orders(self) -> list[Path]:
+        """The order files that are not there yet."""
+        return [path for path in self.order_files if not path.exists()]
+
+    def of_every_variant(self) -> "Request":
+        """The same whatever `--only` says: an order takes every layer."""
+        return dataclasses.replace(self, choices=dataclasses.replace(self.choices, only=()))
 
 
-def check(arguments: argparse.Namespace, choices: Choices, directory: Path) -> None:
+def check(asked: Request) -> None:
     """Refuse what would fail, or mislead, only after hours.
 
     Raises:
       UserError: `--only` matches nothing, a measure cannot be taken of the network's dataset, or a
         run would never become fully binary.
     """
-    _check_only(arguments, choices)
-    for stage in stages(arguments):
-        runs = foreseen(stage, arguments, choices, directory)[0]
-        _check_measure(stage, arguments, runs)
+    _check_only(asked)
+    for stage in asked.stages:
+        runs = foreseen(asked, stage)[0]
+        _check_measure(asked, stage, runs)
         for run in runs:
             problem = advice.partly_binary(run.config)
-            if problem and not arguments.allow_partly_binary:
+            if problem and not asked.allow_partly_binary:
                 raise UserError(
                     f"{stage}, {run.name}: {problem}; or --allow_partly_binary, for such runs"
                 )
 
 
-def _check_only(arguments: argparse.Namespace, choices: Choices) -> None:
-    variants = [name for stage in stages(arguments) for name in _variants(stage, arguments)]
-    for pattern in choices.only:
+def _check_only(asked: Request) -> None:
+    variants = [name for stage in asked.stages for name in _variants(asked, stage)]
+    for pattern in asked.choices.only:
         if not fnmatch.filter(variants, pattern):
             raise UserError(
-                f"--only={pattern} matches no run of --stage={arguments.stage}; there are: "
+                f"--only={pattern} matches no run of --stage={asked.stage}; there are: "
                 f"{', '.join(dict.fromkeys(variants))}"
             )
 
 
-def _variants(stage: str, arguments: argparse.Namespace) -> list[str]:
+def _variants(asked: Request, stage: str) -> list[str]:
     if stage == "guided":
-        return [f"iterative-{path.stem}" for path in order_files(arguments, Path())]
-    measured = stage == "sensitivity" and arguments.measure not in (selection.TRAINING, "all")
-    return ["float"] if measured else declarations.variants(arguments.network, stage)
+        return [f"iterative-{path.stem}" for path in asked.order_files]
+    measured = stage == "sensitivity" and selection.TRAINING not in asked.measures
+    return ["float"] if measured else declarations.variants(asked.network, stage)
 
 
-def _check_measure(stage: str, arguments: argparse.Namespace, runs: Sequence[Run]) -> None:
+def _check_measure(asked: Request, stage: str, runs: Sequence[Run]) -> None:
     """Measures that train nothing look at all images of a split at once."""
-    measures = stage in ("sensitivity", "guided") and arguments.measure != selection.TRAINING
+    measures = stage in ("sensitivity", "guided") and asked.measure != selection.TRAINING
     for run in runs:
         if measures and run.config.streamed:
             raise UserError(
-                f"--measure={arguments.measure} is not accepted for dataset="
+                f"--measure={asked.measure} is not accepted for dataset="
                 f"{run.config.dataset!r}, which is streamed; accepted: {selection.TRAINING}"
             )
 
 
-def foreseen(
-    stage: str, arguments: argparse.Namespace, choices: Choices, directory: Path
-) -> tuple[list[Run], list[str]]:
+def foreseen(asked: Request, stage: str) -> tuple[list[Run], list[str]]:
     """The runs of a stage as far as they can be told before earlier stages have ended.
 
     Returns:
       The runs, and what is not known of them yet, a line each: the published learning rate stands
       in for one that the search is to find, the forward order for one that is to be measured.
     """
-    network = arguments.network
-    rate = declarations.published(network)["learning_rate"]
-    rates = selection.rates(network, directory, choices, stand_in=rate)
-    runs = _runs(stage, arguments, choices, directory, rates)
+    rate = declarations.published(asked.network)["learning_rate"]
+    rates = selection.rates(asked.network, asked.directory, asked.choices, stand_in=rate)
+    runs = _runs(asked, stage, rates)
     unknown = []
     if rates.stood_in:
         unknown.append(
             f"the learning rate of {', '.join(rates.stood_in)}: --stage=search is to find it, "
             f"{rate:g} stands in"
         )
-    missing = [path.name for path in order_files(arguments, directory) if not path.exists()]
+    missing = asked.missing_orders
     if stage == "guided" and missing:
-        unknown.append(f"the orders {', '.join(missing)}: they are measured first")
+        names = ", ".join(path.name for path in missing)
+        unknown.append(f"the orders {names}: they are measured first")
     return runs, unknown
 
 
-def planned(
-    stage: str, arguments: argparse.Namespace, choices: Choices, directory: Path
-) -> list[Run]:
+def planned(asked: Request, stage: str) -> list[Run]:
     """The runs of a stage, everything about them known.
 
     Raises:
       UserError: a learning rate has not been searched, or an order not been measured yet.
     """
-    missing = [path for path in order_files(arguments, directory) if not path.exists()]
+    missing = asked.missing_orders
     if stage == "guided" and missing:
         raise UserError(
             f"{missing[0]} is not measured yet; run --stage=sensitivity --measure="
-            f"{arguments.measure} first"
+            f"{asked.measure} first"
         )
-    rates = selection.rates(arguments.network, directory, choices)
-    return _runs(stage, arguments, choices, directory, rates)
+    rates = selection.rates(asked.network, asked.directory, asked.choices)
+    return _runs(asked, stage, rates)
 
 
-def _runs(
-    stage: str,
-    arguments: argparse.Namespace,
-    choices: Choices,
-    directory: Path,
-    rates: Mapping[str, float],
-) -> list[Run]:
-    network, files = arguments.network, order_files(arguments, directory)
+def _runs(asked: Request, stage: str, rates: Mapping[str, float]) -> list[Run]:
+    network, choices, files = asked.network, asked.choices, asked.order_files
     return {
         "search": functools.partial(declarations.search_runs, network, choices),
-        "sensitivity": functools.partial(sensitivity_runs, arguments, choices, directory),
+        "sensitivity": functools.partial(sensitivity_runs, asked),
         "full": functools.partial(declarations.full_runs, network, choices, rates),
         "guided": functools.partial(declarations.guided_runs, network, choices, rates, files),
     }[stage]()
 
 
-def sensitivity_runs(arguments: argparse.Namespace, choices: Choices, directory: Path) -> list[Run]:
+def sensitivity_runs(asked: Request) -> list[Run]:
     """What a measure has to train: every layer alone, or one floating-point network."""
     runs = []
-    if arguments.measure in (selection.TRAINING, "all"):
-        runs += layer_runs(arguments, choices, directory)
-    if arguments.measure != selection.TRAINING:
-        runs.append(float_run(arguments, choices, directory))
+    if selection.TRAINING in asked.measures:
+        runs += layer_runs(asked)
+    if asked.measure != selection.TRAINING:
+        runs.append(float_run(asked))
     return runs
 
 
-def layer_runs(arguments: argparse.Namespace, choices: Choices, directory: Path) -> list[Run]:
+def layer_runs(asked: Request) -> list[Run]:
     """One run for each layer, that layer alone binary."""
-    rate = selection.sensitivity_rate(arguments.network, directory, choices)
-    return declarations.sensitivity_runs(arguments.network, choices, rate)
+    rate = selection.sensitivity_rate(asked.network, asked.directory, asked.choices)
+    return declarations.sensitivity_runs(asked.network, asked.choices, rate)
 
 
-def float_run(arguments: argparse.Namespace, choices: Choices, directory: Path) -> Run:
+def float_run(asked: Request) -> Run:
     """The floating-point network that the cheap measures look at."""
-    rate = selection.sensitivity_rate(arguments.network, directory, choices)
-    seed = choices.seeds[0]
-    return declarations.make_run(
-        arguments.network, "sensitivity", "float", choices, seed=seed, learning_rate=rate
-    )
+    rate = selection.sensitivity_rate(asked.network, asked.directory, asked.choices)
+    fields = {"seed": asked.choices.seeds[0], "learning_rate": rate}
+    return declarations.make_run(asked.network, "sensitivity", "float", asked.choices, **fields)
 
 
-def measured_runs(
-    measure: str, arguments: argparse.Namespace, choices: Choices, directory: Path
-) -> list[Run]:
+def measured_runs(asked: Request, measure: str) -> list[Run]:
     """The runs that a measure is taken of."""
     if measure == selection.TRAINING:
-        return layer_runs(arguments, choices, directory)
-    return [float_run(arguments, choices, directory)]
-
-
-def order_files(arguments: argparse.Namespace, directory: Path) -> list[Path]:
-    """Where the orders that guided runs take lie, measured or not."""
-    return [
-        directory / "orders" / f"{which}-{name}.json"
-        for name in measures(arguments)
-        for which in ("ascend", "descend")
-    ]
-
-
-def measures(arguments: argparse.Namespace) -> Sequence[str]:
-    """The measures that are asked for."""
-    return selection.MEASURES if arguments.measure == "all" else (arguments.measure,)
+        return layer_runs(asked)
+    return [float_run(asked)]

@@ -12,9 +12,9 @@ stages on the test set; what they need of the search is read from its finished r
 
 import argparse
 import ast
-import dataclasses
+import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,48 +22,46 @@ import jax
 
 from experiments import costs, declarations, execution, planning, selection
 from experiments.declarations import Choices, Run
+from experiments.planning import Request
 from jaxbin import config
 from jaxbin.common import command_line
 from jaxbin.common.errors import UserError
+
+_Execute = Callable[[str, Sequence[tuple[Run, Path]]], dict[Path, str]]
+"""Carries out a network's runs; what failed, and why."""
 
 
 def main(argv: Sequence[str]) -> None:
     """Plan and carry out what the flags ask for."""
     jax.config.update("jax_platforms", "cpu")  # the processes started from here take the GPU
-    arguments, overrides = _parse(argv)
-    choices = Choices(
-        arguments.scale, arguments.seeds, arguments.learning_rates, tuple(arguments.only), overrides
+    arguments, asked = _parse(argv)
+    planning.check(asked)
+    execute = functools.partial(
+        execution.execute,
+        population=arguments.population,
+        members=arguments.members,
+        jobs=arguments.jobs,
     )
-    directory = arguments.output / arguments.network
-    declarations.published(arguments.network)  # an unknown network is refused first
-    planning.check(arguments, choices, directory)
     failures: dict[Path, str] = {}
     with execution.stoppable():
-        for stage in planning.stages(arguments):
+        for stage in asked.stages:
             if arguments.dry_run:
-                runs, unknown = planning.foreseen(stage, arguments, choices, directory)
-                placed = _placed(runs, stage, directory)
-                print(costs.table(arguments.network, stage, placed, unknown))
-                continue
-            if stage == "guided" and not arguments.print_commands:
-                _measure_orders(arguments, choices, directory)
-            placed = _placed(
-                planning.planned(stage, arguments, choices, directory), stage, directory
-            )
-            if arguments.print_commands:
-                for run, where in placed:
-                    print(execution.shell_line(arguments.network, run, where))
+                runs, unknown = planning.foreseen(asked, stage)
+                print(costs.table(asked.network, stage, _placed(asked, stage, runs), unknown))
+            elif arguments.print_commands:
+                for run, where in _placed(asked, stage, planning.planned(asked, stage)):
+                    print(execution.shell_line(asked.network, run, where))
             else:
-                failures |= _carry_out(stage, arguments, choices, directory, placed)
+                failures |= _carry_out(asked, stage, execute)
     execution.check_failures(failures)
 
 
-def _placed(runs: Sequence[Run], stage: str, directory: Path) -> list[tuple[Run, Path]]:
+def _placed(asked: Request, stage: str, runs: Sequence[Run]) -> list[tuple[Run, Path]]:
     """Runs with their directories."""
-    return [(run, directory / stage / run.name) for run in runs]
+    return [(run, asked.directory / stage / run.name) for run in runs]
 
 
-def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
+def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Request]:
     parser = command_line.make_parser("python -m experiments.run", __doc__ or "")
     parser.add_argument("network", help=", ".join(declarations.EXPERIMENTS))
     stages = (*declarations.STAGES, "all")
@@ -101,7 +99,19 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
     what.add_argument("--dry_run", action="store_true", help="print what would run, and its cost")
     what.add_argument("--print_commands", action="store_true", help="print a command per run")
     arguments, others = parser.parse_known_args(argv)
-    return arguments, overrides(others)
+    choices = Choices(
+        *(arguments.scale, arguments.seeds, arguments.learning_rates),
+        *(tuple(arguments.only), overrides(others)),
+    )
+    declarations.published(arguments.network)  # an unknown network is refused first
+    return arguments, Request(
+        arguments.network,
+        arguments.stage,
+        arguments.measure,
+        choices,
+        directory=arguments.output / arguments.network,
+        allow_partly_binary=arguments.allow_partly_binary,
+    )
 
 
 def names_of(text: str) -> tuple[str, ...]:
@@ -131,62 +141,50 @@ def overrides(arguments: Sequence[str]) -> dict[str, Any]:
     return fields
 
 
-def _measure_orders(arguments: argparse.Namespace, choices: Choices, directory: Path) -> None:
+def _carry_out(asked: Request, stage: str, execute: _Execute) -> dict[Path, str]:
+    """Run a stage; what failed, and why."""
+    if stage == "guided":
+        _measure_orders(asked, execute)
+    return _execute(asked, stage, planning.planned(asked, stage), execute)
+
+
+def _measure_orders(asked: Request, execute: _Execute) -> None:
     """Take the measures whose orders guided runs need, unless that was done before."""
-    every_layer = dataclasses.replace(choices, only=())
-    missing = [path for path in planning.order_files(arguments, directory) if not path.exists()]
-    missing += [
-        directory / "measures" / f"{name}.json"
-        for name in planning.measures(arguments)
-        if not selection.is_measured(
-            directory, name, planning.measured_runs(name, arguments, every_layer, directory)
-        )
+    every = asked.of_every_variant()
+    missing = asked.missing_orders + [
+        asked.directory / "measures" / f"{name}.json"
+        for name in asked.measures
+        if not selection.is_measured(asked.directory, name, planning.measured_runs(every, name))
     ]
     if not missing:
         return
-    runs = planning.sensitivity_runs(arguments, every_layer, directory)
-    placed = _placed(runs, "sensitivity", directory)
-    failures = _carry_out("sensitivity", arguments, every_layer, directory, placed)
+    failures = _execute(every, "sensitivity", planning.sensitivity_runs(every), execute)
     if failures:
         raise UserError(f"{missing[0]} is not measured: {execution.reasons(failures)}")
 
 
-def _carry_out(
-    stage: str,
-    arguments: argparse.Namespace,
-    choices: Choices,
-    directory: Path,
-    runs: Sequence[tuple[Run, Path]],
-) -> dict[Path, str]:
-    """Run a stage; what failed, and why."""
-    print(f"{arguments.network} {stage}: {len(runs)} runs", flush=True)
-    failures = execution.execute(
-        arguments.network,
-        runs,
-        population=arguments.population,
-        members=arguments.members,
-        jobs=arguments.jobs,
-    )
+def _execute(asked: Request, stage: str, runs: Sequence[Run], execute: _Execute) -> dict[Path, str]:
+    """Run what a stage needs, and take the measures that it was run for; what failed, and why."""
+    print(f"{asked.network} {stage}: {len(runs)} runs", flush=True)
+    failures = execute(asked.network, _placed(asked, stage, runs))
     if stage == "sensitivity" and not failures:
-        _write_sensitivity(arguments, choices, directory)
+        _write_sensitivity(asked)
     return failures
 
 
-def _write_sensitivity(arguments: argparse.Namespace, choices: Choices, directory: Path) -> None:
+def _write_sensitivity(asked: Request) -> None:
     """Scores and orders of every measure that was asked for."""
-    asked = planning.measures(arguments)
-    cheap = [name for name in asked if name != selection.TRAINING]
+    cheap = [name for name in asked.measures if name != selection.TRAINING]
     if cheap:
-        run = planning.float_run(arguments, choices, directory)
-        execution.measure(directory / "sensitivity" / run.name, directory / "measures", cheap)
-    if selection.TRAINING in asked:
-        every_layer = dataclasses.replace(choices, only=())
-        runs = planning.layer_runs(arguments, every_layer, directory)
-        selection.write_training_scores(directory, runs)
-    for name in asked:
-        scores = selection.scores(directory, name)
+        where = asked.directory / "sensitivity" / planning.float_run(asked).name
+        execution.measure(where, asked.directory / "measures", cheap)
+    if selection.TRAINING in asked.measures:
+        runs = planning.layer_runs(asked.of_every_variant())
+        selection.write_training_scores(asked.directory, runs)
+    for name in asked.measures:
+        scores = selection.scores(asked.directory, name)
         if scores is not None:
-            path, _ = selection.write_orders(directory, name, scores)
+            path, _ = selection.write_orders(asked.directory, name, scores)
             print(f"{path}: {json.loads(path.read_text(encoding='utf-8'))}", flush=True)
 
 
