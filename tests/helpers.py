@@ -91,3 +91,12 @@ def assert_identical(one: Any, other: Any) -> None:
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
         assert a.dtype == b.dtype
         np.testing.assert_array_equal(a, b)
+
+
+def assert_split(split: data.Split, images: np.ndarray, labels: np.ndarray) -> None:
+    """A split has these images and labels, as all splits have them."""
+    np.testing.assert_array_equal(split.images, images)
+    np.testing.assert_array_equal(split.labels, labels)
+    assert split.images.dtype == np.uint8
+    assert split.images.flags.c_contiguous
+    assert split.labels.dtype == np.int32

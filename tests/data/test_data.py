@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from refusals import refused
 
 import jaxbin.data as data
 
@@ -147,12 +148,9 @@ def test_split_file_keeps_the_order_of_its_lists(tmp_path: Path) -> None:
 )
 def test_bad_split_files_are_named_in_one_line(tmp_path: Path, text: str, problem: str) -> None:
     path = _split_file(tmp_path, text)
-    with pytest.raises(data.DataError) as caught:
-        data.read_split_file(path, _small_cifar10())
-    message = str(caught.value)
+    message = refused(lambda: data.read_split_file(path, _small_cifar10()))
     assert path in message
     assert problem in message
-    assert "\n" not in message
 
 
 def test_split_file_must_exist(tmp_path: Path) -> None:

@@ -11,11 +11,12 @@ import sys
 import tarfile
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import assert_split
+from refusals import refused
 
 import jaxbin.data as data
 from jaxbin.data.originals.files import ORIGINALS, Original
@@ -103,21 +104,6 @@ def _put(tmp_path: Path, name: str, files: dict[str, bytes]) -> Path:
     return folder
 
 
-def _assert_equal(split: data.Split, images: np.ndarray, labels: np.ndarray) -> None:
-    np.testing.assert_array_equal(split.images, images)
-    np.testing.assert_array_equal(split.labels, labels)
-    assert split.images.dtype == np.uint8
-    assert split.images.flags.c_contiguous
-    assert split.labels.dtype == np.int32
-
-
-def _error(call: Callable[[], object]) -> str:
-    with pytest.raises(data.DataError) as caught:
-        call()
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
 @pytest.mark.parametrize("packed", [True, False])
 def test_mnist_comes_back_in_original_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packed: bool, capfd: pytest.CaptureFixture
@@ -132,14 +118,14 @@ def test_mnist_comes_back_in_original_order(
     )
     assert messages == [f"reading {folder}", f"preparing {tmp_path / 'mnist'}"]
     assert sorted(path.name for path in (tmp_path / "mnist").iterdir()) == ["3.0.1"]
-    _assert_equal(validation.train, parts["train"].images[:12], parts["train"].labels[:12])
-    _assert_equal(validation.evaluation, parts["train"].images[12:], parts["train"].labels[12:])
+    assert_split(validation.train, parts["train"].images[:12], parts["train"].labels[:12])
+    assert_split(validation.evaluation, parts["train"].images[12:], parts["train"].labels[12:])
 
     # Once prepared, the originals are not needed.
     shutil.rmtree(folder)
     full = data.load(MNIST, stage="full", data_dir=str(tmp_path))
-    _assert_equal(full.train, parts["train"].images[:12], parts["train"].labels[:12])
-    _assert_equal(full.evaluation, parts["test"].images, parts["test"].labels)
+    assert_split(full.train, parts["train"].images[:12], parts["train"].labels[:12])
+    assert_split(full.evaluation, parts["test"].images, parts["test"].labels)
     assert capfd.readouterr() == ("", "")
 
 
@@ -163,19 +149,19 @@ def test_cifar10_comes_back_in_original_order(
         CIFAR10, stage="validation", data_dir=str(tmp_path), split_file=str(split_file)
     )
     images, labels = parts["train"].images, parts["train"].labels
-    _assert_equal(loaded.train, images[[19, 0, 7]], labels[[19, 0, 7]])
-    _assert_equal(loaded.evaluation, images[[1, 18]], labels[[1, 18]])
+    assert_split(loaded.train, images[[19, 0, 7]], labels[[19, 0, 7]])
+    assert_split(loaded.evaluation, images[[1, 18]], labels[[1, 18]])
     assert (loaded.spec.train_examples, loaded.spec.validation_examples) == (3, 2)
 
     full = data.load(CIFAR10, stage="full", data_dir=str(tmp_path))
     positions = default_positions(CIFAR10)
     assert sorted([*positions.train, *positions.validation]) == list(range(20))
-    _assert_equal(full.train, images[positions.train], labels[positions.train])
-    _assert_equal(full.evaluation, parts["test"].images, parts["test"].labels)
+    assert_split(full.train, images[positions.train], labels[positions.train])
+    assert_split(full.evaluation, parts["test"].images, parts["test"].labels)
 
 
 def test_missing_mnist_says_what_to_put_where(tmp_path: Path) -> None:
-    message = _error(lambda: data.prepare("mnist", str(tmp_path)))
+    message = refused(lambda: data.prepare("mnist", str(tmp_path)))
     assert f"mnist is not in {tmp_path / 'mnist'}" in message
     assert f"into {tmp_path / 'downloads' / 'jaxbin' / 'mnist'}" in message
     for file in MNIST_FILES:
@@ -187,18 +173,18 @@ def test_only_what_is_missing_is_asked_for(tmp_path: Path, monkeypatch: pytest.M
     _, files = _fake_mnist(monkeypatch)
     del files[MNIST_FILES[3]]
     _put(tmp_path, "mnist", files)
-    message = _error(lambda: data.load(MNIST, stage="full", data_dir=str(tmp_path)))
+    message = refused(lambda: data.load(MNIST, stage="full", data_dir=str(tmp_path)))
     assert f"put {MNIST_FILES[3]} (or" in message
 
 
 def test_missing_cifar10_says_what_to_put_where(tmp_path: Path) -> None:
-    message = _error(lambda: data.load(CIFAR10, stage="full", data_dir=str(tmp_path)))
+    message = refused(lambda: data.load(CIFAR10, stage="full", data_dir=str(tmp_path)))
     folder = tmp_path / "downloads" / "jaxbin" / "cifar10"
     assert f"put cifar-10-binary.tar.gz (or {CIFAR10_FOLDER}) into {folder}" in message
 
 
 def test_split_file_is_checked_before_any_download(tmp_path: Path) -> None:
-    message = _error(
+    message = refused(
         lambda: data.load(CIFAR10, stage="full", data_dir=str(tmp_path), split_file="none.json")
     )
     assert message.startswith("split file none.json cannot be read")
@@ -217,7 +203,7 @@ def test_downloads_are_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(urllib.request, "urlopen", answer)
     loaded = data.load(MNIST, stage="full", data_dir=str(tmp_path))
-    _assert_equal(loaded.evaluation, parts["test"].images, parts["test"].labels)
+    assert_split(loaded.evaluation, parts["test"].images, parts["test"].labels)
     assert len(asked) == 8
     folder = tmp_path / "downloads" / "jaxbin" / "mnist"
     assert sorted(path.name for path in folder.iterdir()) == sorted(MNIST_FILES)
@@ -225,7 +211,7 @@ def test_downloads_are_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_a_wrong_download_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: io.BytesIO(b"<html>"))
-    message = _error(lambda: data.prepare("cifar10", str(tmp_path)))
+    message = refused(lambda: data.prepare("cifar10", str(tmp_path)))
     assert "the download is damaged: it has 6 bytes, expected 170052171" in message
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
@@ -239,7 +225,7 @@ def test_damaged_packed_original_is_named(
     # Cut short, or with the right size and a wrong byte.
     files[MNIST_FILES[2]] = content[:-cut] if cut else content[:-1] + b"\xff"
     folder = _put(tmp_path, "mnist", files)
-    message = _error(lambda: data.load(MNIST, stage="full", data_dir=str(tmp_path)))
+    message = refused(lambda: data.load(MNIST, stage="full", data_dir=str(tmp_path)))
     assert message.startswith(f"{folder / MNIST_FILES[2]} is damaged")
     assert not (tmp_path / "mnist").exists()
 
@@ -252,7 +238,7 @@ def test_damaged_unpacked_original_is_named(
     files = {file.removesuffix(".gz"): gzip.decompress(files[file]) for file in files}
     files["t10k-images-idx3-ubyte"] = files["t10k-images-idx3-ubyte"][:-cut]
     folder = _put(tmp_path, "mnist", files)
-    message = _error(lambda: data.load(MNIST, stage="full", data_dir=str(tmp_path)))
+    message = refused(lambda: data.load(MNIST, stage="full", data_dir=str(tmp_path)))
     assert message.startswith(f"{folder / 't10k-images-idx3-ubyte'} is damaged")
 
 
@@ -263,16 +249,16 @@ def test_damaged_or_incomplete_cifar10_folder_is_named(
     folder.mkdir(parents=True)
     for number in range(1, 6):
         (folder / f"data_batch_{number}.bin").write_bytes(bytes(4 * 3073 - (number == 4)))
-    message = _error(lambda: data.load(CIFAR10, stage="full", data_dir=str(tmp_path)))
+    message = refused(lambda: data.load(CIFAR10, stage="full", data_dir=str(tmp_path)))
     assert message == f"{folder / 'test_batch.bin'} cannot be read: No such file or directory"
     (folder / "test_batch.bin").write_bytes(bytes(5 * 3073))
-    message = _error(lambda: data.load(CIFAR10, stage="full", data_dir=str(tmp_path)))
+    message = refused(lambda: data.load(CIFAR10, stage="full", data_dir=str(tmp_path)))
     assert message.startswith(f"{folder / 'data_batch_4.bin'} is damaged: it has 12291 bytes")
 
 
 @pytest.mark.parametrize("name", ["mnist_5k", "synthetic"])
 def test_other_datasets_need_no_preparation(tmp_path: Path, name: str) -> None:
-    assert _error(lambda: data.prepare(name, str(tmp_path))) == f"{name} needs no preparation"
+    assert refused(lambda: data.prepare(name, str(tmp_path))) == f"{name} needs no preparation"
 
 
 def test_tensorflow_is_never_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

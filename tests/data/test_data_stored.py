@@ -15,6 +15,8 @@ import pytest
 import safetensors
 import safetensors.numpy
 import tensorflow_datasets as tfds
+from helpers import assert_split
+from refusals import refused
 
 import jaxbin.data as data
 from jaxbin.data import stored
@@ -37,21 +39,6 @@ def _random_split(spec: data.DatasetSpec, examples: int) -> data.Split:
     rng = np.random.default_rng(examples)
     images = rng.integers(0, 256, (examples, *spec.image_shape), dtype=np.uint8)
     return data.Split(images, rng.permutation(np.arange(examples, dtype=np.int32) % 10))
-
-
-def _assert_equal(split: data.Split, images: np.ndarray, labels: np.ndarray) -> None:
-    np.testing.assert_array_equal(split.images, images)
-    np.testing.assert_array_equal(split.labels, labels)
-    assert split.images.dtype == np.uint8
-    assert split.images.flags.c_contiguous
-    assert split.labels.dtype == np.int32
-
-
-def _error(call: Callable[[], object]) -> str:
-    with pytest.raises(data.DataError) as caught:
-        call()
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def _png(pixels: np.ndarray) -> bytes:
@@ -84,10 +71,10 @@ def test_cifar10_is_matched_by_id(tmp_path: Path) -> None:
     split_file = tmp_path / "split.json"
     split_file.write_text('{"train": [19, 0, 7], "validation": [1, 18]}')
     listed = data.load(CIFAR10, stage="full", data_dir=str(tmp_path), split_file=str(split_file))
-    _assert_equal(listed.train, part.images[[19, 0, 7]], part.labels[[19, 0, 7]])
+    assert_split(listed.train, part.images[[19, 0, 7]], part.labels[[19, 0, 7]])
     default = data.load(CIFAR10, stage="validation", data_dir=str(tmp_path))
     held_out = default_positions(CIFAR10).validation
-    _assert_equal(default.evaluation, part.images[held_out], part.labels[held_out])
+    assert_split(default.evaluation, part.images[held_out], part.labels[held_out])
 
 
 @pytest.mark.parametrize(
@@ -100,7 +87,7 @@ def test_cifar10_is_matched_by_id(tmp_path: Path) -> None:
 )
 def test_cifar10_ids_are_checked(tmp_path: Path, ids: list[str], problem: str) -> None:
     _store(_random_split(CIFAR10, 20), ids, tmp_path)
-    message = _error(lambda: data.load(CIFAR10, stage="full", data_dir=str(tmp_path)))
+    message = refused(lambda: data.load(CIFAR10, stage="full", data_dir=str(tmp_path)))
     assert str(tmp_path / "cifar10" / "3.1.0") in message
     assert problem in message
 
@@ -119,7 +106,7 @@ def test_what_is_stored_is_checked(tmp_path: Path, changes: dict, problem: str) 
     ids = [f"train_{position:05d}" for position in range(20)]
     _store(_random_split(CIFAR10, 20), ids, tmp_path)
     spec = dataclasses.replace(CIFAR10, **changes)
-    message = _error(lambda: data.load(spec, stage="full", data_dir=str(tmp_path)))
+    message = refused(lambda: data.load(spec, stage="full", data_dir=str(tmp_path)))
     assert message.startswith(str(tmp_path / "cifar10" / "3.1.0"))
     assert re.search(problem, message)
 
@@ -137,14 +124,14 @@ def _huge() -> bytes:
 def test_a_damaged_image_is_named(damaged: bytes) -> None:
     sound = _png(np.zeros((28, 28), np.uint8))
     records = stored.Records([sound, damaged], np.zeros(2, np.int32), (), "mnist (test)")
-    message = _error(lambda: stored.decode(records, np.arange(2), MNIST))
+    message = refused(lambda: stored.decode(records, np.arange(2), MNIST))
     assert message == "mnist (test): image 1 is damaged"
 
 
 def test_images_of_16_bits_are_refused() -> None:
     encoded = _png(np.zeros((28, 28), np.uint16))
     records = stored.Records([encoded], np.zeros(1, np.int32), (), "mnist (test)")
-    message = _error(lambda: stored.decode(records, np.arange(1), MNIST))
+    message = refused(lambda: stored.decode(records, np.arange(1), MNIST))
     assert message.endswith("an image of shape (28, 28), uint16, expected (28, 28), uint8")
 
 
@@ -170,7 +157,7 @@ def test_interrupted_preparation_leaves_nothing(
     (tmp_path / "mnist" / "3.0.1.incomplete.ABC").mkdir(parents=True)
     builders.build(MNIST, parts, str(tmp_path))
     loaded = data.load(MNIST, stage="full", data_dir=str(tmp_path))
-    _assert_equal(loaded.train, parts["train"].images[:12], parts["train"].labels[:12])
+    assert_split(loaded.train, parts["train"].images[:12], parts["train"].labels[:12])
 
 
 def test_newest_version_is_chosen(tmp_path: Path) -> None:
@@ -183,13 +170,13 @@ def test_damaged_directories_are_named(tmp_path: Path) -> None:
     directory = builders.build(MNIST, _mnist_parts(), str(tmp_path))
     (record_file,) = directory.glob("mnist-train*")
     os.truncate(record_file, record_file.stat().st_size // 2)
-    message = _error(lambda: data.load(MNIST, stage="full", data_dir=str(tmp_path)))
+    message = refused(lambda: data.load(MNIST, stage="full", data_dir=str(tmp_path)))
     assert message.startswith(f"{directory} (train) is damaged: 15 of its 15 records are")
     record_file.unlink()
-    message = _error(lambda: data.load(MNIST, stage="full", data_dir=str(tmp_path)))
+    message = refused(lambda: data.load(MNIST, stage="full", data_dir=str(tmp_path)))
     assert message.startswith(f"{directory} (train) cannot be read")
     (directory / "dataset_info.json").unlink()
-    message = _error(lambda: data.load(MNIST, stage="full", data_dir=str(tmp_path)))
+    message = refused(lambda: data.load(MNIST, stage="full", data_dir=str(tmp_path)))
     assert message == (f"{directory} is not a complete TFDS directory: it has no dataset_info.json")
 
 
@@ -202,8 +189,8 @@ def mnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], data.
 
 
 def _assert_same(one: data.Dataset, other: data.Dataset) -> None:
-    _assert_equal(one.train, other.train.images, other.train.labels)
-    _assert_equal(one.evaluation, other.evaluation.images, other.evaluation.labels)
+    assert_split(one.train, other.train.images, other.train.labels)
+    assert_split(one.evaluation, other.evaluation.images, other.evaluation.labels)
 
 
 def _reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -235,7 +222,7 @@ def test_another_spec_is_not_served_from_the_cache(
 ) -> None:
     mnist()
     spec = dataclasses.replace(MNIST, train_examples=13)
-    message = _error(lambda: data.load(spec, stage="full", data_dir=str(tmp_path)))
+    message = refused(lambda: data.load(spec, stage="full", data_dir=str(tmp_path)))
     assert "(train) holds 15 images, expected 16" in message
 
 
@@ -278,7 +265,7 @@ def test_a_cache_that_cannot_be_written_is_no_error(
     (tmp_path / where).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / where).write_text("a file", encoding="utf-8")
     parts = _mnist_parts()
-    _assert_equal(mnist().evaluation, parts["test"].images, parts["test"].labels)
+    assert_split(mnist().evaluation, parts["test"].images, parts["test"].labels)
 
 
 def test_concurrent_preparation_is_no_error(
@@ -298,4 +285,4 @@ def test_concurrent_preparation_is_no_error(
     directory = builders.build(MNIST, parts, str(tmp_path))
     loaded = data.load(MNIST, stage="full", data_dir=str(tmp_path))
     assert [path for path in (tmp_path / "mnist").iterdir()] == [directory]
-    _assert_equal(loaded.evaluation, parts["test"].images, parts["test"].labels)
+    assert_split(loaded.evaluation, parts["test"].images, parts["test"].labels)

@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
+from refusals import refused
 
 from jaxbin import data
 from jaxbin.common.errors import UserError
@@ -46,13 +47,6 @@ def loaded(name: str, stage: str = "validation", data_dir: str = "", **values: A
 
 def as_set(images: np.ndarray) -> set[bytes]:
     return {image.tobytes() for image in images}
-
-
-def refused(make: Callable[[], Any]) -> str:
-    with pytest.raises(data.DataError) as caught:
-        make()
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def test_a_folder(tmp_path: Path):

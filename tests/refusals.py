@@ -14,10 +14,15 @@ def check_line(line: str) -> None:
     assert len(line) <= 1000
 
 
-def check_refused(call: Callable[[], Any], message: str = "") -> None:
-    """`call` raises a UserError whose one line has `message` in it."""
+def refused(call: Callable[[], Any]) -> str:
+    """The one line with which `call` is refused."""
     with pytest.raises(UserError) as caught:
         call()
     line = str(caught.value)
-    assert message in line
     check_line(line)
+    return line
+
+
+def check_refused(call: Callable[[], Any], message: str = "") -> None:
+    """`call` raises a UserError whose one line has `message` in it."""
+    assert message in refused(call)
