@@ -16,6 +16,7 @@ from pathlib import Path
 from jaxbin import data
 from jaxbin.common import command_line
 from jaxbin.common.errors import UserError
+from jaxbin.common.files import expanded
 from jaxbin.data.streaming import available_cores
 
 DATASETS = ("mnist", "cifar10", "imagenet2012")
@@ -56,7 +57,7 @@ def _imagenet(flags: argparse.Namespace) -> Path:
     return prepare_imagenet(
         data.spec("imagenet2012"),
         flags.source,
-        Path(flags.data_dir).expanduser(),
+        expanded(flags.data_dir),
         workers=available_cores() if flags.workers < 0 else flags.workers,
         damaged_limit=flags.damaged_limit,
         partial=flags.partial,

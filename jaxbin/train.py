@@ -5,6 +5,7 @@ For each epoch: update the mask, train, evaluate, record, save.
 
 import concurrent.futures
 import contextlib
+import dataclasses
 import functools
 import json
 import time
@@ -25,7 +26,7 @@ from jaxbin.engine.program import Program, check_devices, initial_state, matmul_
 from jaxbin.engine.step import NEVER, TrainState
 from jaxbin.engine.stopping import Requests
 from jaxbin.runs import finished, lines, records, run_directory, terminal, weights
-from jaxbin.runs.configuration import read_configuration
+from jaxbin.runs.configuration import as_run, read_configuration
 from jaxbin.runs.opening import open_shared_run, sound_checkpoints, state_from_first
 from jaxbin.runs.run import Run
 from jaxbin.runs.terminal import logger
@@ -214,7 +215,10 @@ def _evaluate(
 
 
 def _evaluate_run(config: Config, workdir: Path, dataset: data.Dataset) -> dict[str, Any]:
-    """Metrics of a run's last checkpoint; nothing is written."""
+    """Metrics of a run's last checkpoint, its images normalized as they were in training."""
+    trained = as_run(read_configuration(workdir)).dataset_spec
+    normalized = dataclasses.replace(dataset.spec, mean=trained.mean, std=trained.std)
+    dataset = dataclasses.replace(dataset, spec=normalized)
     parts = ("params", "batch_stats", "binarization")
     with jax.default_matmul_precision(matmul_precision(config)):
         program = Program(config, dataset, Alone())

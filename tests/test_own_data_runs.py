@@ -96,6 +96,37 @@ def test_a_run_does_not_go_on_with_other_images(tmp_path: Path, folder: Path):
     assert "does not exist; accepted: a folder" in refused(tmp_path / "run", folder, epochs=2)
 
 
+def test_a_run_does_not_go_on_with_examples_in_other_places(tmp_path: Path, folder: Path):
+    run(tmp_path / "run", folder, epochs=1)
+    (folder / "train" / "dark" / "1.png").rename(folder / "train" / "dark" / "zzz.png")
+    changed = "which examples it has, or their labels or order"
+    assert changed in refused(tmp_path / "run", folder, epochs=2)  # before images are read
+    assert changed in refused(tmp_path / "run", folder, epochs=1)  # although it has ended
+
+
+def test_other_images_are_evaluated_as_the_runs_own_were(tmp_path: Path, folder: Path):
+    run(tmp_path / "run", folder, epochs=1, method="float")
+    dataset = data.load(data.spec(f"folder:{folder}"), stage="validation", data_dir="")
+    other = tmp_path / "other" / "train"
+    shutil.copytree(folder / "train", other)
+    shutil.copytree(folder / "train", tmp_path / "other" / "validation")
+    for path in tmp_path.glob("other/*/*/*"):
+        brighter = np.asarray(Image.open(path)).astype(int) + 100
+        Image.fromarray(brighter.clip(0, 255).astype(np.uint8)).save(path)
+    there = run(tmp_path / "run", other.parent, epochs=1, method="float", evaluate_only=True)
+    artifact.write(freeze.freeze(tmp_path / "run", "last"), tmp_path / "own.jaxbin")
+    images = data.load(data.spec(f"folder:{other.parent}"), stage="validation", data_dir="")
+    prediction = jaxbin.load(tmp_path / "own.jaxbin").predict(images.evaluation.images)
+    accuracy = float(np.mean(prediction.classes == images.evaluation.labels))
+    assert there["validation_accuracy"] == pytest.approx(accuracy)
+    assert images.spec.mean[0] > dataset.spec.mean[0] + 0.1
+    for split in ("train", "validation"):
+        (tmp_path / "other" / split / "bright").rename(tmp_path / "other" / split / "zebra")
+    message = refused(tmp_path / "run", other.parent, epochs=1, method="float", evaluate_only=True)
+    assert "was trained for the classes ('bright', 'dark'); those of dataset=" in message
+    assert "are ('dark', 'zebra'); accepted: the same, in this order" in message
+
+
 def test_a_run_that_records_no_dataset_is_refused(tmp_path: Path, folder: Path):
     run(tmp_path / "run", folder, epochs=1)
     path = tmp_path / "run" / "config.json"
@@ -142,6 +173,17 @@ def test_a_damaged_image_is_named_before_anything_happens(
     bad = folder / "train" / "dark" / "1.png"
     bad.write_bytes(bad.read_bytes()[:60])
     monkeypatch.setattr(train, "Program", None)  # which would compile
+    assert f"{bad} is damaged" in refused(tmp_path / "run", folder)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_damaged_image_to_evaluate_on_costs_no_epoch(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(specs, "RESIDENT_BYTES", 1)
+    shutil.copytree(folder / "train", folder / "validation")
+    bad = folder / "validation" / "dark" / "1.png"
+    bad.write_bytes(bad.read_bytes()[:60])
     assert f"{bad} is damaged" in refused(tmp_path / "run", folder)
     assert not (tmp_path / "run").exists()
 

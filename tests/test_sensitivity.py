@@ -17,6 +17,7 @@ from experiments import sensitivities
 from jaxbin import config, data, sensitivity
 from jaxbin.binarization.binarize import sign
 from jaxbin.binarization.layers import BINARIZATION, forward_order, write_mask
+from jaxbin.binarization.methods import Rule, Rules
 from jaxbin.common.errors import UserError
 from jaxbin.engine.step import cross_entropy
 from jaxbin.networks import norm
@@ -26,12 +27,12 @@ from jaxbin.sensitivity import Trained
 SHAPE = (3, 3, 1)
 
 
-@pytest.fixture(scope="module")
-def small() -> Trained:
+@pytest.fixture(scope="module", params=[Rule(), Rule("channel"), Rule("he", "parq")], ids=str)
+def small(request: pytest.FixtureRequest) -> Trained:
     """A dense network of 3 layers on 40 random images of 9 pixels."""
     spec = data.spec("synthetic", synthetic_shape=SHAPE, synthetic_classes=3, synthetic_examples=40)
     dataset = data.load(spec, stage="validation", data_dir="", seed=1)
-    network = MLP((4, 5), classes=3)
+    network = MLP((4, 5), classes=3, rules=Rules(request.param))
     variables = initialized(network, jnp.ones((1, *SHAPE)), train=False)
     kept = {name: variables[name] for name in ("params", "batch_stats")}
     return Trained(network, kept, forward_order(network, SHAPE), dataset)

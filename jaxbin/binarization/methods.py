@@ -192,8 +192,8 @@ def _with_gradient_of(latent: jax.Array, value: jax.Array) -> jax.Array:
 
 
 def _forward(latent: jax.Array, value: jax.Array) -> tuple[jax.Array, None]:
-    del latent
-    return value, None
+    # Itself, so that a gradient's gradient, which sensitivity takes, goes on to the latents, too.
+    return _with_gradient_of(latent, value), None
 
 
 def _backward(_: None, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -11,6 +11,11 @@ from typing import Any
 from jaxbin.common.errors import UserError
 
 
+def expanded(text: str | Path) -> Path:
+    """A path whose "~" is the home directory; that of a user who does not exist stays as it is."""
+    return Path(os.path.expanduser(text))
+
+
 def read_json(path: Path) -> Any:
     """The content of a JSON file; every number in it is finite.
 

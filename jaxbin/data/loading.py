@@ -1,11 +1,12 @@
 """Loads a dataset: its training split and the split that a stage evaluates on."""
 
 import dataclasses
+import hashlib
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 
+from jaxbin.common.files import expanded
 from jaxbin.data import digits, splits, synthetic
 from jaxbin.data.decoded import Decoded, decoded_split
 from jaxbin.data.imagenet import dataset
@@ -32,7 +33,7 @@ def check_directory(name: str, data_dir: str, download: bool = False) -> None:
     kept = name in ORIGINALS or name == dataset.NAME
     if not kept or download or data_dir == DEFAULT_DIRECTORY:
         return
-    if not Path(data_dir).expanduser().is_dir():
+    if not expanded(data_dir).is_dir():
         hint = ", or config.download=True to make it" if name in ORIGINALS else ""
         raise DataError(
             f"data_dir={data_dir!r} does not exist; accepted: a TFDS data directory{hint}"
@@ -99,7 +100,8 @@ def _load_stored(
 ) -> Dataset:
     """`positions` count in the original order for cifar10, for mnist in the stored order.
 
-    MNIST's records have no ids. jaxbin stores it in the original order; TFDS shuffles it once.
+    MNIST's records have no ids. jaxbin stores it in the original order; TFDS shuffles it once: what
+    one trains on may be what the other evaluates on, which the spec's `content` tells apart.
     """
     directory = prepare_spec(spec, data_dir, report)
     stored = decoded_split(directory, "train", spec)
@@ -113,6 +115,7 @@ def _load_stored(
         spec,
         train_examples=len(positions.train),
         validation_examples=len(positions.validation),
+        content=hashlib.sha256(train.labels.tobytes()).hexdigest(),
     )
     return Dataset(loaded, train, evaluation)
 

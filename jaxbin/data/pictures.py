@@ -4,6 +4,7 @@ Pillow decodes: unlike OpenCV it says of a file that is cut short that it is.
 """
 
 import io
+import os
 import warnings
 from pathlib import Path
 
@@ -23,6 +24,12 @@ SUFFIXES = (".png", ".jpg", ".jpeg")
 _GRAY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N")
 _ORIENTATION, _SIDEWAYS = 0x0112, (5, 6, 7, 8)
 _MODES = {1: "L", 3: "RGB"}
+
+# Chunks of a PNG that hold texts, and those of them that may say how it is turned.
+_PNG = b"\x89PNG\r\n\x1a\n"
+_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
+_KEYWORDS = (b"Raw profile type exif", b"XML:com.adobe.xmp", b"xmp")
+_LONGEST_KEYWORD = 80  # bytes
 
 
 def several_frames(image: Image.Image) -> int:
@@ -84,13 +91,26 @@ def looks(file: Path, source: str) -> tuple[int, int, bool]:
     try:
         with Image.open(file, formats=FORMATS) as image:
             width, height = image.size
-            # A PNG that does not say it before its pixels would be decoded.
-            told = image.format != "PNG" or "exif" in image.info
+            # Pillow decodes a PNG that does not say it before its pixels.
+            told = image.format != "PNG" or _has_exif(file)
             turned = told and image.getexif().get(_ORIENTATION, 1) in _SIDEWAYS
             colour = image.mode not in _GRAY_MODES
     except Exception as error:  # Pillow's readers raise whatever a file makes them trip over
         raise damaged(source, error) from None
     return (width, height, colour) if turned else (height, width, colour)
+
+
+def _has_exif(file: Path) -> bool:
+    """Whether a PNG says anywhere how it is turned, in one of the ways that Pillow understands."""
+    with file.open("rb") as png:
+        png.seek(len(_PNG))
+        while len(head := png.read(8)) == 8:
+            length, kind = int.from_bytes(head[:4], "big"), head[4:]
+            start = png.read(min(length, _LONGEST_KEYWORD)) if kind in _TEXTS else b""
+            if kind == b"eXIf" or start.startswith(_KEYWORDS):
+                return True
+            png.seek(length - len(start) + 4, os.SEEK_CUR)  # 4: its checksum
+    return False
 
 
 def evaluation_picture(encoded: bytes, source: str, image: np.ndarray) -> np.ndarray:

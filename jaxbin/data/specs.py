@@ -27,6 +27,7 @@ class DatasetSpec:
 
     `image_shape` is (height, width, channels). `mean` and `std` have one entry per channel and
     are those of pixels scaled to [0, 1]; of a user's dataset that is not loaded they are empty.
+    `content` changes with which example lies where, as a split takes them; "" is not known.
     """
 
     name: str
@@ -38,6 +39,7 @@ class DatasetSpec:
     train_examples: int
     validation_examples: int
     test_examples: int
+    content: str = ""
 
     @property
     def original_train_examples(self) -> int:

@@ -1,12 +1,11 @@
 """Which examples of the published training set are for training and which for validation."""
 
 import json
-import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
+from jaxbin.common.files import expanded
 from jaxbin.data.specs import DataError, DatasetSpec
 
 # A constant, not the run's seed: runs with different seeds must share their validation split.
@@ -50,8 +49,7 @@ def read_split_file(path: str, spec: DatasetSpec) -> SplitPositions:
     if spec.name != "cifar10":
         raise DataError(f"a split file is for cifar10 only, not for {spec.name}: {path}")
     try:
-        file = os.path.expanduser(path)  # which leaves a user that does not exist as it is
-        content = json.loads(Path(file).read_text(encoding="utf-8"))
+        content = json.loads(expanded(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"split file {path} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:

@@ -10,6 +10,7 @@ checkpoints/      states, by their number of steps, see `jaxbin.runs.checkpoints
 summary.json      best and last epoch, when the run has ended
 """
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -46,6 +47,7 @@ _DEFINES_WEIGHTS = ("network", "network_options", "depth", "layer_names")
 _DEFINES_OUTPUT = ("scale", "layer_scales", "map", "steepness", "grain", "grain_order")
 
 _SPLIT = "split_file_sha256"
+_CONTENT = "dataset_content"
 
 
 def default_workdir(config: Config) -> Path:
@@ -85,6 +87,7 @@ def check(workdir: Path, config: Config) -> None:
     if config.evaluate_only:
         names = (*_DEFINES_WEIGHTS, *_DEFINES_OUTPUT)
         _check_weights("workdir", workdir, config, names, "they would compute something else")
+        _check_classes(workdir, config)
     else:
         _check_writable(workdir)
     if not config.evaluate_only and os.path.exists(workdir / "config.json"):
@@ -150,6 +153,17 @@ def _check_weights(
     weights.check_shapes(field, directory, as_run(read_configuration(directory)), config)
 
 
+def _check_classes(workdir: Path, config: Config) -> None:
+    """Raise a UserError if a run is to be evaluated on images of other classes."""
+    there = as_run(read_configuration(workdir)).dataset_spec.class_names
+    here = config.dataset_spec.class_names
+    if there != here:
+        raise UserError(
+            f"workdir={str(workdir)!r} was trained for the classes {shown(there)}; those of "
+            f"dataset={config.dataset!r} are {shown(here)}; accepted: the same, in this order"
+        )
+
+
 def _check_same(
     field: str, directory: Path, config: Config, names: Sequence[str], consequence: str
 ) -> None:
@@ -202,7 +216,7 @@ def _checksums(config: Config) -> dict[str, str]:
     """What `config.json` holds of the content of files that the configuration names."""
     if not config.split_file:
         return {}
-    content = Path(config.split_file).expanduser().read_bytes()
+    content = files.expanded(config.split_file).read_bytes()
     return {_SPLIT: hashlib.sha256(content).hexdigest()}
 
 
@@ -234,11 +248,11 @@ def claim(workdir: Path, config: Config, spec: data.DatasetSpec) -> Generator[No
         content = to_json(config) | _checksums(config)
         own = bool(data.names.scheme(config.dataset))
         if not (workdir / "config.json").exists():
-            content |= {SPEC: data.recorded.to_json(spec)} if own else {}
+            content |= {SPEC: data.recorded.to_json(spec)} if own else {_CONTENT: spec.content}
             files.write_json(workdir / "environment.json", provenance.environment())
         else:
             there = read_configuration(workdir)
-            content |= {SPEC: there[SPEC]} if own else {}
+            content |= {SPEC: there[SPEC]} if own else {_CONTENT: spec.content}
             _check_images(workdir, there, spec)
             if there["epochs"] < config.epochs or waits_longer(there, config):
                 (workdir / "summary.json").unlink(missing_ok=True)  # it has not ended any more
@@ -247,10 +261,11 @@ def claim(workdir: Path, config: Config, spec: data.DatasetSpec) -> Generator[No
 
 
 def _check_images(workdir: Path, there: Mapping[str, Any], spec: data.DatasetSpec) -> None:
-    """Raise a UserError if a run's own dataset is not any more what the run has recorded."""
-    if not data.names.scheme(spec.name):
-        return
-    differing = data.recorded.differences(data.recorded.from_json(spec.name, there[SPEC]), spec)
+    """Raise a UserError if a run's dataset is not any more what the run has recorded."""
+    before = dataclasses.replace(spec, content=str(there.get(_CONTENT) or ""))
+    if data.names.scheme(spec.name):
+        before = data.recorded.from_json(spec.name, there[SPEC])
+    differing = data.recorded.differences(before, spec)
     if differing:
         raise UserError(
             f"workdir={str(workdir)!r} belongs to other images: {', '.join(differing)}; choose "

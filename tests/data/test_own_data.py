@@ -1,9 +1,11 @@
 """Datasets of one's own: found, split, decoded, measured, refused; all images here are tiny."""
 
 import dataclasses
+import io
 import json
 import os
 import pickle
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 from refusals import refused
 
 from jaxbin import data
@@ -204,20 +206,23 @@ def test_streamed_equals_resident(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_what_is_known_of_a_stream_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    fill(tmp_path / "train", pixels(12, 4, 4))
+    fill(tmp_path / "own" / "train", pixels(12, 4, 4))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(specs, "RESIDENT_BYTES", 1)
-    spec = data.spec(f"folder:{tmp_path}")
+    spec = data.spec(f"folder:{tmp_path}/own")
     said: list[str] = []
     for _ in range(2):
         first = data.load(spec, stage="full", data_dir="", report=said.append)
-    assert said == [f"folder:{tmp_path}: mean and deviation of 10 training images, once"]
+    assert said == [
+        "looking at 1 images to evaluate on, once",
+        f"folder:{tmp_path}/own: mean and deviation of 10 training images, once",
+    ]
     (kept,) = (tmp_path / "cache").glob("jaxbin/own/statistics-*")
     kept.write_text('{"mean": [0.5], "std": ["a"]}', encoding="utf-8")
     assert data.load(spec, stage="full", data_dir="").spec == first.spec
-    os.utime(tmp_path / "train" / "ant" / "000.png", ns=(1, 1))
+    os.utime(tmp_path / "own" / "train" / "ant" / "000.png", ns=(1, 1))
     data.load(spec, stage="full", data_dir="", report=said.append)
-    assert len(said) == 2
+    assert said[2:] == said[:2]
     monkeypatch.setenv("XDG_CACHE_HOME", str(kept))  # a file: nothing can be kept
     assert data.load(spec, stage="full", data_dir="").spec == first.spec
 
@@ -268,6 +273,58 @@ def test_a_damaged_image_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert f"{bad} is damaged" in refused(stream)
     bad.write_bytes(b"no image")
     assert f"{bad} is damaged, or no PNG or JPEG" in refused(lambda: data.spec(name))
+
+
+def test_what_lies_beside_the_splits_is_said(tmp_path: Path):
+    fill(tmp_path / "train", pixels(9, 4, 4))
+    fill(tmp_path / "valid", pixels(3, 4, 4))
+    save(pixels(1, 4, 4)[0], tmp_path / "train" / "stray.png")
+    (tmp_path / "labels.csv").touch()
+    (tmp_path / ".hidden").touch()
+    said: list[str] = []
+    data.load(data.spec(f"folder:{tmp_path}"), stage="validation", data_dir="", report=said.append)
+    assert "passed over 2 that are no image of a split, the first ['labels.csv']" in said[0]
+    assert len(loaded(f"folder:{tmp_path}").evaluation) == 3
+
+
+@pytest.mark.parametrize("way", ["before", "after", "profile", "xmp", "text"])
+def test_a_png_is_turned_wherever_it_says_so(tmp_path: Path, way: str):
+    """As its pixels are: a header that is read otherwise makes images of the wrong shape."""
+    encoded = io.BytesIO()
+    Image.fromarray(np.tile(np.arange(24, dtype=np.uint8) * 10, (8, 1))).save(encoded, "PNG")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    raw = exif.tobytes().removeprefix(b"Exif\0\0")
+    profile = f"\nexif\n{len(raw):8d}\n{raw.hex()}\n".encode()
+    xmp = b'<x tiff:Orientation="6"/>'
+    chunk = {
+        "before": (b"eXIf", raw),
+        "after": (b"eXIf", raw),
+        "profile": (b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(profile)),
+        "xmp": (b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp),
+        "text": (b"tEXt", b"Comment\0Raw profile type exif"),
+    }[way]
+    whole = encoded.getvalue()
+    place = whole.index(b"IEND" if way == "after" else b"IDAT") - 4
+    kind, content = chunk
+    checksum = zlib.crc32(kind + content).to_bytes(4, "big")
+    added = len(content).to_bytes(4, "big") + kind + content + checksum
+    for k in range(9):
+        path = tmp_path / "train" / CLASSES[k % 3] / f"{k}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(whole[:place] + added + whole[place:])
+    with Image.open(path) as image:
+        upright = np.asarray(ImageOps.exif_transpose(image))
+    dataset = loaded(f"folder:{tmp_path}")
+    assert upright.shape == ((8, 24) if way == "text" else (24, 8))
+    np.testing.assert_array_equal(dataset.train.images[0, ..., 0], upright)
+
+
+def test_the_home_of_no_one(tmp_path: Path):
+    for name in ("folder:~nosuchuser/x", "npz:~nosuchuser/x.npz"):
+        assert "'~nosuchuser/x" in refused(lambda name=name: data.spec(name))
+    with pytest.raises(data.DataError, match="data_dir='~nosuchuser' does not exist"):
+        data.check_directory("mnist", "~nosuchuser")
 
 
 def test_a_transparent_image_is_named(tmp_path: Path):
@@ -408,6 +465,23 @@ def test_arrays_with_class_names(tmp_path: Path):
 def test_what_is_wrong_with_arrays(tmp_path: Path, changed: dict[str, Any], message: str):
     name = npz(tmp_path, **changed)
     assert message in refused(lambda: data.spec(name))
+
+
+def test_channels_come_last(tmp_path: Path):
+    name = npz(tmp_path, images=pixels(20, 3, 8, 8))
+    said: list[str] = []
+    data.load(data.spec(name), stage="full", data_dir="", report=said.append)
+    assert "are read as 3 high, 8 wide, of 8 channels; channels come last" in said[0]
+
+
+def test_arrays_of_many_channels_are_cropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    images = pixels(20, 6, 5, 200)
+    monkeypatch.setattr(specs, "RESIDENT_BYTES", 1)
+    dataset = loaded(npz(tmp_path, images=images), "full")
+    batch = TrainingBatches(dataset.train, 7, 8, tuple(range(8)), 2, 0, 2)[0]["images"]
+    single = loaded(npz(tmp_path, images=np.ascontiguousarray(images[..., 150:151])), "full")
+    alone = TrainingBatches(single.train, 7, 8, tuple(range(8)), 2, 0, 2)[0]["images"]
+    np.testing.assert_array_equal(batch[..., 150:151], alone)
 
 
 def test_files_that_are_no_arrays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

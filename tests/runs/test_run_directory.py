@@ -1,5 +1,6 @@
 """What is looked at before a run directory is used: locks, files that changed, a data directory."""
 
+import dataclasses
 import errno
 import fcntl
 import json
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from refusals import refused
 
 from jaxbin import config, data, train
 from jaxbin.common.errors import UserError
@@ -65,6 +67,20 @@ def test_locks_that_are_refused(
     monkeypatch.setattr(fcntl, "flock", refuse)
     with pytest.raises(UserError, match=message):
         run_directory.check(tmp_path / "run", CONFIG)
+
+
+def test_a_run_does_not_go_on_where_examples_lie_in_another_order(tmp_path: Path):
+    """As MNIST does in directories of TFDS and of jaxbin: the splits would mix."""
+    spec = CONFIG.dataset_spec
+    for content in ("", "one", "one"):
+        with run_directory.claim(tmp_path, CONFIG, dataclasses.replace(spec, content=content)):
+            pass
+    message = refused(
+        lambda: run_directory.claim(
+            tmp_path, CONFIG, dataclasses.replace(spec, content="other")
+        ).__enter__()
+    )
+    assert "belongs to other images: which examples it has, or their labels or order" in message
 
 
 def test_what_may_differ_is_stored_as_it_is_now(tmp_path: Path):

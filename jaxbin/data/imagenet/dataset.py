@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxbin.common.files import expanded
 from jaxbin.data.imagenet.synsets import synsets
 from jaxbin.data.sources import ImageFolder, stored_images
 from jaxbin.data.specs import DataError, Dataset, DatasetSpec, Stream
@@ -57,7 +58,7 @@ def load_imagenet(spec: DatasetSpec, data_dir: str, stored: Path | None) -> Data
     """
     from jaxbin.data.images import evaluation_image, training_image  # and with them Pillow
 
-    root = Path(data_dir).expanduser()
+    root = expanded(data_dir)
     if stored is not None:
         train, validation = (stored_images(stored, split) for split in ("train", "validation"))
     else:

@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from jaxbin.common.files import expanded
 from jaxbin.data.specs import DataError, DatasetSpec, Split
 
 
@@ -22,7 +23,7 @@ def build(spec: DatasetSpec, originals: Mapping[str, Split], data_dir: str) -> P
       DataError: the directory cannot be written.
     """
     builder_class = {"mnist": Mnist, "cifar10": Cifar10}[spec.name]
-    builder = builder_class(spec, originals, Path(data_dir).expanduser())
+    builder = builder_class(spec, originals, expanded(data_dir))
     directory = Path(builder.data_dir)
     tfds.disable_progress_bar()
     try:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from jaxbin.common.files import expanded
 from jaxbin.data.known import spec
 from jaxbin.data.originals.download import download_original
 from jaxbin.data.originals.files import ORIGINALS, missing_originals, read_originals
@@ -47,7 +48,7 @@ def prepare_spec(
 
     from jaxbin.data.originals import builders  # TFDS takes more than a second to import.
 
-    report(f"preparing {Path(data_dir).expanduser() / spec.name}")
+    report(f"preparing {expanded(data_dir) / spec.name}")
     return builders.build(spec, originals, data_dir)
 
 
@@ -56,7 +57,7 @@ def find_version(name: str, data_dir: str, major: str = "3") -> Path | None:
 
     `major` is the first number of the versions that this package reads.
     """
-    folder = Path(data_dir).expanduser() / name
+    folder = expanded(data_dir) / name
     # TFDS prepares in 3.x.y.incompleteXXXXXX, which must not count.
     pattern = re.compile(rf"{major}\.\d+\.\d+")
     found = [path for path in folder.glob(f"{major}.*") if pattern.fullmatch(path.name)]
@@ -65,7 +66,7 @@ def find_version(name: str, data_dir: str, major: str = "3") -> Path | None:
 
 def originals_folder(name: str, data_dir: str) -> Path:
     """Where original files are downloaded to, or put by the user."""
-    return Path(data_dir).expanduser() / "downloads" / "jaxbin" / name
+    return expanded(data_dir) / "downloads" / "jaxbin" / name
 
 
 def _fetch_missing(name: str, data_dir: str, folder: Path, report: Callable[[str], None]) -> None:
@@ -81,6 +82,6 @@ def _fetch_missing(name: str, data_dir: str, folder: Path, report: Callable[[str
         still_missing = missing_originals(name, folder)
         files = ", ".join(f"{original.file} (or {original.unpacked})" for original in still_missing)
         raise DataError(
-            f"{name} is not in {Path(data_dir).expanduser() / name} and cannot be downloaded:"
+            f"{name} is not in {expanded(data_dir) / name} and cannot be downloaded:"
             f" put {files} into {folder} and start again ({error})"
         ) from error

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxbin.common.files import expanded
 from jaxbin.data.own import names
 from jaxbin.data.own.found import Found, check_classes, divided
 from jaxbin.data.own.headers import looks_of
@@ -14,7 +15,7 @@ from jaxbin.data.pictures import SUFFIXES, evaluation_picture, training_picture
 from jaxbin.data.sources import ImageFolder
 from jaxbin.data.specs import DataError, Source
 
-_FOLDERS = {"train": ("train",), "validation": ("validation", "val"), "test": ("test",)}
+_FOLDERS = {"train": ("train",), "validation": ("validation", "val", "valid"), "test": ("test",)}
 _LAYOUT = "train/CLASS/*.png (or .jpg, .jpeg)"
 
 
@@ -24,11 +25,13 @@ class _Listing:
 
     Attributes:
       content: names, sizes and times, which a fingerprint is made of.
+      names: of the images of each split, below its folder.
       encoded_bytes: of all images.
-      passed_over: files that are no images, and folders within a class's.
+      passed_over: files that are no images, and folders that are no class's or split's.
     """
 
     content: list[str] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
     encoded_bytes: int = 0
     passed_over: list[str] = field(default_factory=list)
 
@@ -40,7 +43,7 @@ def find_folder(name: str) -> Found:
       DataError: it has not the layout that it should.
       OSError: a folder cannot be listed.
     """
-    root = Path(names.place(name)).expanduser()
+    root = expanded(names.place(name))
     folders = _split_folders(name, root)
     class_names = tuple(path.name for path in _class_folders(folders["train"]))
     if not class_names:
@@ -48,12 +51,13 @@ def find_folder(name: str) -> Found:
     check_classes(name, class_names)
     listing = _Listing()
     listing.content.append(str(root.absolute()))
+    listing.passed_over += _others(root, folders)
     images = {split: _listed(path, class_names, listing) for split, path in folders.items()}
     fingerprint = hashlib.sha256(os.fsencode("\0".join(listing.content))).hexdigest()
     looks = looks_of(list(images.values()), fingerprint)
     given: dict[str, Source] = dict(images)
     passed = listing.passed_over
-    note = f"{root}: passed over {len(passed)} that are no PNG or JPEG file, the first {passed[:1]}"
+    note = f"{root}: passed over {len(passed)} that are no image of a split, the first {passed[:1]}"
     return Found(
         name=name,
         class_names=class_names,
@@ -66,6 +70,7 @@ def find_folder(name: str) -> Found:
         evaluation_image=evaluation_picture,
         fingerprint=fingerprint,
         encoded_bytes=listing.encoded_bytes,
+        content=hashlib.sha256(os.fsencode("\0".join(listing.names))).hexdigest(),
         notes=(note,) if passed else (),
     )
 
@@ -91,6 +96,15 @@ def _split_folders(name: str, root: Path) -> dict[str, Path]:
     return found
 
 
+def _others(root: Path, folders: dict[str, Path]) -> list[str]:
+    """What lies beside the splits' folders."""
+    return [name for name in _visible(root) if root / name not in folders.values()]
+
+
+def _visible(folder: Path) -> list[str]:
+    return sorted(name for name in os.listdir(folder) if not name.startswith("."))
+
+
 def _class_folders(folder: Path) -> list[Path]:
     """Sorted by name, as other libraries number classes; hidden ones are none."""
     paths = (path for path in folder.iterdir() if path.is_dir())
@@ -101,6 +115,10 @@ def _listed(folder: Path, class_names: tuple[str, ...], listing: _Listing) -> Im
     """The images of a split."""
     labels = {class_name: label for label, class_name in enumerate(class_names)}
     found, numbers = [], []
+    listing.names.append("")  # between splits
+    listing.passed_over += [
+        f"{folder.name}/{name}" for name in _visible(folder) if not (folder / name).is_dir()
+    ]
     for path in _class_folders(folder):
         if path.name not in labels:
             few = ", ".join(class_names[:5]) + (", ..." if len(class_names) > 5 else "")
@@ -112,6 +130,7 @@ def _listed(folder: Path, class_names: tuple[str, ...], listing: _Listing) -> Im
         numbers += [labels[path.name]] * len(files)
         sizes = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
         listing.content.append(f"{folder.name}/{path.name}{sizes}")
+        listing.names += [f"{path.name}/{file.name}" for file in files]
         listing.encoded_bytes += sum(size for _, size, _ in sizes)
     if not found:
         raise DataError(f"{folder} holds no folder of a class; accepted: {folder}/CLASS/*")

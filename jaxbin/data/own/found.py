@@ -81,6 +81,7 @@ class Found:
       training_image, evaluation_image: see `jaxbin.data.specs.Stream`.
       fingerprint: changes whenever a file does.
       encoded_bytes: size of all images as they lie there.
+      content: see `DatasetSpec`.
       notes: what a person should know.
     """
 
@@ -95,6 +96,7 @@ class Found:
     evaluation_image: Callable[[Any, str, np.ndarray], np.ndarray]
     fingerprint: str
     encoded_bytes: int
+    content: str
     notes: tuple[str, ...] = ()
 
 
@@ -176,4 +178,5 @@ def spec_of(found: Found, image_size: int) -> DatasetSpec:
         train_examples=len(found.splits["train"]),
         validation_examples=len(found.splits["validation"]),
         test_examples=len(found.splits["test"]),
+        content=found.content,
     )

@@ -42,7 +42,7 @@ def looks_of(folders: Sequence[ImageFolder], fingerprint: str) -> Looks:
     """
     if fingerprint not in _KNOWN:
         home = cache.user_directory()
-        path = home / "own" / f"headers-{fingerprint}.json" if home else None
+        path = home / "own" / f"looks-{fingerprint}.json" if home else None
         looks = _kept(path) if path else None
         if looks is None:
             looks = _looked(folders)

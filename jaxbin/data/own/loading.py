@@ -1,5 +1,6 @@
 """Loads a dataset of the user's own: into memory, or as streams."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -57,6 +58,8 @@ def load_own(
             for split, stream in streams.items()
         }
         npz.forget()
+    if spec.streamed:
+        _look_at(streams[evaluation], _path(found, spec, f"looked-{evaluation}"), workers, report)
     if not spec.mean:
         mean, std = _statistics(found, spec, splits["train"], workers, report)
         spec = dataclasses.replace(spec, mean=mean, std=std)
@@ -115,6 +118,21 @@ def _batches(stream: Stream, workers: int) -> Iterator[tuple[np.ndarray, np.ndar
         for number, batch in enumerate(fetched):
             rows = min(_ROWS, len(stream) - number * _ROWS)
             yield batch["images"][:rows], batch["labels"][:rows]
+
+
+def _look_at(
+    stream: Stream, path: Path | None, workers: int, report: Callable[[str], None]
+) -> None:
+    """Decode what is to be evaluated on, once: a damaged image would cost the epoch before it."""
+    if path is not None and path.exists():
+        return
+    report(f"looking at {len(stream):,} images to evaluate on, once")
+    for _ in _batches(stream, workers):
+        pass
+    if path is not None:
+        with contextlib.suppress(OSError):
+            path.parent.mkdir(exist_ok=True)
+            path.touch()
 
 
 def _statistics(

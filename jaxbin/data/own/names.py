@@ -2,7 +2,8 @@
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
+
+from jaxbin.common.files import expanded
 
 SCHEMES = {"folder": "DIR", "npz": "FILE", "tfds": "NAME"}
 """What a name begins with, before a colon, and what then stands for."""
@@ -46,7 +47,7 @@ def label(name: str) -> str:
     if kind == "tfds":
         last = where.strip("/").replace("/", "-")
     else:
-        path = Path(where).expanduser().absolute()
+        path = expanded(where).absolute()
         path = path if path.name not in ("", "..") else path.resolve()
         last = path.stem if kind == "npz" else path.name
     return f"{kind}-{re.sub(_ODD, '_', last) or 'data'}"

@@ -13,9 +13,10 @@ from typing import IO
 import numpy as np
 
 from jaxbin.common.errors import one_line
+from jaxbin.common.files import expanded
 from jaxbin.data import specs
-from jaxbin.data.images import crop_box
 from jaxbin.data.own import names
+from jaxbin.data.own.arrays import evaluation_array, training_array
 from jaxbin.data.own.found import MOST_CLASSES, Found, check_classes, divided
 from jaxbin.data.specs import DataError, Source
 
@@ -74,28 +75,6 @@ class ArrayImages:
         return f"{self.member.path}, {self.member.name}[{position}]"
 
 
-def evaluation_array(pixels: np.ndarray, source: str, image: np.ndarray) -> np.ndarray:
-    """An image as it is; arguments and result as for `pictures.evaluation_picture`."""
-    del source
-    image[:] = pixels.reshape(image.shape)
-    return image
-
-
-def training_array(
-    pixels: np.ndarray, uniform: np.ndarray, source: str, image: np.ndarray
-) -> np.ndarray:
-    """A random resized crop, flipped half of the time, as `pictures.training_picture` has it."""
-    del source
-    import cv2  # a fifth of a second, which most runs need not spend
-
-    height, width = image.shape[:2]
-    left, top, crop_width, crop_height = crop_box(width, height, uniform)
-    crop = pixels[top : top + crop_height, left : left + crop_width]
-    scaled = cv2.resize(np.ascontiguousarray(crop), (width, height)).reshape(image.shape)
-    image[:] = scaled if uniform[22] >= 0.5 else scaled[:, ::-1]
-    return image
-
-
 def find_npz(name: str) -> Found:
     """The dataset in an npz file.
 
@@ -103,7 +82,7 @@ def find_npz(name: str) -> Found:
       DataError: it is damaged, or an array is not what it should be.
       OSError: it cannot be read.
     """
-    path = Path(names.place(name)).expanduser()
+    path = expanded(names.place(name))
     if not path.is_file():
         what = "is no file" if path.exists() else "does not exist"
         raise DataError(f"dataset={name!r}: {str(path)!r} {what}; accepted: a file of numpy.savez")
@@ -134,7 +113,16 @@ def find_npz(name: str) -> Found:
         evaluation_image=evaluation_array,
         fingerprint=hashlib.sha256(content.encode()).hexdigest(),
         encoded_bytes=0,
+        content=hashlib.sha256(b"".join(one.tobytes() for one in labels.values())).hexdigest(),
+        notes=_notes(path, shape),
     )
+
+
+def _notes(path: Path, shape: tuple[int, ...]) -> tuple[str, ...]:
+    if len(shape) == 4 and shape[1] in (1, 3) and shape[3] > 4:
+        read = f"{shape[1]} high, {shape[2]} wide, of {shape[3]} channels"
+        return (f"{path}: images of {shape[1:]} are read as {read}; channels come last",)
+    return ()
 
 
 def forget() -> None:
@@ -260,6 +248,7 @@ def _class_names(
         )
     else:
         found = tuple(str(one) for one in _read(name, member))
+        check_classes(name, found)
         if most >= len(found):
             raise DataError(
                 f"dataset={name!r} has {len(found)} class_names, and a label {most}; accepted: 0 "

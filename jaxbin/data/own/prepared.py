@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxbin.common.errors import one_line
+from jaxbin.common.files import expanded
 from jaxbin.data.own import names
 from jaxbin.data.own.found import SPLITS, Found, check_classes, divided
 from jaxbin.data.pictures import evaluation_picture, training_picture
@@ -25,7 +26,7 @@ def find_prepared(name: str, data_dir: str) -> Found:
       DataError: it is not prepared, holds no labeled images, or is in another format.
       OSError: a directory cannot be listed.
     """
-    directory = _directory(name, Path(data_dir).expanduser())
+    directory = _directory(name, expanded(data_dir))
     info = _described(name, directory)
     channels, size, class_names = _features(name, info)
     check_classes(name, class_names)
@@ -47,6 +48,7 @@ def find_prepared(name: str, data_dir: str) -> Found:
         for entry in os.scandir(directory)
     )
     content = json.dumps([str(directory.absolute()), files])
+    shards = [(file, size) for file, size, _ in files if ".array_record" in file]
     return Found(
         name=name,
         class_names=class_names,
@@ -59,6 +61,7 @@ def find_prepared(name: str, data_dir: str) -> Found:
         evaluation_image=evaluation_picture,
         fingerprint=hashlib.sha256(content.encode()).hexdigest(),
         encoded_bytes=sum(size for _, size, _ in files),
+        content=hashlib.sha256(json.dumps(shards).encode()).hexdigest(),
     )
 
 

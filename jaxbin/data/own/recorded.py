@@ -47,16 +47,27 @@ def from_json(name: str, content: Any) -> DatasetSpec:
         mean=tuple(map(float, content["mean"])),
         std=tuple(map(float, content["std"])),
         **{count: content[count] for count in _COUNTS},
+        content=_content(content),
     )
 
 
+def _content(content: dict[str, Any]) -> str:
+    """What earlier versions did not record."""
+    told = content.get("content", "")
+    if not isinstance(told, str):
+        raise UserError(f"dataset_spec has content={shown(told)}")
+    return told
+
+
 def differences(there: DatasetSpec, here: DatasetSpec) -> list[str]:
-    """What differs between a dataset as it was and as it is, normalization if both know it."""
+    """What differs between a dataset as it was and as it is, of what both know."""
     found = [
         f"{name} ({shown(getattr(there, name))} there, {shown(getattr(here, name))} here)"
         for name in _DEFINES
         if getattr(there, name) != getattr(here, name)
     ]
+    if not found and there.content and here.content and there.content != here.content:
+        found.append("which examples it has, or their labels or order")
     if not found and there.mean and here.mean:
         pairs = zip((*there.mean, *there.std), (*here.mean, *here.std), strict=True)
         if any(abs(one - other) > _SAME_NORMALIZATION for one, other in pairs):
