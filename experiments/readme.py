@@ -120,6 +120,11 @@ def short_runs_table(runs: list[dict[str, Any]]) -> str:
     )
 
 
+def searched_table(runs: Sequence[dict[str, Any]]) -> str:
+    """`recipe_table` of the search of a comparison."""
+    return recipe_table([run for run in runs if run["fields"].get("stage") != "full"])
+
+
 def _command(run: dict[str, Any]) -> str:
     return " ".join(run["command"])
 
@@ -142,7 +147,8 @@ _TABLES: dict[str, tuple[str, str, Callable[[Any], str]]] = {
         "resnet20_10_epochs_choices.json",
         recipe_table,
     ),
-    "recipes for vgg5": ("docs/recipes.md", "vgg5_protocol.json", recipe_table),
+    "recipes for vgg5": ("docs/recipes.md", "vgg5_protocol.json", searched_table),
+    "recipes for vgg5, tested": ("docs/recipes.md", "vgg5_protocol.json", recipe_table),
     "recipes in 30 epochs": ("docs/recipes.md", "resnet20_protocol.json", recipe_table),
     "recipes in 30 epochs, seed 1": ("docs/recipes.md", "resnet20_30_epochs.json", recipe_table),
     "recipes for mnist 300": (
