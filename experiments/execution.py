@@ -23,7 +23,7 @@ from jaxbin import population
 from jaxbin.common import files
 from jaxbin.common.errors import UserError
 from jaxbin.config import FIELDS
-from jaxbin.runs import run_directory
+from jaxbin.runs import finished, run_directory
 
 POPULATIONS = ("auto", "vmap", "sequential")
 _WORTHWHILE = 1.1  # timings of shared machines differ by less than that for no reason
@@ -77,12 +77,16 @@ def stoppable() -> Generator[None]:
 def epochs_done(directory: Path) -> int:
     """How many epochs of a run are recorded."""
     path = directory / "metrics.jsonl"
-    return len(path.read_text(encoding="utf-8").splitlines()) if path.exists() else 0
+    return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
 def has_ended(directory: Path) -> bool:
-    """Whether a run has nothing left to do."""
-    return (directory / "summary.json").exists()
+    """Whether a run has nothing left to do.
+
+    Raises:
+      UserError: its summary is damaged.
+    """
+    return (directory / "summary.json").exists() and bool(finished.read_summary(directory))
 
 
 def command(network: str, run: Run, directory: Path) -> list[str]:

@@ -85,6 +85,7 @@ def result_of(run: Mapping[str, Any]) -> Result:
         run["summary"],
         run.get("curve", {}),
         run.get("late_accuracy"),
+        tuple(run.get("order_layers", ())),
         {name: run[name] for name in (*tables.ORIGIN, "split_file_sha256") if name in run},
     )
 

@@ -96,8 +96,11 @@ def _check_only(asked: Request) -> None:
 def _variants(asked: Request, stage: str) -> list[str]:
     if stage == "guided":
         return [f"iterative-{path.stem}" for path in asked.order_files]
-    measured = stage == "sensitivity" and selection.TRAINING not in asked.measures
-    return ["float"] if measured else declarations.variants(asked.network, stage)
+    variants = declarations.variants(asked.network, stage)
+    if stage != "sensitivity":
+        return variants
+    trained = variants if selection.TRAINING in asked.measures else []
+    return [*trained, *(["float"] if asked.measure != selection.TRAINING else [])]
 
 
 def _check_measure(asked: Request, stage: str, runs: Sequence[Run]) -> None:
@@ -141,6 +144,8 @@ def planned(asked: Request, stage: str) -> list[Run]:
       UserError: a learning rate has not been searched, or an order not been measured yet.
     """
     missing = asked.missing_orders
+    if stage == "guided" and not foreseen(asked, stage)[0]:
+        return []
     if stage == "guided" and missing:
         raise UserError(
             f"{missing[0]} is not measured yet; run --stage=sensitivity --measure="

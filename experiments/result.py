@@ -22,6 +22,7 @@ class Result:
       summary: the content of `summary.json`.
       curve: metrics by epoch; see `experiments.collect`.
       late: the mean accuracy of the last tenth of the epochs, if it was kept.
+      order: the layers in the order in which they became binary; empty where nobody wrote it.
       origin: commit, versions, devices, and the checksum of a split file, as far as they were kept.
     """
 
@@ -32,6 +33,7 @@ class Result:
     summary: Mapping[str, Any]
     curve: Mapping[str, Any]
     late: float | None = None
+    order: tuple[int, ...] = ()
     origin: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property

@@ -134,7 +134,7 @@ def overrides(arguments: Sequence[str]) -> dict[str, Any]:
             )
         try:
             fields[name] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             fields[name] = value
         if isinstance(config.FIELDS[name].default, str):
             fields[name] = value
@@ -143,7 +143,7 @@ def overrides(arguments: Sequence[str]) -> dict[str, Any]:
 
 def _carry_out(asked: Request, stage: str, execute: _Execute) -> dict[Path, str]:
     """Run a stage; what failed, and why."""
-    if stage == "guided":
+    if stage == "guided" and planning.foreseen(asked, stage)[0]:
         _measure_orders(asked, execute)
     return _execute(asked, stage, planning.planned(asked, stage), execute)
 

@@ -97,4 +97,9 @@ def notes(results: Sequence[Result]) -> str:
                 f"{variant} at {rate:g} has {len(runs)} runs of seed {seed}, which are not "
                 "independent of each other."
             )
+    for variant, runs in grouped(results, lambda run: run.variant).items():
+        orders = {run.order for run in runs if run.order and run.fields["method"] == "iterative"}
+        if len(orders) > 1:
+            shown = ", ".join(" ".join(map(str, order)) for order in sorted(orders))
+            said.append(f"Runs of {variant} have different orders: {shown}.")
     return " ".join(said)

@@ -57,7 +57,7 @@ def main(arguments: Sequence[str]) -> None:
                 counts.add(label, int(prediction.classes[index]))
             if lines:
                 print(write(name, prediction, index, label), flush=True)
-    if labels:
+    if sum(counts.images):
         # Beside lines that a program reads it would be one too many.
         print(counts.table(), file=sys.stderr if lines else sys.stdout)
     if problems:

@@ -1,6 +1,7 @@
 """What the commands share: their flags, and errors as one line."""
 
 import argparse
+import io
 import os
 import signal
 import sys
@@ -60,10 +61,13 @@ def numbers(kind: type[int] | type[float]) -> Callable[[str], tuple[Any, ...]]:
 
     def parse(text: str) -> tuple[Any, ...]:
         try:
-            return tuple(kind(part) for part in text.split(","))
+            values = tuple(kind(part) for part in text.split(","))
         except ValueError:
             message = f"{text!r} is not accepted; accepted: {name}"
             raise argparse.ArgumentTypeError(message) from None
+        if len(set(values)) < len(values):
+            raise argparse.ArgumentTypeError(f"{text!r} has one twice; accepted: {name}, each once")
+        return values
 
     return parse
 
@@ -84,6 +88,8 @@ def make_directory(flag: str, path: Path) -> None:
 
 def run(command: Callable[[Sequence[str]], None]) -> NoReturn:
     """Run a command on the flags of this process; a UserError is one line and exit status 2."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files and classes may be any
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         command(sys.argv[1:])
         sys.stdout.flush()

@@ -47,6 +47,8 @@ def main(arguments: Sequence[str]) -> None:
         raise UserError(f"output={str(flags.output)!r}: there is no such directory")
     if flags.output.suffix == ".c":
         c_source.check_name(flags.output.stem)
+    if flags.workdir == "":
+        raise UserError("workdir='' is not accepted; accepted: the directory of a finished run")
     if flags.model and (flags.checkpoint or flags.float16):
         flag = "--checkpoint" if flags.checkpoint else "--float16"
         raise UserError(f"{flag} is not accepted with --model; accepted: with --workdir")
@@ -76,8 +78,9 @@ def write_c(artifact: Artifact, output: Path) -> str:
       UserError: the network cannot be expressed in C, or a file cannot be written.
     """
     sources = c_source.to_c(artifact, output.stem)
-    files.write_bytes(output, sources.source.encode())
+    # The source says of which header it is: one that fails leaves no pair that compiles.
     files.write_bytes(output.with_suffix(".h"), sources.header.encode())
+    files.write_bytes(output, sources.source.encode())
     return (
         f"{output}, {output.with_suffix('.h')}: {sources.constant_bytes:,} bytes of constants, "
         f"{sources.scratch_bytes:,} bytes of scratch memory"

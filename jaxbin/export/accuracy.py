@@ -33,7 +33,7 @@ class Counts:
             if images
         ]
         images, right = sum(self.images), sum(self.right)
-        share = right / images if images else math.nan
+        share = right / images
         rows.append(("all", str(images), str(right), f"{share:.2%}"))
-        error = math.sqrt(share * (1 - share) / images) if images else math.nan
+        error = math.sqrt(share * (1 - share) / images)
         return f"{aligned(rows)}\naccuracy {share:.2%}, standard error {100 * error:.2f} points"

@@ -264,14 +264,22 @@ def _check_tensors(artifact: Artifact) -> None:
         raise ValueError(f"tensors and layers differ in {shown(unlike[0])}")
     for name, shape in shapes.items():
         array = artifact.kernels[name]
-        accepted = packed.get(name, ()) if array.dtype == np.uint8 else shape
-        if array.shape != accepted or array.dtype not in (np.dtype(np.uint8), *_FLOATS):
+        binary = name in packed and array.dtype == np.uint8
+        accepted = packed[name] if binary else shape
+        if array.shape != accepted or not (binary or array.dtype in _FLOATS):
             raise ValueError(f"{name} is {array.dtype} {array.shape}, expected {accepted}")
+        _check_finite(name, array)
     outputs = sum(outputs for _, outputs in matrix_shapes(artifact).values())
     expected = (len(artifact.rows), outputs)
     channels = artifact.channels
     if channels.shape != expected or channels.dtype != np.float32:
         raise ValueError(f"{CHANNELS} is {channels.dtype} {channels.shape}, expected {expected}")
+    _check_finite(CHANNELS, channels)
+
+
+def _check_finite(name: str, array: np.ndarray) -> None:
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise ValueError(f"{name} has numbers that are not finite")
 
 
 def float32_bytes(artifact: Artifact) -> dict[str, int]:

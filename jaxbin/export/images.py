@@ -177,7 +177,7 @@ def find_labeled_images(
     for folder in folders:
         if not os.path.isdir(folder):
             raise UserError(f"{folder!r} is no folder; --labeled takes folders of FOLDER/CLASS/*")
-        for subfolder in sorted(path for path in Path(folder).iterdir() if path.is_dir()):
+        for subfolder in (path for path in _content(Path(folder)) if path.is_dir()):
             if subfolder.name not in numbers:
                 raise UserError(
                     f"folder {str(subfolder)!r} is called like no class of the network; accepted: "
@@ -190,9 +190,16 @@ def find_labeled_images(
     return found
 
 
+def _content(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise UserError(f"folder {str(folder)!r} cannot be read: {error.strerror}") from None
+
+
 def _listed(folder: Path) -> tuple[list[Path], list[str], list[str]]:
     """Images, names of other files, and names of subfolders, sorted."""
-    paths = sorted(folder.iterdir())
+    paths = _content(folder)
     files = [path for path in paths if not path.is_dir()]
     images = [path for path in files if path.suffix.lower() in SUFFIXES]
     others = [path.name for path in files if path not in images]

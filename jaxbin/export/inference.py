@@ -250,8 +250,13 @@ def make_model(artifact: Artifact) -> Model:
 
 def _checked_images(images: Any, image_shape: tuple[int, int, int]) -> np.ndarray:
     """Images as (n, height, width, channels)."""
-    images = np.asarray(images)
     accepted = "x".join(map(str, image_shape))
+    try:
+        images = np.asarray(images)
+    except ValueError:
+        raise UserError(
+            f"images of several shapes are not accepted; accepted: (n x) {accepted}"
+        ) from None
     if images.dtype != np.uint8:
         raise UserError(f"images of {images.dtype} are not accepted; accepted: uint8, 0 to 255")
     given = images.shape

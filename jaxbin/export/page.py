@@ -40,8 +40,14 @@ def to_html(artifact: Artifact) -> bytes:
     """The page of a network: a field to draw a digit in, or a place for pictures, and its classes.
 
     Raises:
-      UserError: ziglang is missing, or the network cannot be written in C.
+      UserError: ziglang is missing, or the network cannot be written in C or takes no pictures.
     """
+    channels = artifact.image_shape[2]
+    if channels not in (1, 3):
+        raise UserError(
+            f"a page takes pictures, of 1 or 3 channels, and the network's images have {channels}; "
+            "accepted: .jaxbin, .stablehlo, .onnx, .c"
+        )
     if ziglang() is None:
         raise UserError("a page needs a compiler for WebAssembly: pip install 'jaxbin[c]'")
     network = {

@@ -247,12 +247,13 @@ def claim(workdir: Path, config: Config, spec: data.DatasetSpec) -> Generator[No
             path.write_text(f"process {os.getpid()} on {platform.node()}\n", encoding="utf-8")
         content = to_json(config) | _checksums(config)
         own = bool(data.names.scheme(config.dataset))
+        kept = {_CONTENT: spec.content} if spec.content else {}
         if not (workdir / "config.json").exists():
-            content |= {SPEC: data.recorded.to_json(spec)} if own else {_CONTENT: spec.content}
+            content |= {SPEC: data.recorded.to_json(spec)} if own else kept
             files.write_json(workdir / "environment.json", provenance.environment())
         else:
             there = read_configuration(workdir)
-            content |= {SPEC: there[SPEC]} if own else {_CONTENT: spec.content}
+            content |= {SPEC: there[SPEC]} if own else kept
             _check_images(workdir, there, spec)
             if there["epochs"] < config.epochs or waits_longer(there, config):
                 (workdir / "summary.json").unlink(missing_ok=True)  # it has not ended any more

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from refusals import refused
 
 from experiments import costs, declarations, execution, measure, progress, run, selection
 from experiments.declarations import Choices
@@ -317,6 +318,29 @@ def test_partly_binary_runs_are_run_if_asked_for(capsys: pytest.CaptureFixture[s
     assert "iterative-forward-lr0.01-seed316-17epochs" in capsys.readouterr().out
 
 
+def test_nothing_is_measured_for_no_guided_run(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    flags = ["mnist_300", "--stage=all", "--only=float", "--learning_rates=0.1"]
+    run.main([*flags, f"--output={tmp_path}", "--print_commands"])
+    printed = capsys.readouterr().out.splitlines()
+    assert printed
+    assert all("--config.method=float" in line for line in printed)
+    asked = run._parse([*flags, f"--output={tmp_path}"])[1]
+
+    def execute(_: str, runs: Any) -> dict[Path, str]:
+        return {where: "was run" for _, where in runs}
+
+    assert run._carry_out(asked, "guided", execute) == {}
+    assert "guided: 0 runs" in capsys.readouterr().out
+
+
+def test_damaged_records_are_a_line(tmp_path: Path):
+    (tmp_path / "metrics.jsonl").write_bytes(b"\xff\xfe\n{}\n")
+    assert execution.epochs_done(tmp_path) == 2
+    assert not execution.has_ended(tmp_path)
+    (tmp_path / "summary.json").touch()
+    assert "summary.json cannot be read" in refused(lambda: execution.has_ended(tmp_path))
+
+
 def test_progress_by_hand():
     assert progress.line([10, 10, 10], [10, 4, 0], 2, 24.0) == (
         "1 of 3 runs, 14 of 30 epochs, about 32 s left"
@@ -494,6 +518,11 @@ def test_dry_run_costs(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.M
             ["vgg5", "--stage=search", "--learning_rates=0.1,fast"],
             "argument --learning_rates: '0.1,fast' is not accepted; accepted: numbers, as 0.1,0.01",
         ),
+        (
+            ["vgg5", "--seeds=1,2,1"],
+            "argument --seeds: '1,2,1' has one twice; accepted: whole numbers, as 1,2,3, each once",
+        ),
+        (["vgg5", "--config.batch_size={[]:1}"], "batch_size='{[]:1}'"),
         (["vgg5", "--scale=half"], "argument --scale: 'half' is not accepted; accepted: a number"),
         (
             ["vgg5", "--stage=guided", "--learning_rates=0.1", "--print_commands"],

@@ -203,6 +203,28 @@ def made(method: str, seed: int, accuracy: float, **fields: Any) -> report.Resul
     )
 
 
+def test_one_order_of_two_measures_counts_once():
+    def ordered(seed: int, accuracy: float, order: str, name: str = "") -> report.Result:
+        run = made("iterative", seed, accuracy, order=order)
+        layers = tuple(map(int, order))
+        return dataclasses.replace(run, variant=name or run.variant, order=layers)
+
+    accuracies = {1: (0.97, 0.96, 0.955), 2: (0.972, 0.965, 0.95)}
+    runs = [
+        ordered(seed, accuracy, order)
+        for seed, of_seed in accuracies.items()
+        for accuracy, order in zip(of_seed, ("123", "132", "213"), strict=True)
+    ]
+    again = [ordered(seed, accuracies[seed][1], "132", "iterative-ascend") for seed in (1, 2)]
+    said = comparisons.order_test(runs)
+    assert said.startswith("3 orders, 2 seeds: ")
+    assert comparisons.order_test([*runs, *again]) == said
+    other = dataclasses.replace(again[0], order=(3, 2, 1))
+    assert tables.notes([*runs, other, again[1]]).endswith(
+        "Runs of iterative-ascend have different orders: 1 3 2, 3 2 1."
+    )
+
+
 def test_differences_by_hand():
     results = [
         *(made("binary", seed, 0.97 + seed / 1000) for seed in (1, 2, 3)),

@@ -11,11 +11,13 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+from refusals import refused
 
 from jaxbin import data
 from jaxbin.binarization.layers import BINARIZATION, forward_order, write_mask
 from jaxbin.common import files
 from jaxbin.common.errors import UserError
+from jaxbin.export import __main__ as export
 from jaxbin.export import artifact, freeze
 from jaxbin.export.artifact import Artifact
 from jaxbin.networks import registry
@@ -231,6 +233,23 @@ DAMAGED = {
         "is no artifact of jaxbin",
     ),
 }
+
+
+def test_no_directory_of_a_run_is_refused(tmp_path: Path):
+    """As of `--workdir=$RUN` where nothing is called so."""
+    flags = ["--workdir=", f"--output={tmp_path / 'model.jaxbin'}"]
+    assert "workdir='' is not accepted" in refused(lambda: export.main(flags))
+
+
+def test_numbers_that_are_not_finite_are_refused(tmp_path: Path):
+    made = frozen()
+    channels = made.channels.copy()
+    channels[0, 0] = np.nan
+    kernel = np.full_like(made.kernels["dense2"], np.inf)
+    for changed in ({"channels": channels}, {"kernels": made.kernels | {"dense2": kernel}}):
+        path = tmp_path / "model.jaxbin"
+        path.write_bytes(artifact.to_bytes(dataclasses.replace(made, **changed)))
+        _check_refused(path, "numbers that are not finite")
 
 
 @pytest.mark.parametrize("name", DAMAGED)

@@ -1,6 +1,9 @@
 """Networks as C: every architecture with random weights, layers of both kinds in each."""
 
+import dataclasses
 import functools
+import re
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -86,6 +89,17 @@ def test_sanitizers(name: str, tmp_path: Path):
     sanitized = [str(GCC), "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     logits = run_program(sanitized, images, tmp_path)
     assert_same(logits, jax.jit(compute)(images))
+
+
+def test_a_source_takes_no_other_header(tmp_path: Path):
+    compute, image_shape = random_network("mlp", lambda k: True)
+    sources = write(compute, image_shape)
+    other = re.sub(r"(_SCRATCH_BYTES) (\d+)", r"\1 1\2", sources.header)
+    save(dataclasses.replace(sources, header=other), tmp_path)
+    command = [str(GCC), "-c", "net.c"]
+    told = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert told.returncode
+    assert "is of another network" in told.stderr
 
 
 def test_the_same_network_gives_the_same_text():

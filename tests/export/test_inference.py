@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import os
 import subprocess
 import sys
 import tomllib
@@ -100,6 +101,7 @@ def test_any_number_of_images(model: inference.Model):
         (np.zeros((0, 28, 27, 1), np.uint8), r"shape \(0, 28, 27, 1\) are not accepted"),
         (np.zeros(784, np.uint8), r"shape \(784,\) are not accepted"),
         (np.zeros((1, 1, 28, 28, 1), np.uint8), "are not accepted"),
+        ([np.zeros((28, 28), np.uint8), np.zeros((5, 28), np.uint8)], "of several shapes are not"),
     ],
 )
 def test_other_images_are_refused(model: inference.Model, images, message: str):
@@ -266,6 +268,36 @@ def test_sizes_are_width_and_height_and_colours_stay(tmp_path: Path):
     assert list(images.find_images([str(tmp_path)])) == [str(path)]
     with pytest.raises(UserError, match=r"is 1x2 pixels .*; the network wants 2x1"):
         images.read_image(str(path), (1, 2, 3))
+
+
+def test_folders_that_cannot_be_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(_: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    message = f"folder {str(tmp_path)!r} cannot be read: Permission denied"
+    _refused(["mnist_300", str(tmp_path)], message)
+    _refused(["mnist_300", "--labeled", str(tmp_path)], message)
+
+
+def test_no_accuracy_of_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "3").mkdir()
+    (tmp_path / "3" / "a.png").write_text("no image")
+    _refused(["mnist_300", "--labeled", str(tmp_path)], "a.png' cannot be read")
+    assert "accuracy" not in capsys.readouterr().out
+
+
+def test_names_in_no_encoding_are_printed(tmp_path: Path):
+    image = Path(_digit(tmp_path, 0, "digit.png"))
+    odd = os.fsencode(tmp_path) + b"/\xff.png"
+    os.rename(image, odd)
+    said = subprocess.run(
+        [sys.executable, "-m", "jaxbin.predict", "mnist_300", odd],
+        env=os.environ | {"PYTHONIOENCODING": "utf-8:strict"},
+        capture_output=True,
+        check=True,
+    )
+    assert b"\\udcff.png" in said.stdout
 
 
 def test_channels_no_image_file_has():

@@ -1,6 +1,7 @@
 """The page of a network, in a browser: what is drawn in it and dropped into it."""
 
 import base64
+import dataclasses
 import html
 import io
 import json
@@ -9,16 +10,20 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from c_programs import ZIG
+from helpers import initialized
 from PIL import Image
+from refusals import refused
 
 import jaxbin
 from jaxbin import data
 from jaxbin.common.errors import UserError
 from jaxbin.export import __main__ as export
-from jaxbin.export import page
+from jaxbin.export import freeze, page
+from jaxbin.networks import registry
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
@@ -130,6 +135,18 @@ def test_the_page_needs_nothing_else(tmp_path: Path):
     assert "http" not in content.replace("http-equiv", "")
     assert "src=" not in content
     assert "<title>mlp300: 266,200 weights of 1 bit in 33 kB</title>" in content
+
+
+@needs_zig
+@pytest.mark.parametrize("channels", [2, 4])
+def test_images_that_are_no_pictures(channels: int):
+    network = registry.build("mlp300", 10)
+    spec = dataclasses.replace(data.spec("mnist_5k"), image_shape=(4, 4, channels))
+    spec = dataclasses.replace(spec, mean=(0.5,) * channels, std=(0.2,) * channels)
+    variables = initialized(network, jnp.zeros((1, *spec.image_shape)), train=False)
+    made = freeze.freeze_variables(network, variables, spec, network_name=("mlp300", 0))
+    message = refused(lambda: page.to_html(made))
+    assert f"of 1 or 3 channels, and the network's images have {channels}; accepted: " in message
 
 
 def test_without_zig(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

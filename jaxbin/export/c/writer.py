@@ -87,6 +87,9 @@ def write(operations: Sequence[Operation], description: Description) -> Sources:
         [
             comment,
             f'#include "{name}.h"\n',
+            f"#if {name.upper()}_SCRATCH_BYTES != {scratch}",
+            f'#error "{name}.h is of another network"',
+            "#endif\n",
             _INCLUDES,
             *_kernels(operations),
             *arrays,
