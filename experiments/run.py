@@ -26,6 +26,7 @@ from experiments.planning import Request
 from jaxbin import config
 from jaxbin.common import command_line
 from jaxbin.common.errors import UserError
+from jaxbin.runs import run_directory
 
 _Execute = Callable[[str, Sequence[tuple[Run, Path]]], dict[Path, str]]
 """Carries out a network's runs; what failed, and why."""
@@ -151,6 +152,9 @@ def _carry_out(asked: Request, stage: str, execute: _Execute) -> dict[Path, str]
 def _measure_orders(asked: Request, execute: _Execute) -> None:
     """Take the measures whose orders guided runs need, unless that was done before."""
     every = asked.of_every_variant()
+    for name in asked.measures:
+        for run, where in _placed(asked, "sensitivity", planning.measured_runs(every, name)):
+            run_directory.check(where, run.config)  # a measure of other conditions is another one
     missing = asked.missing_orders + [
         asked.directory / "measures" / f"{name}.json"
         for name in asked.measures

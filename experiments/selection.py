@@ -47,8 +47,9 @@ def searched_rates(directory: Path) -> dict[str, float]:
     """The learning rate with the best validation accuracy, by variant, of those searched.
 
     The best epoch counts, as `jaxbin.runs.records.best_epoch` has it; of equal ones the one with
-    the smaller loss. Only the longest runs of a variant are compared with each other; of several
-    seeds the mean counts, or a rate would be chosen for having been tried more often.
+    the smaller loss. Only runs of one length are compared with each other, the longest of a variant
+    that have all the rates of shorter ones, or a search that was interrupted would decide; of
+    several seeds the mean counts, or a rate would be chosen for having been tried more often.
 
     Args:
       directory: of the network; its subdirectory "search" is read.
@@ -56,15 +57,24 @@ def searched_rates(directory: Path) -> dict[str, float]:
     Raises:
       UserError: runs of a variant differ in more than learning rate and seed.
     """
-    longest: dict[str, list[tuple[dict[str, Any], dict[str, Any]]]] = {}
+    found: dict[str, dict[int, list[tuple[dict[str, Any], dict[str, Any]]]]] = {}
     for variant, configuration, summary in finished_runs(directory / "search"):
-        found = longest.setdefault(variant, [])
         # As planned: patience may have ended them earlier.
-        if found and configuration["epochs"] > found[0][0]["epochs"]:
-            found.clear()
-        if not found or configuration["epochs"] == found[0][0]["epochs"]:
-            found.append((configuration, summary))
-    return {variant: _best_rate(variant, runs) for variant, runs in longest.items()}
+        of_length = found.setdefault(variant, {}).setdefault(configuration["epochs"], [])
+        of_length.append((configuration, summary))
+    return {variant: _best_rate(variant, _compared(runs)) for variant, runs in found.items()}
+
+
+def _compared(
+    by_length: Mapping[int, list[tuple[dict[str, Any], dict[str, Any]]]],
+) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """The longest runs that have all the rates of shorter ones."""
+    compared, rates = [], set[float]()
+    for _, runs in sorted(by_length.items()):
+        theirs = {configuration["learning_rate"] for configuration, _ in runs}
+        if theirs >= rates:
+            compared, rates = runs, theirs
+    return compared
 
 
 def _best_rate(variant: str, runs: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> float:

@@ -191,13 +191,15 @@ def _names(config: Config, there: Mapping[str, Any]) -> list[str]:
 def _differing(there: Mapping[str, Any], config: Config, names: Sequence[str]) -> list[str]:
     """Which of the fields `names` differ between a stored run and this one, and how.
 
-    A split file counts by its content, wherever it lies; that of a run of a version that did not
-    keep its checksum by its path. So does a dataset of the user's own.
+    A split file and an order's count by their content, wherever they lie; a split file of a run of
+    a version that did not keep its checksum by its path. So does a dataset of the user's own.
     """
     here = json.loads(json.dumps(to_json(config))) | _checksums(config)
     compared = list(names)
     if "split_file" in names and _SPLIT in there:
         compared[compared.index("split_file")] = _SPLIT
+    if "order" in compared and all(str(one["order"]).endswith(".json") for one in (there, here)):
+        compared.remove("order")  # a measured one counts by the layers that it has, too
     moved: list[str] = []
     if "dataset" in names and data.names.scheme(config.dataset) and SPEC in there:
         spec = data.recorded.from_json(config.dataset, there[SPEC])

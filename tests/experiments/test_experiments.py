@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -286,6 +287,15 @@ def test_a_rate_is_not_chosen_for_having_been_waited_for_longer(tmp_path: Path):
     assert selection.searched_rates(tmp_path) == {"binary": 0.1}
 
 
+def test_a_longer_search_decides_when_it_has_every_rate(tmp_path: Path):
+    for rate, accuracy in ((0.1, 0.90), (0.01, 0.98)):
+        search_run(tmp_path, accuracy, learning_rate=rate)
+    search_run(tmp_path, 0.99, learning_rate=0.1, epochs=900)
+    assert selection.searched_rates(tmp_path) == {"binary": 0.01}
+    search_run(tmp_path, 0.985, learning_rate=0.01, epochs=900)
+    assert selection.searched_rates(tmp_path) == {"binary": 0.1}
+
+
 def test_a_rate_is_not_chosen_for_having_had_more_seeds(tmp_path: Path):
     search_run(tmp_path, 0.97, learning_rate=0.1, seed=1)
     search_run(tmp_path, 0.98, learning_rate=0.01, seed=1)
@@ -420,7 +430,7 @@ def test_a_population_leaves_the_same_directories(searched: Path, tmp_path: Path
         assert (one / "config.json").read_text() == (other / "config.json").read_text()
 
 
-def test_guided_order_in_one_command(searched: Path):
+def test_guided_order_in_one_command(searched: Path, tmp_path: Path):
     flags = ("--stage=guided", "--measure=weight_error", "--seeds=7", "--population=vmap")
     start(searched, "mnist_300", *flags)
     directory = searched / "mnist_300"
@@ -443,6 +453,13 @@ def test_guided_order_in_one_command(searched: Path):
     start(searched, "mnist_300", *flags)
     assert json.loads(measure.read_text())["scores"] == scores
     assert json.loads((directory / "orders" / "ascend-weight_error.json").read_text()) == ascending
+    # It may lie elsewhere; one that was measured under other conditions is another one.
+    moved = shutil.copytree(searched, tmp_path / "moved")
+    start(moved, "mnist_300", *flags)
+    shutil.rmtree(directory / "guided")
+    message = refused(lambda: start(searched, "mnist_300", *flags, "--config.weight_decay=0.1"))
+    assert "sensitivity" in message
+    assert "belongs to another configuration: weight_decay (0.0 there, 0.1 here)" in message
 
 
 def test_training_measures_every_layer(tmp_path: Path):
