@@ -4,6 +4,7 @@ What a batch holds is a function of the run's seed and of the batch's place in t
 number of workers, nor that of machines, nor where a run was resumed enters.
 """
 
+import atexit
 import contextlib
 import dataclasses
 import functools
@@ -202,7 +203,11 @@ def _give_back_memory() -> None:
 
         deleting: Any = vars(shared_memory_array.SharedMemoryArray)["_del_thread_pool"]
         if deleting is not None:
-            deleting.apply(int)
+            deleting.apply_async(int).wait(_CLOSING_SECONDS)
+
+
+# What was let go of after its iterator was closed; multiprocessing's own end comes later.
+atexit.register(_give_back_memory)
 
 
 def _hear_nothing() -> None:

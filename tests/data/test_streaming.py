@@ -4,6 +4,8 @@ import contextlib
 import dataclasses
 import io
 import multiprocessing
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -254,6 +256,37 @@ def test_workers_that_make_nothing_do_not_delay_the_end(monkeypatch: pytest.Monk
         started = time.monotonic()
     assert time.monotonic() - started < 10
     assert multiprocessing.active_children() == before
+
+
+LATE = """
+import time
+import numpy as np
+from jaxbin.data import streaming
+
+class Batches:
+    def __len__(self):
+        return 2
+    def __getitem__(self, index):
+        return {"labels": np.full(9, index)}
+
+if __name__ == "__main__":
+    with streaming.open_batches(Batches(), 1) as fetched:
+        late = next(fetched._iterator)  # a worker's own array
+    from grain._src.python.ipc import shared_memory_array
+    delete = shared_memory_array._del_shm
+    def slowly(*given):
+        time.sleep(0.5)
+        delete(*given)
+    shared_memory_array._del_shm = slowly
+    del late
+"""
+
+
+def test_shared_memory_is_given_back_that_was_let_go_of_late(tmp_path: Path):
+    script = tmp_path / "late.py"
+    script.write_text(LATE)
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
 
 
 def test_a_damaged_image_is_named_by_a_worker(tmp_path: Path):
