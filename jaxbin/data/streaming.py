@@ -4,7 +4,6 @@ What a batch holds is a function of the run's seed and of the batch's place in t
 number of workers, nor that of machines, nor where a run was resumed enters.
 """
 
-import atexit
 import contextlib
 import dataclasses
 import functools
@@ -12,10 +11,11 @@ import gc
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from multiprocessing import resource_tracker
+from multiprocessing import resource_tracker, util
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -206,8 +206,14 @@ def _give_back_memory() -> None:
             deleting.apply_async(int).wait(_CLOSING_SECONDS)
 
 
-# What was let go of after its iterator was closed; multiprocessing's own end comes later.
-atexit.register(_give_back_memory)
+def _give_back_the_last() -> None:
+    """The same when Python ends, of what was let go of after its iterator was closed."""
+    if "grain" in sys.modules:
+        _give_back_memory()
+
+
+# Before the thread that deletes is ended, whose priority is 15, and after whatever runs at exit.
+util.Finalize(None, _give_back_the_last, exitpriority=100)
 
 
 def _hear_nothing() -> None:
