@@ -120,6 +120,8 @@ def test_mnist_comes_back_in_original_order(
     assert sorted(path.name for path in (tmp_path / "mnist").iterdir()) == ["3.0.1"]
     assert_split(validation.train, parts["train"].images[:12], parts["train"].labels[:12])
     assert_split(validation.evaluation, parts["train"].images[12:], parts["train"].labels[12:])
+    in_order = hashlib.sha256(parts["train"].labels[:12].tobytes()).hexdigest()
+    assert validation.spec.content == in_order  # as another order's is not
 
     # Once prepared, the originals are not needed.
     shutil.rmtree(folder)
