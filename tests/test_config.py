@@ -347,6 +347,10 @@ PUBLISHED = {
         *("resnet", 20, "cifar10", "sgd", 128, 30, 150),
         *((), 0, 150, (), 1e-4, 0.3, True),
     ),
+    "resnet20_200": (
+        *("resnet", 20, "cifar10", "sgd", 128, 200, 150),
+        *((), 0, 150, (), 1e-4, 0.3, True),
+    ),
     "quickstart": ("mlp300", 0, "mnist_5k", "adam", 100, 30, 8, (), 0, 150, (), 0.0, 1e-3, False),
 }
 
@@ -369,8 +373,11 @@ def test_config_files_carry_the_published_figures(path: Path):
     assert {name: getattr(parsed, name) for name in FIGURES} == expected
     assert (parsed.seed, parsed.milestone_factor, parsed.momentum) == (316, 0.1, 0.9)
     assert (parsed.order, parsed.latent_reset) == ("forward", False)
-    assert parsed.method == ("binary" if path.stem == "resnet20_30" else "iterative")
-    assert parsed.rules.rule.published == (path.stem != "resnet20_30")
+    recipe = path.stem in ("resnet20_30", "resnet20_200")
+    assert parsed.method == ("binary" if recipe else "iterative")
+    assert parsed.rules.rule.published == (not recipe)
+    if recipe:
+        assert parsed.anneal_epochs == 0.8 * parsed.epochs
     assert parsed.stage == ("full" if path.stem == "quickstart" else "validation")
 
 

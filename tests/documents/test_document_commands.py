@@ -88,7 +88,7 @@ COMMANDS = {
     r"python -m jaxbin\.main --config=configs/resnet20\.py .*": (
         f"{STEPS} {FEW} --config.network=mlp300 --config.depth=0 --config.order=forward"
     ),
-    r"python -m jaxbin\.main --config=configs/resnet20_30\.py.*": (
+    r"python -m jaxbin\.main --config=configs/resnet20_(30|200)\.py.*": (
         f"{STEPS} {FEW} --config.network=mlp300 --config.depth=0 --config.map=sign "
         "--config.anneal_epochs=0 --config.precision=float32"
     ),
