@@ -1,15 +1,16 @@
-"""What PROTOCOL.md compares: the arms of either network, their budgets and their rates."""
+"""What PROTOCOL.md compares: the arms of each network, their budgets and their rates."""
 
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from experiments import declarations
 from experiments.result import Result
-from jaxbin import config
 
 BARE: Mapping[str, Any] = {"scale": "none"}
-_DISTINGUISHING = ("scale", "map", "layer_scales")
+_DISTINGUISHING = ("scale", "map", "layer_scales", "optimizer")
 _CHANNEL: Mapping[str, Any] = {"scale": "channel"}
+_SGD: Mapping[str, Any] = {"optimizer": "sgd"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,8 +51,8 @@ class Comparison:
 
 
 _SCHEDULE = {"rate_schedule": "cosine", "milestones": (), "checkpoint_every": 10}
-_RESNET_RATES, _RESNET_BARE = (0.03, 0.1, 0.3), (0.1, 0.3, 1.0)
-_VGG_RATES = (0.0003, 0.001, 0.003)
+_SGD_RATES, _SGD_BARE = (0.03, 0.1, 0.3), (0.1, 0.3, 1.0)
+_ADAM_RATES = (0.0003, 0.001, 0.003)
 
 COMPARISONS: dict[str, Comparison] = {
     "resnet20": Comparison(
@@ -59,15 +60,15 @@ COMPARISONS: dict[str, Comparison] = {
         full={"epochs": 30, "epochs_per_layer": 1},
         search={"epochs": 10, "epochs_per_layer": 1},
         arms={
-            "float": Arm("float", {}, 3, _RESNET_RATES),
-            "binary": Arm("binary", BARE, 3, _RESNET_BARE),
-            "forward": Arm("iterative-forward", BARE, 3, _RESNET_BARE),
-            "recipe": Arm("binary", {**_CHANNEL, "map": "parq"}, 3, _RESNET_RATES, anneal=0.8),
-            "binary-channel": Arm("binary", _CHANNEL, 3, _RESNET_RATES),
-            "forward-channel": Arm("iterative-forward", _CHANNEL, 3, _RESNET_RATES),
+            "float": Arm("float", {}, 3, _SGD_RATES),
+            "binary": Arm("binary", BARE, 3, _SGD_BARE),
+            "forward": Arm("iterative-forward", BARE, 3, _SGD_BARE),
+            "recipe": Arm("binary", {**_CHANNEL, "map": "parq"}, 3, _SGD_RATES, anneal=0.8),
+            "binary-channel": Arm("binary", _CHANNEL, 3, _SGD_RATES),
+            "forward-channel": Arm("iterative-forward", _CHANNEL, 3, _SGD_RATES),
             "ascend": Arm("iterative-ascend", BARE, 3, rate_of="forward"),
             "reverse": Arm("iterative-reverse", BARE, 2, rate_of="forward"),
-            "binary-last": Arm("binary", {"layer_scales": "dense=he"}, 2, _RESNET_BARE),
+            "binary-last": Arm("binary", {"layer_scales": "dense=he"}, 2, _SGD_BARE),
             "binary-reset": Arm("binary-reset", BARE, 1, rate_of="binary"),
             "forward-reset": Arm("iterative-forward-reset", BARE, 1, rate_of="forward"),
             "guided": Arm("iterative-guided", BARE, 2, rate_of="forward"),
@@ -78,11 +79,28 @@ COMPARISONS: dict[str, Comparison] = {
         full={"epochs": 20, "epochs_per_layer": 3},
         search={"epochs": 10, "epochs_per_layer": 2},
         arms={
-            "float": Arm("float", {}, 2, _VGG_RATES),
-            "binary": Arm("binary", BARE, 2, _VGG_RATES),
-            "forward": Arm("iterative-forward", BARE, 2, _VGG_RATES),
-            "recipe": Arm("binary", {**_CHANNEL, "map": "parq"}, 2, _VGG_RATES, anneal=0.8),
+            "float": Arm("float", {}, 2, _ADAM_RATES),
+            "binary": Arm("binary", BARE, 2, _ADAM_RATES),
+            "forward": Arm("iterative-forward", BARE, 2, _ADAM_RATES),
+            "recipe": Arm("binary", {**_CHANNEL, "map": "parq"}, 2, _ADAM_RATES, anneal=0.8),
             "ascend": Arm("iterative-ascend", BARE, 2, rate_of="forward"),
+        },
+    ),
+    "mnist_300": Comparison(
+        fields=_SCHEDULE,
+        full={"epochs": 30, "epochs_per_layer": 10},
+        search={"epochs": 10, "epochs_per_layer": 3},
+        arms={
+            "float": Arm("float", {}, 3, _ADAM_RATES),
+            "binary": Arm("binary", BARE, 3, _ADAM_RATES),
+            "forward": Arm("iterative-forward", BARE, 3, _ADAM_RATES),
+            "binary-channel": Arm("binary", _CHANNEL, 3, _ADAM_RATES),
+            "forward-channel": Arm("iterative-forward", _CHANNEL, 3, _ADAM_RATES),
+            "sgd-float": Arm("float", _SGD, 3, _SGD_RATES),
+            "sgd-binary": Arm("binary", {**BARE, **_SGD}, 3, _SGD_BARE),
+            "sgd-forward": Arm("iterative-forward", {**BARE, **_SGD}, 3, _SGD_BARE),
+            "sgd-binary-channel": Arm("binary", {**_CHANNEL, **_SGD}, 3, _SGD_RATES),
+            "sgd-forward-channel": Arm("iterative-forward", {**_CHANNEL, **_SGD}, 3, _SGD_RATES),
         },
     ),
 }
@@ -92,7 +110,7 @@ COMPARISONS: dict[str, Comparison] = {
 def arm_of(network: str, run: Result) -> str:
     """The name of the arm that a run belongs to, "" if it is none's."""
     arms = COMPARISONS[network].arms
-    defaults = {name: config.FIELDS[name].default for name in _DISTINGUISHING}
+    defaults = declarations.published(network)
     variants = {arm.variant for arm in arms.values()}
     measured = run.variant.startswith("iterative-ascend-") and not run.fields["latent_reset"]
     guided = measured and run.variant not in variants

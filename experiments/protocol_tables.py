@@ -41,6 +41,8 @@ QUESTIONS = (
     Question("the same with a scale", [("forward-channel", "binary-channel")]),
     Question("the order matters", [("ascend", "forward"), ("reverse", "forward")], same=True),
     Question("a scale beats layer by layer", [("binary-channel", "forward")]),
+    Question("iterative beats binary with SGD, bare", [("sgd-forward", "sgd-binary")]),
+    Question("with SGD and a scale", [("sgd-forward-channel", "sgd-binary-channel")]),
 )
 _DESCRIBED = (
     ("recipe", "binary-channel"),
@@ -52,6 +54,12 @@ _DESCRIBED = (
     ("binary-reset", "binary"),
     ("forward-reset", "forward"),
     ("guided", "forward"),
+    ("sgd-binary", "binary"),
+    ("sgd-forward", "forward"),
+    ("sgd-binary", "sgd-float"),
+    ("sgd-forward", "sgd-float"),
+    ("sgd-binary-channel", "sgd-float"),
+    ("sgd-forward-channel", "sgd-float"),
 )
 
 

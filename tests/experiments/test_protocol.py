@@ -20,7 +20,7 @@ RATES = dict.fromkeys(protocol.COMPARISONS["resnet20"].arms, 0.1) | {"forward": 
 @pytest.mark.parametrize("network", protocol.COMPARISONS)
 def test_the_document_has_the_arms_of_the_program(network: str):
     arms = protocol.COMPARISONS[network].arms
-    tables = re.split(r"^VGG-5, after it:", PROTOCOL, flags=re.MULTILINE)
+    tables = re.split(r"^[\w-]+, after it:", PROTOCOL, flags=re.MULTILINE)
     rows = re.findall(
         r"^\| ([\w-]+) \| .* \| ([\d., ]+|\w+'s) \| (\d) \|$",
         tables[list(protocol.COMPARISONS).index(network)],
