@@ -38,6 +38,17 @@ class SmallViT(nn.Module):
         return nn.Dense(self.classes, name="head")(nn.LayerNorm()(x).mean(axis=1))
 
 
+class Squeezed(nn.Module):
+    """Of one image it gives no batch."""
+
+    classes: int
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+        x = nn.Conv(8, (3, 3), (2, 2))(images).mean((1, 2), keepdims=True)
+        return nn.Conv(self.classes, (1, 1))(x).squeeze()
+
+
 class Separable(nn.Module):
     """Depthwise convolutions, each followed by one over channels, with batch norm."""
 

@@ -98,7 +98,7 @@ _LARGEST = 1e6
 
 # What is believed of a header, in words and as a test; the tensors are checked against it.
 _ACCEPTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "network": ("text", lambda value: isinstance(value, str)),
+    "network": ("printable text", lambda value: isinstance(value, str) and value.isprintable()),
     "depth": ("a whole number", lambda value: type(value) is int),
     "image_shape": (
         "three whole numbers from 1 to 4096",

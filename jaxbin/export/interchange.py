@@ -54,7 +54,7 @@ def to_onnx(artifact: Artifact) -> bytes:
     except Exception as error:  # jax2onnx raises whatever it trips over
         raise UserError(
             f"{artifact.network_label} cannot be written as ONNX: jax2onnx: "
-            f"{type(error).__name__}: {one_line(error)}; accepted: .jaxbin, .stablehlo"
+            f"{type(error).__name__}: {one_line(error)}; accepted: .jaxbin"
         ) from None
     # Some of the intermediate shapes it notes are those of another layout, which onnxruntime warns
     # of; every runtime infers them itself.
@@ -65,7 +65,11 @@ def to_onnx(artifact: Artifact) -> bytes:
 
 
 def to_stablehlo(artifact: Artifact) -> bytes:
-    """The network as a serialized `jax.export.Exported`, for any number of images, CPU or GPU."""
+    """The network as a serialized `jax.export.Exported`, for any number of images, CPU or GPU.
+
+    Raises:
+      UserError: the network has to know how many images there are.
+    """
     count = jax.export.symbolic_shape("n")
     images = jax.ShapeDtypeStruct((*count, *artifact.image_shape), jnp.uint8)
     compute = jax.jit(with_constants(artifact, jax.lax.optimization_barrier))
@@ -74,6 +78,12 @@ def to_stablehlo(artifact: Artifact) -> bytes:
     jax.config.update("jax_traceback_in_locations_limit", 0)
     try:
         exported = jax.export.export(compute, platforms=("cpu", "cuda"))(images)
+    except Exception as error:  # a network raises whatever it trips over
+        raise UserError(
+            f"{artifact.network_label} cannot be written for any number of images: "
+            f"{type(error).__name__}: {one_line(error)}; accepted: .jaxbin, or a network that "
+            "takes x.shape[0] where it takes len(x), and names the axes that it squeezes"
+        ) from None
     finally:
         jax.config.update("jax_traceback_in_locations_limit", lines)
     return bytes(exported.serialize())

@@ -174,7 +174,9 @@ def _check(
         trained, _ = network.apply(
             variables, images, train=True, mutable=["batch_stats"], rngs={"params": key}
         )
-        return trained, network.apply(variables, images, train=False)
+        return trained, *(
+            network.apply(variables, some, train=False) for some in (images, images[:1])
+        )
 
     variables: dict[str, Any] = dict(
         jax.eval_shape(lambda images: network.init(key, images, train=False), images)
@@ -195,12 +197,12 @@ def _check(
     outputs = _tried(
         reference, "cannot be called", lambda: jax.eval_shape(calls, variables, images)
     )
-    for output in outputs:
-        if getattr(output, "shape", None) != (images.shape[0], classes):
+    for output, count in zip(outputs, (images.shape[0], images.shape[0], 1), strict=True):
+        if getattr(output, "shape", None) != (count, classes):
             shape = getattr(output, "shape", type(output).__name__)
             raise UserError(
-                f"network={shown(reference)} gives {shape} for {images.shape[0]} images; accepted: "
-                f"{(images.shape[0], classes)}, a logit for each class"
+                f"network={shown(reference)} gives {shape} for {count} image{'s' * (count > 1)}; "
+                f"accepted: {(count, classes)}, a logit for each class"
             )
 
 

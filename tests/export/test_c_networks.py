@@ -212,6 +212,17 @@ def _image(x: jax.Array) -> jax.Array:
     return x + 1
 
 
+def _looped(x: jax.Array) -> jax.Array:
+    return jax.lax.fori_loop(0, 3, lambda _, y: jnp.maximum(y - 1, 0), x.reshape(1, -1))
+
+
+def _pooled_its_own_way(x: jax.Array) -> jax.Array:
+    strides = (1, 1, 1, 1)
+    return jax.lax.reduce_window(
+        x, 0.0, lambda a, b: a + b * 0.5, (1, 3, 3, 1), strides, "SAME"
+    ).reshape(1, -1)
+
+
 @pytest.mark.parametrize(
     ("function", "message"),
     [
@@ -221,9 +232,29 @@ def _image(x: jax.Array) -> jax.Array:
         (_clipped, "operation 'max with anything but 0' of the network"),
         (_by_pixel, "operation 'add with numbers that differ from pixel to pixel' of"),
         (_dilated, "operation 'conv_general_dilated with dilation' of the network"),
+        (_looped, "operation 'scan' of the network"),
+        (_pooled_its_own_way, "operation 'reduce_window' of the network"),
         (_image, r"logits of shape \(1, 4, 4, 1\) cannot be written in C"),
     ],
 )
 def test_what_cannot_be_written(function: Callable[[jax.Array], jax.Array], message: str):
     with pytest.raises(UserError, match=message):
         write(lambda images: function(images.astype(jnp.float32)), (4, 4, 1))
+
+
+@pytest.mark.parametrize(("side", "stack"), [(7, 1), (15, 1), (16, 2), (28, 4)])
+def test_a_wide_window_takes_more_of_the_stack(side: int, stack: int):
+    kernel = np.where(np.arange(side * side * 8) % 3, 1.0, -1.0).astype(np.float32)
+
+    def compute(images: jax.Array) -> jax.Array:
+        return jax.lax.conv_general_dilated(
+            images.astype(jnp.float32),
+            kernel.reshape(side, side, 1, 8),
+            (side, side),
+            "VALID",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        ).reshape(1, -1)
+
+    source = write(compute, (side, side, 1)).source
+    assert "convolution_bits(&" in source
+    assert f" bytes of scratch and under {stack} kB of stack." in source

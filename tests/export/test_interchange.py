@@ -1,14 +1,16 @@
 """Exported graphs of convolutional networks: what they hold, and what other runtimes compute."""
 
 import re
+from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.export
 import numpy as np
 import pytest
 
 from jaxbin import data
-from jaxbin.binarization.layers import BINARIZATION, forward_order, write_mask
+from jaxbin.binarization.layers import BINARIZATION, Dense, forward_order, write_mask
 from jaxbin.common.errors import UserError
 from jaxbin.export import artifact, freeze, inference, interchange
 from jaxbin.networks import registry
@@ -69,6 +71,30 @@ def test_stablehlo_of_convolutions(resnet8: artifact.Artifact):
     assert "stablehlo.optimization_barrier" in exported.mlir_module()
     pads = re.findall(r"pad = (\[\[.*?\]\])", exported.mlir_module())
     assert set(pads) == {"[[1, 1], [1, 1]]"}
+
+
+class Counting(nn.Module):
+    """Has to know how many images there are."""
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+        return Dense(10, name="dense")(images.reshape(len(images), -1))
+
+
+def test_a_number_of_images_that_has_to_be_known_is_one_line(monkeypatch: pytest.MonkeyPatch):
+    registered: Any = lambda *_, **__: Counting()  # noqa: E731
+    monkeypatch.setitem(registry.NETWORKS, "counting", registered)
+    variables = dict(Counting().init(jax.random.key(0), IMAGES / 255.0, train=False))
+    variables[BINARIZATION] = write_mask(["dense"], [True])
+    frozen = freeze.freeze_variables(Counting(), variables, CIFAR10, network_name=("counting", 0))
+    assert inference.make_model(frozen).predict(IMAGES).logits.shape == (3, 10)
+    locations = jax.config.jax_traceback_in_locations_limit
+    with pytest.raises(
+        UserError, match="for any number of images: TypeError: .*_DimExpr"
+    ) as caught:
+        interchange.to_stablehlo(frozen)
+    assert len(str(caught.value).splitlines()) == 1
+    assert jax.config.jax_traceback_in_locations_limit == locations
 
 
 def assert_same(logits: np.ndarray, expected: np.ndarray) -> None:

@@ -175,6 +175,7 @@ def test_no_file_names_code_that_is_imported(trained: Path, tmp_path: Path):
         ({"network_options": '{"patch": 0}'}, r"cannot take images of 28x28x1: "),
         ({"network": "own_networks:NoLayer"}, r"has no layer to make binary; accepted: modules"),
         ({"network": "own_networks:Counting"}, r"has variables in counts, which a run"),
+        ({"network": "own_networks:Squeezed"}, r"gives \(10,\) for 1 image; accepted: \(1, 10\)"),
         ({"network": "own_networks:Random"}, r"cannot be called: InvalidRngError"),
         ({"network": "own_networks:Stack"}, r"layer stack/Dense_0 is a stack"),
         ({"network": "own_networks:Chosen"}, r"layer last is jaxbin's, and computes by Rule"),

@@ -13,7 +13,12 @@ import jax
 import numpy as np
 from jax.extend import core
 
-_CALLS = ("jaxpr", "call_jaxpr", "fun_jaxpr")
+# Primitives that do what the program within them says, once; a loop or a window has one, too.
+_CALLS = (
+    *("jit", "pjit", "closed_call", "core_call", "remat2", "checkpoint"),
+    *("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"),
+)
+_CALLED = ("jaxpr", "call_jaxpr", "fun_jaxpr")
 
 Name = int
 
@@ -109,8 +114,8 @@ def _lay_open(
 
     for equation in jaxpr.eqns:
         values = [value_of(atom) for atom in equation.invars]
-        called = next((equation.params[key] for key in _CALLS if key in equation.params), None)
-        if called is not None and len(values) == len(_plain(called)[0].invars):
+        if equation.primitive.name in _CALLS:
+            called = next(equation.params[key] for key in _CALLED if key in equation.params)
             results = _lay_open(*_plain(called), values, steps, fresh)
         else:
             results = [next(fresh) for _ in equation.outvars]

@@ -80,7 +80,7 @@ def write(operations: Sequence[Operation], description: Description) -> Sources:
         structs.append(_struct(label, operation))
         calls.append(_call(label, number, operations, places))
     scratch = 4 * places.floats
-    comment = _comment(description, constant_bytes, scratch)
+    comment = _comment(description, constant_bytes, scratch, _stack(operations))
     declaration = f"void {name}_predict(const uint8_t *image, float *logits, void *scratch)"
     body = "\n".join(calls)
     source = "\n".join(
@@ -100,7 +100,7 @@ def write(operations: Sequence[Operation], description: Description) -> Sources:
     return Sources(source, _header(description, declaration, scratch), constant_bytes, scratch)
 
 
-def _comment(description: Description, constant_bytes: int, scratch: int) -> str:
+def _comment(description: Description, constant_bytes: int, scratch: int, stack: int) -> str:
     name = description.name
     height, width, channels = description.image_shape
     lines = [
@@ -117,7 +117,7 @@ def _comment(description: Description, constant_bytes: int, scratch: int) -> str
         "Compile, for the machine at hand:",
         f"    cc -std=c99 -O3 -march=native -c {name}.c",
         f"Flash: {constant_bytes:,} bytes of constants and the code. "
-        f"RAM: {scratch:,} bytes of scratch and under 1 kB of stack.",
+        f"RAM: {scratch:,} bytes of scratch and under {stack} kB of stack.",
     ]
     safe = [in_comment(line).rstrip() for line in lines]
     return "/* " + "\n   ".join(safe).replace("\n   \n", "\n\n") + " */\n"
@@ -171,9 +171,13 @@ def _kernels(operations: Sequence[Operation]) -> Iterator[str]:
     folder = resources.files("jaxbin.export.c") / "kernels"
     for kernel in used:
         if kernel == "convolution_bits":
-            taps = max(map(_taps, operations))
-            yield f"enum {{ MOST_TAPS = {taps} }};\n"
+            yield f"enum {{ MOST_TAPS = {max(map(_taps, operations))} }};\n"
         yield (folder / f"{kernel}.c").read_text(encoding="utf-8")
+
+
+def _stack(operations: Sequence[Operation]) -> int:
+    """What no call exceeds, in units of 1,024 bytes: an offset for each tap, and what is small."""
+    return 1 + 4 * max(map(_taps, operations)) // 1024
 
 
 def _taps(operation: Operation) -> int:
