@@ -50,7 +50,10 @@ class Fields:
     layer_scales: str = fields.field("", "other scales of single layers, as dense=he,1=none")
     map: str = fields.one_of("sign", "what a layer is annealed by", methods.MAPS)
     steepness: float = fields.real(
-        methods.STEEPNESS, "of map='parq' and 'tanh'", "0.01 <= x <= 80", lambda x: 0.01 <= x <= 80
+        methods.STEEPNESS,
+        "of map='parq' and 'tanh'",
+        "{:g} <= x <= {:g}".format(*methods.STEEPNESSES),
+        lambda x: methods.STEEPNESSES[0] <= x <= methods.STEEPNESSES[1],
     )
     anneal_epochs: int = fields.at_least(0, 0, "epochs from a layer's turn until it is binary")
     grain: str = fields.one_of("layer", "what becomes binary at once", methods.GRAINS)

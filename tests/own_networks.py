@@ -49,6 +49,29 @@ class Squeezed(nn.Module):
         return nn.Conv(self.classes, (1, 1))(x).squeeze()
 
 
+class Unbiased(nn.Module):
+    """Of signs alone its logits are finite, whatever the latent weights are."""
+
+    classes: int
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+        x = nn.Dense(4, use_bias=False, name="0.hidden")(images.reshape(images.shape[0], -1))
+        return nn.Dense(self.classes, use_bias=False, name="1")(x)
+
+
+class Asking(nn.Module):
+    """Drops out whenever there is a stream for it."""
+
+    classes: int
+    rate: float = 0.5
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+        x = nn.Dropout(self.rate, deterministic=not self.has_rng("dropout"))(images)
+        return nn.Dense(self.classes)(x.reshape(x.shape[0], -1))
+
+
 class Separable(nn.Module):
     """Depthwise convolutions, each followed by one over channels, with batch norm."""
 

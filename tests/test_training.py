@@ -166,6 +166,17 @@ def test_a_finished_run_can_be_given_more_epochs(tmp_path: Path):
             run(tmp_path / "run", **fields | changed)
 
 
+def test_so_can_a_run_of_one_layer(tmp_path: Path):
+    fields = SHORT | {"method": "sensitivity", "sensitivity_layer": 2, "epochs": 1}
+    run(tmp_path / "run", **fields, sensitivity_epochs=1)
+    summary = run(tmp_path / "run", **fields, sensitivity_epochs=2)
+    assert (summary["epochs"], summary["last"]["epoch"]) == (2, 1)
+    run(tmp_path / "whole", **fields, sensitivity_epochs=2)
+    assert untimed(lines_of(tmp_path / "run")) == untimed(lines_of(tmp_path / "whole"))
+    with pytest.raises(UserError, match=r"belongs to another configuration: epochs \(1 there, 3"):
+        run(tmp_path / "run", **fields | {"epochs": 3}, sensitivity_epochs=2)
+
+
 def test_evaluate_only_gives_the_last_line_and_writes_nothing(iterative):
     workdir, _ = iterative
     before = snapshot(workdir)

@@ -47,12 +47,18 @@ def scales(text: str, layer_names: Sequence[str]) -> tuple[tuple[str, str], ...]
 
 
 def _number(field: str, text: str, layer: str, layer_names: Sequence[str]) -> int:
+    number = int(layer) if layer.isascii() and layer.isdecimal() and len(layer) < 7 else 0
+    numbered = 1 <= number <= len(layer_names)
     if layer in layer_names:
-        return list(layer_names).index(layer) + 1
-    if layer.isascii() and layer.isdecimal() and len(layer) < 7:
-        number = int(layer)
-        if 1 <= number <= len(layer_names):
-            return number
+        named = list(layer_names).index(layer) + 1
+        if numbered and number != named:
+            raise UserError(
+                f"{field}={shown(text)}: {shown(layer)} is layer {named} by its name and layer "
+                f"{number} by its number; accepted: what is one layer"
+            )
+        return named
+    if numbered:
+        return number
     raise UserError(
         f"{field}={shown(text)}: {shown(layer)} is no layer; accepted: 1 to {len(layer_names)}, "
         f"{', '.join(layer_names[:3])}"

@@ -1,8 +1,7 @@
 """Dense and convolution layers whose weights a mask turns binary, and the numbering of layers.
 
-They are drop-in Flax layers: any Flax module may use them, nested as it likes. Each holds a boolean
-and a number in the variable collection `BINARIZATION`; `forward_order` numbers the layers,
-`write_mask` sets both.
+Any Flax module may use them, nested as it likes. Each holds a boolean and a number in the variable
+collection `BINARIZATION`; `forward_order` numbers the layers, `write_mask` sets both.
 """
 
 import dataclasses
@@ -20,7 +19,8 @@ from flax.linen.dtypes import promote_dtype
 
 from jaxbin.binarization.calls import shapes_of_calls
 from jaxbin.binarization.convolution_forms import convolve
-from jaxbin.binarization.methods import Rules, computed_weights
+from jaxbin.binarization.methods import Rule, Rules, computed_weights
+from jaxbin.common.errors import UserError
 
 BINARIZATION = "binarization"
 """The variable collection that says how binary a layer is, by two scalars of each.
@@ -47,7 +47,7 @@ def uniform_bias(fan_in: int) -> Initializer:
 
 
 def _weights(
-    module: nn.Module, init: Initializer, shape: tuple[int, ...], rules: Rules
+    module: nn.Module, init: Initializer, shape: tuple[int, ...], rules: Rule | Rules
 ) -> jax.Array:
     """The weights `module` computes with, of `shape`: binary or latent, as its mask says."""
     latent = module.param("kernel", init, shape)
@@ -69,14 +69,15 @@ class Dense(nn.Module):
       dtype: what to compute in; None takes what inputs and parameters promote to. The latent
         weights keep their own type.
       kernel_init: initializer of the latent weights, shape (inputs, features).
-      rules: what binary layers compute with; this one's rule is found by its path.
+      rules: what binary layers compute with: a `Rule`, or `Rules`, in which this one's is found by
+        its path.
     """
 
     features: int
     use_bias: bool = True
     dtype: Any = None
     kernel_init: Initializer = uniform_fan_in
-    rules: Rules = Rules()
+    rules: Rule | Rules = Rules()
 
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
@@ -110,7 +111,7 @@ class Conv(nn.Module):
     use_bias: bool = True
     dtype: Any = None
     kernel_init: Initializer = uniform_fan_in
-    rules: Rules = Rules()
+    rules: Rule | Rules = Rules()
 
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
@@ -196,9 +197,18 @@ def forward_order(
       image_shape: shape of one input without the batch axis.
       kinds: what counts: None for the modules that have a mask; `nn.BatchNorm`, or other types, for
         modules of these types.
+
+    Raises:
+      UserError: a layer is a stack made by `nn.scan` or `nn.vmap`, of several masks.
     """
     outline = outline_of(network, image_shape)
     masks = outline.variables.get(BINARIZATION, {})
+    for path, mask in masks.items():
+        if path.endswith("/mask") and mask.shape:
+            raise UserError(
+                f"layer {path.removesuffix('/mask')} is a stack of {mask.shape} masks (nn.scan, "
+                "nn.vmap); accepted: jaxbin.select with Leaves(..., stacked=True)"
+            )
     return tuple(
         dict.fromkeys(
             name

@@ -8,6 +8,7 @@ no scale is differentiated.
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,8 @@ GRAIN_ORDERS = ("magnitude", "random")
 
 STEEPNESS = 10.0
 """Of the maps "parq" and "tanh", unless a rule says another."""
+STEEPNESSES = (0.01, 80.0)
+"""From which to which they are taken: beyond, PARQ's s and exp(steepness) leave float32."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +35,7 @@ class Rule:
     Attributes:
       scale: one of `SCALES`; what v is in v * sign(u).
       map: one of `MAPS`; what stands for v * sign(u) while the progress is below 1.
-      steepness: of the maps "parq" and "tanh", above 0.
+      steepness: of the maps "parq" and "tanh", within `STEEPNESSES`.
       grain: one of `GRAINS`; whether all weights of a layer become binary at once, or a share that
         grows with the progress.
       grain_order: one of `GRAIN_ORDERS`; which weights of `grain` "weight" come first.
@@ -55,13 +58,23 @@ class Rule:
                     f"Rule({name}={shown(getattr(self, name))}) is not accepted; accepted: "
                     f"{', '.join(values)}"
                 )
-        if not self.steepness > 0:
-            raise UserError(f"Rule(steepness={shown(self.steepness)}) is not accepted; above 0 is")
+        steepness: Any = self.steepness
+        least, most = STEEPNESSES
+        if not (isinstance(steepness, (int, float)) and least <= steepness <= most):
+            raise UserError(
+                f"Rule(steepness={shown(steepness)}) is not accepted; accepted: a number from "
+                f"{least:g} to {most:g}"
+            )
 
     @property
     def published(self) -> bool:
         """Whether this is the paper's bare sign."""
         return (self.scale, self.map, self.grain) == ("none", "sign", "layer")
+
+    def of(self, layer: str | Sequence[str]) -> "Rule":
+        """Itself: one rule stands for the `Rules` of which it is every layer's."""
+        del layer
+        return self
 
 
 def computed_weights(
@@ -170,7 +183,10 @@ def _mapped(
 
 
 def _chosen(latent: jax.Array, progress: jax.Array, order: str) -> jax.Array:
-    """Which weights are binary at a progress below 1: that share of them, rounded down."""
+    """Which weights are binary at a progress below 1: that share of them, rounded down.
+
+    Largest first, weights of one size together, of which that share may be fewer.
+    """
     if order == "random":
         # A hash of the weight's place, so that shares are nested and the same after a resume.
         place = jax.lax.iota(jnp.uint32, latent.size).reshape(latent.shape)

@@ -5,9 +5,12 @@ else: the training loop is the same for all of them.
 """
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
+
+from jaxbin.common.errors import UserError, shown
 
 METHODS = ("float", "binary", "iterative", "sensitivity")
 RATE_SCHEDULES = ("milestones", "cosine", "one_cycle", "linear")
@@ -40,9 +43,27 @@ def turns(
     Returns:
       L epochs; element k - 1 belongs to layer k.
 
+    Raises:
+      UserError: there is no such method; `order` and `float_layers` are not the numbers 1..L, each
+        once; `sensitivity_layer` is none of them.
+
     >>> turns("iterative", (2, 4, 1), epochs_per_layer=5, float_epochs=1, float_layers=(3,))
     (11, 1, None, 6)
     """
+    layers = range(1, len(order) + len(float_layers) + 1)
+    if method not in METHODS:
+        raise UserError(f"method={shown(method)} is not accepted; accepted: {', '.join(METHODS)}")
+    if Counter((*order, *float_layers)) != Counter(layers):
+        beside = f" beside float_layers={shown(tuple(float_layers))}" if float_layers else ""
+        raise UserError(
+            f"order={shown(order)}{beside} is not accepted; accepted: the numbers of layers 1 to "
+            "L, each once"
+        )
+    if method == "sensitivity" and sensitivity_layer not in order:
+        raise UserError(
+            f"sensitivity_layer={shown(sensitivity_layer)} is not accepted; accepted: a number of "
+            "the order"
+        )
     due: dict[int, int] = {
         "float": {},
         "binary": dict.fromkeys(order, float_epochs),
@@ -51,7 +72,6 @@ def turns(
         },
         "sensitivity": {sensitivity_layer: float_epochs},
     }[method]
-    layers = range(1, len(order) + len(float_layers) + 1)
     return tuple(None if layer in float_layers else due.get(layer) for layer in layers)
 
 
@@ -74,6 +94,9 @@ def mask_at(
 
     Returns:
       L booleans; element k - 1 belongs to layer k.
+
+    Raises:
+      UserError: as `turns` does.
 
     >>> mask_at(1, "iterative", (2, 3, 1), epochs_per_layer=1)
     (False, True, True)

@@ -8,6 +8,7 @@ any other; docs/own_network.md has an example of each.
 import dataclasses
 import fnmatch
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,7 +38,7 @@ class Leaves:
       stacked: whether the first axis counts layers, as where a network is a scan over them.
 
     Raises:
-      UserError: `rule` or `outputs` is something else.
+      UserError: `pattern`, `rule` or `outputs` is something else.
     """
 
     pattern: str
@@ -46,14 +47,20 @@ class Leaves:
     stacked: bool = False
 
     def __post_init__(self) -> None:
+        pattern: Any = self.pattern
         rule: Any = self.rule
         axes: Any = self.outputs
+        if not isinstance(pattern, str):
+            raise UserError(
+                f"Leaves({shown(pattern)}) is not accepted; a pattern is, as '*/kernel'"
+            )
         if not (rule is None or isinstance(rule, Rule)):
             raise UserError(f"Leaves(rule={shown(rule)}) is not accepted; a jaxbin.Rule is")
-        if isinstance(axes, list):
-            object.__setattr__(self, "outputs", tuple(axes))
-        elif not (axes is None or isinstance(axes, tuple)):
+        if axes is None:
+            return
+        if not isinstance(axes, (list, tuple)) or not all(type(axis) is int for axis in axes):
             raise UserError(f"Leaves(outputs={shown(axes)}) is not accepted; axes are, as (-1,)")
+        object.__setattr__(self, "outputs", tuple(axes))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,7 +167,8 @@ def select(
 
     Raises:
       UserError: `rules` are none, or one matches nothing; what a leaf's axes mean is not known; two
-        leaves are one array; `order` does not name each layer once.
+        leaves are one array, or have one path; a layer is no array of floating point; `order` does
+        not name each layer once.
 
     >>> params = {"first": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}}
     >>> selection = select(params, [Leaves("*/kernel")])
@@ -183,6 +191,11 @@ def select(
         used.add(rule)
         if rule.rule is None:
             continue
+        kind = getattr(array, "dtype", type(array).__name__)
+        if not (hasattr(array, "dtype") and jnp.issubdtype(kind, jnp.floating)):
+            raise UserError(f"{path} is {kind}, which no layer is; accepted: an array of floats")
+        if path in arrays.values():
+            raise UserError(f"two leaves have the path {path}, and cannot be told apart")
         shape = tuple(array.shape)
         if (other := arrays.setdefault(id(array), path)) != path:
             raise UserError(f"{other} and {path} are one array, which cannot be two layers")
@@ -193,8 +206,8 @@ def select(
             raise UserError(f"{shown(rule.pattern)} matches no leaf that another rule has not")
     names = tuple(name for leaf in leaves for name in leaf.names)
     ordered = names if order is None else tuple(order)
-    if sorted(ordered) != sorted(names):
-        wrong = next(iter(sorted(set(ordered) ^ set(names))), "a layer twice")
+    if Counter(ordered) != Counter(names):
+        wrong = next(iter(sorted(set(ordered) ^ set(names), key=str)), "a layer twice")
         raise UserError(f"the order is not one of the selected layers, each once: {shown(wrong)}")
     number = {name: place for place, name in enumerate(ordered, start=1)}
     numbered = (
@@ -217,8 +230,9 @@ def _outputs(path: str, shape: tuple[int, ...], rule: Leaves) -> tuple[int, ...]
     axes = rule.outputs
     if axes is None:
         axis = _OUTPUTS.get(path.rpartition("/")[2])
-        # Three axes are a convolution in one dimension, a stack of dense layers, or heads.
-        if axis is None or len(inner) < 2 or (len(inner) == 3 and not rule.stacked):
+        # Three axes are a convolution in one dimension, a stack of dense layers or of stacks, or
+        # heads.
+        if axis is None or len(inner) < 2 or len(inner) == 3:
             raise UserError(
                 f"{path} of shape {shape}: which axes are outputs is not known; say "
                 f"Leaves({rule.pattern!r}, outputs=...), and stacked=True if the first counts "

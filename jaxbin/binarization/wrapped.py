@@ -81,12 +81,13 @@ class Binarizable(nn.Module):
     Attributes:
       held: the module, as it is.
       layers: 1..L, in forward order; none if the module has masks of its own.
-      rules: what binary layers compute with; each one's rule is found by its name.
+      rules: what binary layers compute with: a `Rule`, or `Rules`, in which each one's is found by
+        its name.
     """
 
     held: Held
     layers: tuple[Layer, ...]
-    rules: Rules = Rules()
+    rules: Rule | Rules = Rules()
 
     @nn.compact
     def __call__(self, *inputs: Any, train: bool | None = None, **options: Any) -> Any:
@@ -110,6 +111,11 @@ class Binarizable(nn.Module):
     def _computed(self, variables: Mapping[str, Any]) -> dict[str, Any]:
         """The parameters that the module computes with, instead of the latent ones."""
         masks: dict[str, Any] = _flat(self.variables.get(BINARIZATION, {}))
+        if missing := [one.name for one in self.layers if f"{one.name}/mask" not in masks]:
+            raise UserError(
+                f"layer {missing[0]} has no mask in the variables' collection {BINARIZATION!r}; "
+                "accepted: the variables of init, or jaxbin.write_mask"
+            )
         params = _flat(variables["params"])
         for layer in self.layers:
             name, path = layer.name, f"{layer.name}/kernel"
@@ -122,7 +128,7 @@ class Binarizable(nn.Module):
 def binarizable(
     network: nn.Module,
     *inputs: Any,
-    rules: Rules = Rules(),  # noqa: B008 (frozen)
+    rules: Rule | Rules = Rules(),  # noqa: B008 (frozen)
     **options: Any,
 ) -> Binarizable:
     """A linen module with a mask for each of its layers; the module itself is not changed.
@@ -192,7 +198,7 @@ class _Call(NamedTuple):
 
     shape: tuple[int, ...]
     outputs: tuple[int, ...]
-    rules: Rules | None
+    rules: Rule | Rules | None
 
 
 def _layer(name: str, call: _Call, params: Mapping[str, Any]) -> Layer:
@@ -220,6 +226,15 @@ def mode(network: nn.Module, train: bool) -> dict[str, bool]:
     """The argument that tells a module whether it is being trained; none if it takes none."""
     accepted = inspect.signature(type(network).__call__).parameters  # pyright: ignore
     return {name: of(train) for name, of in _MODES.items() if name in accepted}
+
+
+def streams(key: jax.Array) -> dict[str, jax.Array]:
+    """The random streams of a call in training.
+
+    Flax draws every stream that is not there from "params"; "dropout" is, for modules that ask
+    whether there is one.
+    """
+    return {"params": key, "dropout": key}
 
 
 def layers_of(network: nn.Module, names: tuple[str, ...]) -> tuple[Layer, ...]:

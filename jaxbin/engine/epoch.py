@@ -143,7 +143,12 @@ def end(state: TrainState, layer_names: tuple[str, ...], latent_reset: bool) -> 
     before = state.measured
     assert isinstance(before, Measured)
     now = _positive(state, layer_names)
-    flips = [(old != new).mean() for old, new in zip(before.positive, now, strict=True)]
+    latents = latent_weights(state.params, layer_names)
+    # Not a number where the latents are not: the sign of one is a number, and so may the loss be.
+    flips = [
+        jnp.where(jnp.isfinite(latent).all(), (old != new).mean(), jnp.nan)
+        for old, new, latent in zip(before.positive, now, latents, strict=True)
+    ]
     measured = dataclasses.replace(before, flips=jnp.stack(flips).astype(before.flips.dtype))
     state = dataclasses.replace(state, measured=measured)
     return reset_latents(state, layer_names) if latent_reset else state

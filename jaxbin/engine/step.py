@@ -23,7 +23,8 @@ from jaxbin.binarization.layers import (
     replace_latent_weights,
     write_mask,
 )
-from jaxbin.binarization.wrapped import Binarizable
+from jaxbin.binarization.wrapped import Binarizable, streams
+from jaxbin.common.errors import UserError, shown
 
 PyTree = Any
 
@@ -105,10 +106,15 @@ def make_optimizer(
       momentum: of "sgd".
       weight_decay: coupled, that is added to the gradient of every parameter before the momentum.
       nesterov: whether the momentum of "sgd" is Nesterov's, as PyTorch defines it.
+
+    Raises:
+      UserError: there is no such optimizer.
     """
     decay = optax.add_decayed_weights(weight_decay) if weight_decay else optax.identity()
-    rule = {"adam": optax.scale_by_adam(), "sgd": optax.trace(momentum, nesterov)}[name]
-    return optax.chain(decay, rule)
+    rules = {"adam": optax.scale_by_adam(), "sgd": optax.trace(momentum, nesterov)}
+    if name not in rules:
+        raise UserError(f"optimizer={shown(name)} is not accepted; accepted: {', '.join(rules)}")
+    return optax.chain(decay, rules[name])
 
 
 def create_state(
@@ -215,7 +221,7 @@ def make_gradients(
                 images,
                 train=True,
                 mutable=["batch_stats"],
-                rngs=None if key is None else {"params": key},  # Flax's stream for all others
+                rngs=None if key is None else streams(key),
             )
             losses = cross_entropy(logits, labels, label_smoothing)
             return losses.mean(), (changed.get("batch_stats", {}), losses, logits)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from jaxbin.binarization.layers import BINARIZATION
 from jaxbin.binarization.methods import Rules
-from jaxbin.binarization.wrapped import Binarizable, binarizable
+from jaxbin.binarization.wrapped import Binarizable, binarizable, streams
 from jaxbin.common.errors import UserError, one_line, shown
 
 RESERVED = "channels"
@@ -172,7 +172,7 @@ def _check(
 
     def calls(variables: Any, images: Any) -> Any:
         trained, _ = network.apply(
-            variables, images, train=True, mutable=["batch_stats"], rngs={"params": key}
+            variables, images, train=True, mutable=["batch_stats"], rngs=streams(key)
         )
         return trained, *(
             network.apply(variables, some, train=False) for some in (images, images[:1])

@@ -129,7 +129,7 @@ class Run:
         return records.score(line, self.config.metric) - 1e-9 * line["epoch"]
 
     def fail(self, epoch: int, step: int, state: TrainState) -> None:
-        """Give up: the loss of an epoch is not finite.
+        """Give up: the loss of an epoch is not finite, or the latent weights are not.
 
         Args:
           epoch: the epoch.
@@ -145,13 +145,16 @@ class Run:
             if not np.isfinite(latent).all()
         ]
         where = "in its evaluation" if step == NEVER else f"from its step {step} on"
+        problem = f"the loss is not finite {where}"
+        if step == NEVER and layers:  # whose signs may give a loss that is
+            problem = "the latent weights are not finite"
         weights = f"those of layers {', '.join(layers)} are not" if layers else "all are"
         rates = f"learning_rate={self.config.learning_rate:g}"
         if self.config.weight_decay:
             rates += f" or weight_decay={self.config.weight_decay:g}"
         self.failure = UserError(
-            f"epoch {epoch}: the loss is not finite {where}; of the latent weights, by its end, "
-            f"{weights}; the last checkpoint is kept; {rates} may be too large"
+            f"epoch {epoch}: {problem}; of the latent weights, by its end, {weights}; the last "
+            f"checkpoint is kept; {rates} may be too large"
         )
         with contextlib.suppress(UserError):
             self._save_best()

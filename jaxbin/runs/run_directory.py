@@ -183,9 +183,14 @@ def _names(config: Config, there: Mapping[str, Any]) -> list[str]:
     may_differ: set[str] = set(_MAY_DIFFER)
     if not (config.dataset == "imagenet2012" or data.names.scheme(config.dataset)):
         may_differ.add("image_size")
-    if config.rate_schedule == "milestones" and config.epochs > there["epochs"]:
-        may_differ.add("epochs")
+    if config.rate_schedule == "milestones" and config.run_epochs > there[_budget(config)]:
+        may_differ.add(_budget(config))
     return [name for name in to_json(config) if name not in may_differ]
+
+
+def _budget(config: Config) -> str:
+    """The field that says how many epochs a run has."""
+    return "sensitivity_epochs" if config.method == "sensitivity" else "epochs"
 
 
 def _differing(there: Mapping[str, Any], config: Config, names: Sequence[str]) -> list[str]:
@@ -257,7 +262,7 @@ def claim(workdir: Path, config: Config, spec: data.DatasetSpec) -> Generator[No
             there = read_configuration(workdir)
             content |= {SPEC: there[SPEC]} if own else kept
             _check_images(workdir, there, spec)
-            if there["epochs"] < config.epochs or waits_longer(there, config):
+            if there[_budget(config)] < config.run_epochs or waits_longer(there, config):
                 (workdir / "summary.json").unlink(missing_ok=True)  # it has not ended any more
         files.write_json(workdir / "config.json", content)  # what may differ, as it is now
         yield

@@ -101,12 +101,13 @@ def _matched(path: Path, shapes: Mapping[str, Any]) -> Found:
     """The tensors of a safetensors file whose names are those of variables."""
     arrays: dict[str, np.ndarray] = {}
     left: list[str] = []
+    wanted = {place.replace(".", "/"): place for place in shapes}  # modules may have "." in a name
     try:
         with safetensors.safe_open(path, framework="np") as file:
             for name in file.keys():  # noqa: SIM118
                 key = name.replace(".", "/")
                 places = [key, *(f"{collection}/{key}" for collection in own.TRAINED)]
-                place = next((place for place in places if place in shapes), None)
+                place = next((wanted[place] for place in places if place in wanted), None)
                 if place is None:
                     left.append(name)
                     continue

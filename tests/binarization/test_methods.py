@@ -231,6 +231,10 @@ def test_masks_written_by_hand_need_no_progress():
         {"grain": "row"},
         {"grain_order": 1},
         {"steepness": 0},
+        {"steepness": 1e-20},
+        {"steepness": 100.0},
+        {"steepness": float("nan")},
+        {"steepness": "10"},
     ],
 )
 def test_rules_are_refused(given: Any):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxbin.binarization import schedule
+from jaxbin.common.errors import UserError
 
 # 1 is binary; a row is an epoch, a column a layer
 MASKS = {
@@ -159,6 +160,24 @@ def test_masks_with_epochs_in_float_and_layers_that_stay_so():
     ]
     written = ["".join(str(int(on)) for on in mask) for mask in masks]
     assert written == ["0000", "0010", "0010", "0110", "0110"]
+
+
+@pytest.mark.parametrize(
+    ("method", "order", "given", "message"),
+    [
+        ("iterative", ("a/kernel", "b/kernel"), {}, r"order=\('a/kernel', 'b/kernel'\) is not acc"),
+        ("iterative", "reverse", {}, "order='reverse' is not accepted; accepted: the numbers of"),
+        ("iterative", range(3), {}, r"order=range\(0, 3\) is not accepted"),
+        ("binary", (1, 1, 2), {}, r"order=\(1, 1, 2\) is not accepted; .* 1 to L, each once"),
+        ("iterative", (1, 2), {"float_layers": (2,)}, r"order=\(1, 2\) beside float_layers=\(2,\)"),
+        ("iterativ", (1, 2), {}, "method='iterativ' is not accepted; accepted: float, binary, it"),
+        ("sensitivity", (1, 2), {}, "sensitivity_layer=0 is not accepted; accepted: a number of"),
+        ("sensitivity", (1, 2), {"sensitivity_layer": 3}, "sensitivity_layer=3 is not accepted"),
+    ],
+)
+def test_masks_that_would_leave_a_layer_out_are_refused(method, order, given, message: str):
+    with pytest.raises(UserError, match=message):
+        schedule.mask_at(100, method, order, 5, **given)
 
 
 def test_progress_of_every_step():

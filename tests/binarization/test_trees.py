@@ -121,11 +121,15 @@ def test_shapes_are_enough():
         (["*/kernel"], None, r"rules=\['\*/kernel'\] are not accepted; a list of jaxbin.Leaves"),
         (Leaves("*/kernel"), None, r"are not accepted; a list of jaxbin.Leaves is"),
         ([Leaves("scalar", stacked=True)], None, "scalar is a scalar, which is no stack"),
+        ([Leaves("*/kernel")], (1, 2), "not one of .* once: 1"),
+        ([Leaves("whole", outputs=(0,))], None, "whole is int32, which no layer is; accepted: an"),
+        ([Leaves("number")], None, "number is float, which no layer is; accepted: an array"),
     ],
 )
 def test_selections_are_refused(rules: Any, order: Any, message: str):
+    others = {"scalar": jnp.ones(()), "whole": jnp.ones((2, 2), jnp.int32), "number": 1.0}
     with pytest.raises(UserError, match=message) as caught:
-        select(tree() | {"scalar": jnp.ones(())}, rules, order)
+        select(tree() | others, rules, order)
     assert len(str(caught.value).splitlines()) == 1
 
 
@@ -134,11 +138,13 @@ def test_selections_are_refused(rules: Any, order: Any, message: str):
     [
         ({"rule": "channel"}, r"Leaves\(rule='channel'\) is not accepted; a jaxbin.Rule is"),
         ({"outputs": 1}, r"Leaves\(outputs=1\) is not accepted; axes are, as \(-1,\)"),
+        ({"outputs": ("x",)}, r"Leaves\(outputs=\('x',\)\) is not accepted; axes are, as"),
+        ({"pattern": 5}, r"Leaves\(5\) is not accepted; a pattern is"),
     ],
 )
 def test_leaves_are_refused(given: Any, message: str):
     with pytest.raises(UserError, match=message):
-        Leaves("*", **given)
+        Leaves(**{"pattern": "*"} | given)
 
 
 def test_a_list_of_axes_is_accepted():
@@ -152,6 +158,20 @@ def test_ambiguous_and_shared_leaves_are_refused():
     shared = jnp.ones((2, 2))
     with pytest.raises(UserError, match="a/kernel and b/kernel are one array"):
         select({"a": {"kernel": shared}, "b": {"kernel": shared}}, [Leaves("*")])
+    twice = {"a/b": {"kernel": jnp.ones((2, 2))}, "a": {"b": {"kernel": jnp.ones((2, 2))}}}
+    with pytest.raises(UserError, match="two leaves have the path a/b/kernel, and cannot"):
+        select(twice, [Leaves("*")])
+
+
+@pytest.mark.parametrize("shape", [(2, 32, 4, 8), (2, 3, 4, 5)])
+def test_stacks_of_what_is_ambiguous_are_refused(shape: tuple[int, ...]):
+    """Heads in a stack have a scale each, and not one for all."""
+    params = {"query": {"kernel": jnp.ones(shape)}}
+    with pytest.raises(UserError, match=r"query/kernel of shape \(2, .*\): which axes are outputs"):
+        select(params, [Leaves("*", stacked=True)])
+    stacked = select(params, [Leaves("*", Rule("he"), outputs=(1, 2), stacked=True)])
+    weights = stacked.weights(params, [True, True])["query"]["kernel"]
+    np.testing.assert_allclose(weights, np.sqrt(2 / shape[1]), rtol=1e-6)
 
 
 def test_trees_and_masks_that_do_not_fit_are_refused():

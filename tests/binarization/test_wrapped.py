@@ -187,6 +187,43 @@ def test_stacks_and_lone_layers_are_refused():
         binarizable(nn.Dense(3), jnp.ones((1, 2)))
 
 
+def test_layers_of_jaxbin_in_a_stack_are_refused():
+    class Block(nn.Module):
+        @nn.compact
+        def __call__(self, x: jax.Array, _: None) -> tuple[jax.Array, None]:
+            return Dense(x.shape[-1])(x), None
+
+    class Scanned(nn.Module):
+        @nn.compact
+        def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+            axes = {"params": 0, BINARIZATION: 0}
+            block = nn.scan(Block, variable_axes=axes, split_rngs={"params": True}, length=3)
+            return block(name="stack")(x, None)[0]
+
+    with pytest.raises(UserError, match=r"layer stack/Dense_0 is a stack of \(3,\) masks"):
+        forward_order(Scanned(), (4,))
+
+
+def test_a_rule_is_that_of_every_layer():
+    network = binarizable(nn.Sequential([nn.Dense(3)]), jnp.ones((1, 2)), rules=CHANNEL.rule)
+    variables = network.init(jax.random.key(0), jnp.ones((1, 2)))
+    outputs = network.apply(with_masks(network, variables, {"layers_0"}), jnp.eye(2))
+    latent = np.asarray(flat(variables["params"])["layers_0/kernel"])
+    scaled = np.where(latent < 0, -1, 1) * np.abs(latent).mean(axis=0)
+    np.testing.assert_allclose(outputs, scaled, rtol=1e-6)
+    layer = Dense(3, use_bias=False, rules=CHANNEL.rule)
+    masks = {"mask": jnp.array(True)}
+    its = layer.apply({"params": {"kernel": latent}, BINARIZATION: masks}, jnp.eye(2))
+    np.testing.assert_allclose(its, scaled, rtol=1e-6)
+
+
+def test_variables_without_masks_are_refused():
+    network = binarizable(nn.Sequential([nn.Dense(3)]), jnp.ones((1, 2)))
+    variables = network.init(jax.random.key(0), jnp.ones((1, 2)))
+    with pytest.raises(UserError, match="layer layers_0 has no mask in the variables' collection"):
+        network.apply({"params": variables["params"]}, jnp.ones((1, 2)))
+
+
 def test_layers_under_jit_are_found_every_time():
     names = ("Dense_0", *(f"block{number}/Dense_0" for number in (1, 2, 3)), "Dense_1")
     for _ in range(2):  # what was traced once is not traced again

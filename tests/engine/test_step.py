@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from jaxbin.binarization.layers import Dense, forward_order, write_mask
+from jaxbin.common.errors import UserError
 from jaxbin.engine import step
 from jaxbin.networks.mlp import MLP
 
@@ -25,6 +26,11 @@ class One(nn.Module):
     def __call__(self, images, train: bool):
         del train
         return Dense(3, use_bias=False, name="dense")(images)
+
+
+def test_an_optimizer_that_there_is_not():
+    with pytest.raises(UserError, match="optimizer='adamw' is not accepted; accepted: adam, sgd"):
+        step.make_optimizer("adamw", 0.9, 0.0)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

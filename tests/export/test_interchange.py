@@ -90,7 +90,7 @@ def test_a_number_of_images_that_has_to_be_known_is_one_line(monkeypatch: pytest
     assert inference.make_model(frozen).predict(IMAGES).logits.shape == (3, 10)
     locations = jax.config.jax_traceback_in_locations_limit
     with pytest.raises(
-        UserError, match="for any number of images: TypeError: .*_DimExpr"
+        UserError, match=r"for any number of images: TypeError: .*_DimExpr"
     ) as caught:
         interchange.to_stablehlo(frozen)
     assert len(str(caught.value).splitlines()) == 1

@@ -407,6 +407,41 @@ def test_what_a_file_lacks_stays_as_initialized(tmp_path: Path):
     assert np.abs(params["layers_3"]["kernel"]).max() > 0
 
 
+def test_names_with_dots_are_found_in_a_file(tmp_path: Path):
+    """PyTorch's names have some, and a file may have them as they are."""
+    fields = {"network": "own_networks:Unbiased", "epochs": 1, "max_steps_per_epoch": 1}
+    kernel = np.full((784, 4), 0.5, np.float32)
+    for name in ("0.hidden/kernel", "0.hidden.kernel", "params/0.hidden/kernel"):
+        safetensors.numpy.save_file({name: kernel}, tmp_path / "part.safetensors")
+        workdir = tmp_path / name.replace("/", "-")
+        run(workdir, **fields, initialize_from=str(tmp_path / "part.safetensors"))
+        log = (workdir / "log.txt").read_text()
+        assert "1 arrays taken; not in the file, as initialized: params/1/kernel" in log
+
+
+def test_latent_weights_that_are_not_finite_end_a_run(tmp_path: Path):
+    fields = {"network": "own_networks:Unbiased", "method": "binary", "optimizer": "sgd"}
+    fields |= {"learning_rate": 1e38, "weight_decay": 0.5, "epochs": 2, "max_steps_per_epoch": 5}
+    with pytest.raises(UserError, match=r"epoch 0: the latent weights are not finite; .* layers 1"):
+        run(tmp_path / "run", **fields)
+
+
+def test_a_name_that_is_another_layers_number_is_refused():
+    given = {"network": "own_networks:Unbiased", "scale": "channel"}
+    assert config.parse(given | {"float_layers": "2"}).float_layer_numbers == (2,)
+    for field, text in (("float_layers", "1"), ("layer_scales", "1=he")):
+        message = refused(lambda: config.parse(given | {field: text}).rules)  # noqa: B023
+        assert f"{field}='{text}': '1' is layer 2 by its name and layer 1 by its nu" in message
+
+
+def test_dropout_that_asks_for_its_stream_is_trained_with(tmp_path: Path):
+    fields = {"network": "own_networks:Asking", "epochs": 1, "max_steps_per_epoch": 3}
+    run(tmp_path / "half", **fields)
+    run(tmp_path / "none", **fields, network_options='{"rate": 0.0}')
+    half, none = (lines_of(tmp_path / name)[0]["train_loss"] for name in ("half", "none"))
+    assert abs(half - none) > 0.01
+
+
 @pytest.mark.parametrize(
     ("arrays", "name", "problem"),
     [
