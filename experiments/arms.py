@@ -6,6 +6,7 @@ from typing import Any
 
 from experiments import declarations
 from experiments.result import Result
+from jaxbin.networks import registry
 
 BARE: Mapping[str, Any] = {"scale": "none"}
 _DISTINGUISHING = ("scale", "map", "layer_scales", "optimizer")
@@ -107,8 +108,19 @@ COMPARISONS: dict[str, Comparison] = {
 """By the name of the network's file under `configs/`."""
 
 
+def compared_in(run: Result) -> str:
+    """The comparison that a run's network belongs to, "" if it is none's."""
+    for network in COMPARISONS:
+        fields = declarations.published(network)
+        if registry.label(fields["network"], fields["depth"]) == run.network:
+            return network
+    return ""
+
+
 def arm_of(network: str, run: Result) -> str:
     """The name of the arm that a run belongs to, "" if it is none's."""
+    if compared_in(run) != network:
+        return ""
     arms = COMPARISONS[network].arms
     defaults = declarations.published(network)
     variants = {arm.variant for arm in arms.values()}

@@ -83,7 +83,7 @@ def load(network: str, directory: Path, known: Path | None) -> Outcomes:
         {
             (run.stage, arm, run.fields["learning_rate"], run.fields["seed"]): run
             for run in results
-            if run.network == network and (arm := arm_of(network, run))
+            if (arm := arm_of(network, run))
         },
     )
 

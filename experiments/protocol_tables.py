@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments import curves, declarations, loading, tables
-from experiments.arms import COMPARISONS, arm_of, best_rate
+from experiments.arms import COMPARISONS, arm_of, best_rate, compared_in
 from experiments.comparisons import interval, mean_and_interval
 from experiments.result import Result
 
@@ -150,7 +150,7 @@ class _Comparison:
 
     def __init__(self, runs: Sequence[dict[str, Any]]):
         results = [loading.result_of(run) for run in runs]
-        network = results[0].network
+        network = compared_in(results[0])
         self._arms = COMPARISONS[network].arms
         self.published: float = declarations.published(network)["learning_rate"]
         self.full: dict[tuple[str, float], dict[int, Result]] = {}

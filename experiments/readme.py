@@ -136,6 +136,11 @@ _TABLES: dict[str, tuple[str, str, Callable[[Any], str]]] = {
     "cifar10 3 epochs": ("README.md", "cifar10_3_epochs.json", short_runs_table),
     "protocol in short": ("README.md", "resnet20_protocol.json", protocol_in_short),
     "protocol": ("experiments/FINDINGS.md", "resnet20_protocol.json", protocol_tables),
+    "protocol of mnist 300": (
+        "experiments/FINDINGS.md",
+        "mnist_300_protocol.json",
+        protocol_tables,
+    ),
     "mnist 300": ("README.md", "mnist_300.json", full_table),
     "mnist 300 experiment": ("experiments/FINDINGS.md", "mnist_300.json", experiment_tables),
     "mnist 784 experiment": ("experiments/FINDINGS.md", "mnist_784.json", experiment_tables),

@@ -195,9 +195,33 @@ def _chosen(latent: jax.Array, progress: jax.Array, order: str) -> jax.Array:
         mixed = mixed ^ (mixed >> 16)
         return (mixed >> 8).astype(jnp.float32) < progress * 2**24
     count = jnp.floor(progress * latent.size).astype(jnp.int32)
-    ascending = jnp.sort(jnp.abs(latent).ravel())
-    least = ascending[jnp.clip(latent.size - count, 0, latent.size - 1)]
-    return (jnp.abs(latent) >= least) & (count > 0)
+    among_largest = jax.lax.platform_dependent(
+        *(jnp.abs(latent), count), cpu=_among_largest_by_counting, default=_among_largest_by_sorting
+    )
+    return among_largest & (count > 0)
+
+
+def _among_largest_by_sorting(sizes: jax.Array, count: jax.Array) -> jax.Array:
+    """Which of `sizes`, none below 0, are as large as the `count`-th largest."""
+    ascending = jnp.sort(sizes.ravel())
+    return sizes >= ascending[jnp.clip(sizes.size - count, 0, sizes.size - 1)]
+
+
+def _among_largest_by_counting(sizes: jax.Array, count: jax.Array) -> jax.Array:
+    """The same; CPUs sort slowly.
+
+    The bits of such numbers are ordered as they are: one bit of the `count`-th largest after
+    another, from the highest, is found by counting.
+    """
+    width = 8 * sizes.dtype.itemsize
+    bits = jax.lax.bitcast_convert_type(sizes, f"uint{width}")
+
+    def with_next_bit(place: int, least: jax.Array) -> jax.Array:
+        higher = least | (jnp.ones((), bits.dtype) << (width - 2 - place).astype(bits.dtype))
+        return jnp.where((bits >= higher).sum() >= count, higher, least)
+
+    least = jax.lax.fori_loop(0, width - 1, with_next_bit, jnp.zeros((), bits.dtype))
+    return bits >= least
 
 
 @jax.custom_vjp

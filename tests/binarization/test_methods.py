@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxbin.binarization import methods
 from jaxbin.binarization.binarize import binarize
 from jaxbin.binarization.layers import BINARIZATION, Conv, Dense, write_mask, write_progress
 from jaxbin.binarization.methods import (
@@ -107,6 +108,23 @@ def test_the_largest_weights_are_binary_first():
     assert binary[1].tolist() == [[False, False, False], [False, False, True]]
     assert binary[3].tolist() == [[False, False, True], [True, False, True]]
     np.testing.assert_array_equal(shares[3][~binary[3]], LATENT[~binary[3]])
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
+def test_the_largest_are_the_same_by_counting_and_by_sorting(dtype: Any):
+    """Equal sizes and zeros among them."""
+    rng = np.random.default_rng(0)
+    sizes = np.abs(rng.normal(size=1001)) * 10.0 ** rng.integers(-9, 3, 1001)
+    sizes[::3], sizes[1::7] = sizes[0], 0
+    by_size = jnp.asarray(sizes, dtype).reshape(7, 143)
+    for count in (1, 2, 333, 500, 900, 1000, 1001):
+        counted, ordered = (
+            np.asarray(jax.jit(among)(by_size, jnp.int32(count)))
+            for among in (methods._among_largest_by_counting, methods._among_largest_by_sorting)
+        )
+        np.testing.assert_array_equal(counted, ordered)
+        assert counted.sum() >= count
+        assert counted.sum() == (by_size >= np.sort(by_size, axis=None)[1001 - count]).sum()
 
 
 def test_random_shares_are_nested_and_as_large_as_the_progress():

@@ -31,7 +31,9 @@ def test_every_run_is_told_by_its_fields(network: str):
     rates = dict.fromkeys(COMPARISONS[network].arms, 0.3)
     runs = protocol.search(network, Choices()) + protocol.full(network, Choices(), rates)
     for run in runs:
-        assert arm_of(network, result_of(collected(run, 0.5))) == run.variant
+        result = result_of(collected(run, 0.5))
+        arms = {other: arm_of(other, result) for other in COMPARISONS}
+        assert arms == dict.fromkeys(COMPARISONS, "") | {network: run.variant}
     assert {run.variant for run in runs} == COMPARISONS[network].arms.keys() - {"guided"}
 
 

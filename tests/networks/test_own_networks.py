@@ -165,7 +165,7 @@ def test_no_file_names_code_that_is_imported(trained: Path, tmp_path: Path):
         ({"network": "own_networks"}, r"network='own_networks' is not accepted; .*module:Name"),
         ({"network": "own networks:A"}, r"is not accepted; accepted: module:Name"),
         ({"network": "no_such_module:A"}, r"cannot be imported: ModuleNotFoundError: No module"),
-        ({"network": "own_networks:SmallVit"}, r"function 'SmallVit'; own_networks has B"),
+        ({"network": "own_networks:SmallVit"}, r"function 'SmallVit'; own_networks has A"),
         ({"network": "os:environ"}, r"there is no flax.linen.Module or function 'environ'"),
         ({"network": "subprocess:Popen"}, r"there is no flax.linen.Module or function 'Popen'"),
         ({"network": "own_networks:text"}, r"gives 'str'; accepted: a flax.linen.Module"),
