@@ -54,7 +54,8 @@ def to_onnx(artifact: Artifact) -> bytes:
     except Exception as error:  # jax2onnx raises whatever it trips over
         raise UserError(
             f"{artifact.network_label} cannot be written as ONNX: jax2onnx: "
-            f"{type(error).__name__}: {one_line(error)}; accepted: .jaxbin"
+            f"{type(error).__name__}: {one_line(error)}; accepted: .jaxbin, and .stablehlo unless "
+            "the network has to know how many images there are"
         ) from None
     # Some of the intermediate shapes it notes are those of another layout, which onnxruntime warns
     # of; every runtime infers them itself.
