@@ -216,7 +216,7 @@ def _among_largest_by_counting(sizes: jax.Array, count: jax.Array) -> jax.Array:
     width = 8 * sizes.dtype.itemsize
     bits = jax.lax.bitcast_convert_type(sizes, f"uint{width}")
 
-    def with_next_bit(place: int, least: jax.Array) -> jax.Array:
+    def with_next_bit(place: jax.Array, least: jax.Array) -> jax.Array:
         higher = least | (jnp.ones((), bits.dtype) << (width - 2 - place).astype(bits.dtype))
         return jnp.where((bits >= higher).sum() >= count, higher, least)
 
