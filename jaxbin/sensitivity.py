@@ -27,9 +27,9 @@ from jaxbin.binarization.layers import (
 from jaxbin.binarization.methods import Rules
 from jaxbin.binarization.wrapped import layers_of
 from jaxbin.common.errors import UserError
+from jaxbin.engine.metrics import cross_entropy
 from jaxbin.engine.preprocessing import normalize
 from jaxbin.engine.program import matmul_precision
-from jaxbin.engine.step import cross_entropy
 from jaxbin.export import freeze
 from jaxbin.networks import norm
 from jaxbin.runs import finished

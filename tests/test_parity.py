@@ -11,7 +11,6 @@ import zlib
 from pathlib import Path
 
 import flax.linen as nn
-import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +18,7 @@ import pytest
 
 from jaxbin.binarization import kernel_gradients, orders, schedule
 from jaxbin.binarization.layers import forward_order, write_mask
+from jaxbin.common.paths import by_path, nested
 from jaxbin.engine import step
 from jaxbin.networks import registry, torch_weights
 
@@ -140,12 +140,12 @@ class Run:
         """Running variances as PyTorch averages them (golden/README: exact for constant n)."""
         counts = self.values_per_channel()
         start = 0.9**steps
-        flat = flax.traverse_util.flatten_dict(self.state.batch_stats, sep="/")
+        flat = by_path(self.state.batch_stats)
         for name in flat:
             if name.endswith("/var"):
                 n = counts[name.removesuffix("/var")]
                 flat[name] = start + (flat[name] - start) * n / (n - 1)
-        return flax.traverse_util.unflatten_dict(flat, sep="/")
+        return nested(flat)
 
     def values_per_channel(self) -> dict[str, int]:
         """For each batch norm, how many values of a batch share a channel."""

@@ -19,7 +19,7 @@ from jaxbin.binarization.binarize import sign
 from jaxbin.binarization.layers import BINARIZATION, forward_order, write_mask
 from jaxbin.binarization.methods import Rule, Rules
 from jaxbin.common.errors import UserError
-from jaxbin.engine.step import cross_entropy
+from jaxbin.engine.metrics import cross_entropy
 from jaxbin.networks import norm
 from jaxbin.networks.mlp import MLP
 from jaxbin.sensitivity import Trained

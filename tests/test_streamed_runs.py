@@ -23,9 +23,9 @@ from jaxbin import config, data, population, train
 from jaxbin.common.errors import UserError
 from jaxbin.data import streaming
 from jaxbin.engine.devices import Alone
+from jaxbin.engine.metrics import cross_entropy
 from jaxbin.engine.preprocessing import normalize
 from jaxbin.engine.program import Program
-from jaxbin.engine.step import cross_entropy
 from jaxbin.engine.stopping import Requests, Stopped
 from jaxbin.networks import registry
 

@@ -29,6 +29,7 @@ from jaxbin.common.errors import UserError
 from jaxbin.engine import plan, step
 from jaxbin.engine import program as programs
 from jaxbin.engine.devices import Alone
+from jaxbin.engine.metrics import Metrics
 from jaxbin.engine.plan import Plan, plan_epoch
 from jaxbin.runs import checkpoints, records, run_directory
 
@@ -395,7 +396,7 @@ def fed():
         seen, number = state.params["seen"]["kernel"], state.params["step"]["kernel"] + 1
         seen = seen.at[labels, 0].add(1).at[labels, 1].add(number)
         seen = seen.at[labels, 2].add(images[:, 0, 0, 0] * 255)  # of which image
-        metrics = step.Metrics.single_from_model_output(
+        metrics = Metrics.single_from_model_output(
             loss=jnp.zeros(len(labels)), logits=jnp.zeros((len(labels), 2)), labels=labels
         )
         params = {**state.params, "seen": {"kernel": seen}, "step": {"kernel": number}}

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
-import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,6 +20,7 @@ from jaxbin.binarization.calls import shapes_of_calls
 from jaxbin.binarization.convolution_forms import convolve
 from jaxbin.binarization.methods import Rule, Rules, computed_weights
 from jaxbin.common.errors import UserError
+from jaxbin.common.paths import by_path, nested
 
 BINARIZATION = "binarization"
 """The variable collection that says how binary a layer is, by two scalars of each.
@@ -166,8 +166,7 @@ def _outline(network: nn.Module, image_shape: tuple[int, ...]) -> Outline:
         lambda: {call.name for call in calls},
     )
     shapes: dict[str, dict[str, Any]] = {
-        collection: dict(flax.traverse_util.flatten_dict(tree, sep="/"))
-        for collection, tree in variables.items()
+        collection: by_path(tree) for collection, tree in variables.items()
     }
     return Outline(tuple(calls), shapes)
 
@@ -260,7 +259,7 @@ def write_mask(layer_names: Sequence[str], mask: Sequence[bool]) -> dict[str, An
         f"{name}/progress": np.array(on, np.float32)
         for name, on in zip(layer_names, mask, strict=True)
     }
-    return flax.traverse_util.unflatten_dict(flat, sep="/")
+    return nested(flat)
 
 
 def write_progress(
@@ -273,20 +272,20 @@ def write_progress(
       layer_names: names of layers 1..L.
       progress: array (L,), from 0 to 1.
     """
-    flat: dict[str, Any] = dict(flax.traverse_util.flatten_dict(binarization, sep="/"))
+    flat = by_path(binarization)
     flat |= {f"{name}/progress": progress[number] for number, name in enumerate(layer_names)}
-    return flax.traverse_util.unflatten_dict(flat, sep="/")
+    return nested(flat)
 
 
 def read_mask(binarization: Mapping[str, Any], layer_names: Sequence[str]) -> tuple[Any, ...]:
     """The masks of layers 1..L, in that order, out of the collection `BINARIZATION`."""
-    flat: dict[str, Any] = dict(flax.traverse_util.flatten_dict(binarization, sep="/"))
+    flat = by_path(binarization)
     return tuple(flat[f"{name}/mask"] for name in layer_names)
 
 
 def latent_weights(params: Mapping[str, Any], layer_names: Sequence[str]) -> tuple[jax.Array, ...]:
     """The latent weights of layers 1..L, in that order, out of a network's `params`."""
-    flat: dict[str, Any] = dict(flax.traverse_util.flatten_dict(params, sep="/"))
+    flat = by_path(params)
     return tuple(flat[f"{name}/kernel"] for name in layer_names)
 
 
@@ -294,7 +293,7 @@ def replace_latent_weights(
     params: Mapping[str, Any], layer_names: Sequence[str], latents: Sequence[jax.Array]
 ) -> dict[str, Any]:
     """`params` with the latent weights of layers 1..L replaced, everything else as it is."""
-    flat: dict[str, Any] = dict(flax.traverse_util.flatten_dict(params, sep="/"))
+    flat = by_path(params)
     for name, latent in zip(layer_names, latents, strict=True):
         flat[f"{name}/kernel"] = latent
-    return flax.traverse_util.unflatten_dict(flat, sep="/")
+    return nested(flat)

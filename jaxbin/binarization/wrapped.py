@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import flax.core.lift
 import flax.linen as nn
-import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +16,7 @@ from jaxbin.binarization.calls import shapes_of_calls
 from jaxbin.binarization.layers import BINARIZATION, Conv, Dense, write_mask
 from jaxbin.binarization.methods import Rule, Rules, computed_weights
 from jaxbin.common.errors import UserError
+from jaxbin.common.paths import by_path, nested
 
 _MODES: dict[str, Callable[[bool], bool]] = {
     "train": lambda train: train,
@@ -110,19 +110,19 @@ class Binarizable(nn.Module):
 
     def _computed(self, variables: Mapping[str, Any]) -> dict[str, Any]:
         """The parameters that the module computes with, instead of the latent ones."""
-        masks: dict[str, Any] = _flat(self.variables.get(BINARIZATION, {}))
+        masks = by_path(self.variables.get(BINARIZATION, {}))
         if missing := [one.name for one in self.layers if f"{one.name}/mask" not in masks]:
             raise UserError(
                 f"layer {missing[0]} has no mask in the variables' collection {BINARIZATION!r}; "
                 "accepted: the variables of init, or jaxbin.write_mask"
             )
-        params = _flat(variables["params"])
+        params = by_path(variables["params"])
         for layer in self.layers:
             name, path = layer.name, f"{layer.name}/kernel"
             progress = masks.get(f"{name}/progress", 1.0)
             rule = self.rules.of(name)
             params[path] = layer.weights(params[path], masks[f"{name}/mask"], progress, rule)
-        return {"params": flax.traverse_util.unflatten_dict(params, sep="/")}
+        return {"params": nested(params)}
 
 
 def binarizable(
@@ -172,7 +172,7 @@ def binarizable(
         return network.init(jax.random.key(0), *given, **options)
 
     shapes = shapes_of_calls(init, inputs, note, called, called.keys)
-    params = _flat(shapes.get("params", {}))
+    params = by_path(shapes.get("params", {}))
     found = {name: call for name, call in called.items() if call is not None}
     chosen = {name: call for name, call in found.items() if call.rules is not None}
     for name, call in chosen.items():
@@ -256,7 +256,3 @@ def _outputs(module: nn.Module, axes: int) -> tuple[int, ...]:
     if isinstance(module, nn.ConvTranspose) and module.transpose_kernel:
         return (-2,)
     return () if isinstance(module, nn.Einsum) else (-1,)
-
-
-def _flat(tree: Any) -> dict[str, Any]:
-    return dict(flax.traverse_util.flatten_dict(tree, sep="/"))

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 
 from jaxbin.binarization.layers import latent_weights, write_progress
 from jaxbin.engine.devices import Layout
-from jaxbin.engine.step import NEVER, Measured, Metrics, TrainState, reset_latents
+from jaxbin.engine.metrics import Metrics
+from jaxbin.engine.step import NEVER, Measured, TrainState, reset_latents
 
 PyTree = Any
 

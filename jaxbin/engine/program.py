@@ -19,9 +19,10 @@ from jaxbin.engine import devices, epoch, step
 from jaxbin.engine.batches import Batch, open_batches_of
 from jaxbin.engine.devices import Layout
 from jaxbin.engine.epoch import EpochInputs
+from jaxbin.engine.metrics import Metrics
 from jaxbin.engine.plan import Plan
 from jaxbin.engine.preprocessing import normalize
-from jaxbin.engine.step import Metrics, TrainState
+from jaxbin.engine.step import TrainState
 from jaxbin.networks.precision import matmul_precision_of
 
 PyTree = Any

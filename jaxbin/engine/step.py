@@ -7,7 +7,6 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import clu.metrics
 import flax.linen as nn
 import flax.struct
 import jax
@@ -25,6 +24,7 @@ from jaxbin.binarization.layers import (
 )
 from jaxbin.binarization.wrapped import Binarizable, streams
 from jaxbin.common.errors import UserError, shown
+from jaxbin.engine.metrics import Metrics, cross_entropy
 
 PyTree = Any
 
@@ -72,28 +72,6 @@ class TrainState:
     opt_state: PyTree
     previous_latents: tuple[jax.Array, ...] = ()
     measured: Measured | tuple[()] = ()
-
-
-def in_top5(**outputs: Any) -> jax.Array:
-    """Whether fewer than five classes beat the label's, (batch,) float32.
-
-    Of equal logits the one of the lower class wins, as in `argmax`.
-
-    Args:
-      **outputs: `logits` (batch, classes), `labels` (batch,), and what other metrics are made of.
-    """
-    logits, labels = jnp.asarray(outputs["logits"]), jnp.asarray(outputs["labels"])[:, None]
-    own = jnp.take_along_axis(logits, labels, axis=1)
-    ahead = (logits == own) & (jnp.arange(logits.shape[1]) < labels)
-    return (((logits > own) | ahead).sum(axis=1) < 5).astype(jnp.float32)
-
-
-Metrics = clu.metrics.Collection.create(
-    loss=clu.metrics.Average.from_output("loss"),
-    accuracy=clu.metrics.Accuracy,
-    top5_accuracy=clu.metrics.Average.from_fun(in_top5),
-)
-"""Mean cross-entropy and accuracies, over those examples of a batch that the mask counts."""
 
 
 def make_optimizer(
@@ -291,16 +269,3 @@ def reset_latents(state: TrainState, layer_names: tuple[str, ...]) -> TrainState
     computed_with = tuple(map(binarize, state.previous_latents, masks))
     params = replace_latent_weights(state.params, layer_names, computed_with)
     return dataclasses.replace(state, params=params)
-
-
-def cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float = 0.0) -> jax.Array:
-    """Softmax cross-entropy of each example, (batch,), at least in float32.
-
-    With `label_smoothing` that share of each label is spread evenly over all classes.
-    """
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    if not label_smoothing:
-        return losses
-    of_all_classes = jax.nn.logsumexp(logits, axis=-1) - logits.mean(axis=-1)
-    return (1 - label_smoothing) * losses + label_smoothing * of_all_classes

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
-import flax.traverse_util
 import jax.numpy as jnp
 import numpy as np
 
@@ -19,6 +18,7 @@ from jaxbin.binarization.layers import (
 from jaxbin.binarization.methods import Rules, channel_scales
 from jaxbin.binarization.wrapped import Layer
 from jaxbin.common.errors import UserError
+from jaxbin.common.paths import by_path
 from jaxbin.export.artifact import FOLDED, OWN, VARIABLES, pack
 from jaxbin.networks import own
 from jaxbin.networks.norm import EPSILON
@@ -153,5 +153,4 @@ def channels(
 
 def flat_arrays(tree: Any) -> dict[str, np.ndarray]:
     """The arrays of a nested dict by their paths, joined by "/"."""
-    flat: dict[str, Any] = dict(flax.traverse_util.flatten_dict(tree, sep="/"))
-    return {path: np.asarray(array) for path, array in flat.items()}
+    return {path: np.asarray(array) for path, array in by_path(tree).items()}

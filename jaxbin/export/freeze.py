@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
-import flax.traverse_util
 import numpy as np
 
 from jaxbin import config, data
@@ -16,6 +15,7 @@ from jaxbin.binarization.methods import Rules
 from jaxbin.binarization.wrapped import Binarizable, layers_of
 from jaxbin.common import files
 from jaxbin.common.errors import UserError, one_line, shown
+from jaxbin.common.paths import nested
 from jaxbin.export import folding
 from jaxbin.export.artifact import FOLDED, OWN, UNFOLDED, Artifact
 from jaxbin.networks import own
@@ -175,10 +175,7 @@ def stored_variables(
       UserError: the run has no such checkpoint, or it holds another network's.
     """
     shapes = variable_shapes(network, spec.image_shape)
-    template = {
-        collection: flax.traverse_util.unflatten_dict(arrays, sep="/")
-        for collection, arrays in shapes.items()
-    }
+    template = {collection: nested(arrays) for collection, arrays in shapes.items()}
     try:
         with checkpoints.open_checkpoints(workdir / "checkpoints", read_only=True) as saved:
             if number not in saved.steps():

@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
-import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxbin.binarization.layers import BINARIZATION, Dense, norms_after, variable_shapes, write_mask
 from jaxbin.binarization.wrapped import layers_of
+from jaxbin.common.paths import nested
 from jaxbin.engine.preprocessing import normalize
 from jaxbin.export.artifact import (
     OWN,
@@ -176,12 +176,7 @@ def variables_from(artifact: Artifact) -> Callable[..., PyTree]:
                 params |= {f"{norm}/scale": rows["scale"], f"{norm}/bias": rows["shift"]}
                 stats[f"{norm}/mean"] = rows.get("mean", np.zeros(shape[-1], np.float32))
                 stats[f"{norm}/var"] = rows.get("var", unit)
-        unflatten = flax.traverse_util.unflatten_dict
-        return {
-            "params": unflatten(params, sep="/"),
-            "batch_stats": unflatten(stats, sep="/"),
-            BINARIZATION: masks,
-        }
+        return {"params": nested(params), "batch_stats": nested(stats), BINARIZATION: masks}
 
     return make_variables
 
@@ -204,7 +199,7 @@ def _own_variables_from(artifact: Artifact) -> Callable[..., PyTree]:
         for layer, start, end in zip(layers, starts, ends, strict=True):
             scales = layer.along_outputs(channels[0, start:end], shapes[layer.name])
             flat[f"params/{layer.name}/kernel"] = arrays[layer.name] * scales
-        variables: dict[str, Any] = flax.traverse_util.unflatten_dict(flat, sep="/")
+        variables = nested(flat)
         return variables | {BINARIZATION: masks}
 
     return make_variables

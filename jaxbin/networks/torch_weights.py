@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
-import flax.traverse_util
 import numpy as np
 
 from jaxbin.binarization.layers import forward_order, norms_after, variable_shapes
 from jaxbin.common.errors import UserError, one_line
+from jaxbin.common.paths import by_path, nested
 
 # PyTorch numbers the modules of a Sequential and names the rest. Sorted by these ranks, then by
 # number and name, modules stand in forward order in every published network: downsample
@@ -76,8 +76,7 @@ def variables_from_arrays(
         stats[f"{name}/var"] = arrays.get(f"{module}.running_var", np.ones_like(scale))
     _check_shapes(params, shapes["params"])
     _check_shapes(stats, shapes.get("batch_stats", {}))
-    unflatten = flax.traverse_util.unflatten_dict
-    return {"params": unflatten(params, sep="/"), "batch_stats": unflatten(stats, sep="/")}
+    return {"params": nested(params), "batch_stats": nested(stats)}
 
 
 def arrays_from_variables(
@@ -102,9 +101,8 @@ def arrays_from_variables(
     """
     layers = forward_order(network, image_shape)
     norms = norms_after(network, image_shape)
-    flatten = flax.traverse_util.flatten_dict
-    params: dict[str, Any] = dict(flatten(variables["params"], sep="/"))
-    stats: dict[str, Any] = dict(flatten(variables.get("batch_stats", {}), sep="/"))
+    params = by_path(variables["params"])
+    stats = by_path(variables.get("batch_stats", {}))
     arrays: dict[str, Any] = {}
     after_convolution = 0
     for name in layers:

@@ -7,10 +7,10 @@ import sys
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-import flax.traverse_util
 import tqdm
 
 from jaxbin.binarization.layers import variable_shapes
+from jaxbin.common.paths import by_path
 from jaxbin.config import Config
 from jaxbin.engine import processes
 
@@ -63,7 +63,7 @@ def parameter_table(
       float_layers: numbers of the layers that are never binary.
     """
     modules: dict[str, dict[str, Any]] = {}
-    for path, array in flax.traverse_util.flatten_dict(params, sep="/").items():
+    for path, array in by_path(params).items():
         module, _, parameter = path.rpartition("/")
         modules.setdefault(module or parameter, {})[parameter] = array
     others = [name for name in modules if name not in layer_names]

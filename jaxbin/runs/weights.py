@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import flax.traverse_util
 import numpy as np
 import safetensors
 
 from jaxbin.binarization.layers import BINARIZATION, variable_shapes
 from jaxbin.common.errors import UserError, one_line, shown
+from jaxbin.common.paths import by_path, nested
 from jaxbin.config import Config
 from jaxbin.engine.step import TrainState
 from jaxbin.networks import own, torch_weights
@@ -62,7 +62,7 @@ def read_file(path: Path, config: Config) -> Found:
         arrays = torch_weights.load_checkpoint(path)
         network, shape = config.build_network(), config.dataset_spec.image_shape
         variables = torch_weights.variables_from_arrays(network, shape, arrays)
-        flat: dict[str, Any] = dict(flax.traverse_util.flatten_dict(variables, sep="/"))
+        flat = by_path(variables)
         return Found(flat, (), ())
     if path.suffix != _SAFETENSORS:
         raise UserError(
@@ -139,13 +139,11 @@ def from_file(path: Path, state: TrainState, config: Config, logger: logging.Log
     logger.info("weights of %s: %s", path, found)
     parts: dict[str, Any] = {}
     for collection in own.TRAINED:
-        flat: dict[str, Any] = dict(
-            flax.traverse_util.flatten_dict(getattr(state, collection), sep="/")
-        )
+        flat = by_path(getattr(state, collection))
         for name, leaf in flat.items():
             if (array := found.arrays.get(f"{collection}/{name}")) is not None:
                 flat[name] = np.asarray(array, leaf.dtype)
-        parts[collection] = flax.traverse_util.unflatten_dict(flat, sep="/")
+        parts[collection] = nested(flat)
     return dataclasses.replace(state, **parts)
 
 

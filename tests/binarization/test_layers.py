@@ -4,7 +4,6 @@ import functools
 from typing import Any
 
 import flax.linen as nn
-import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,6 +21,7 @@ from jaxbin.binarization.layers import (
     write_mask,
     write_progress,
 )
+from jaxbin.common.paths import by_path
 
 KERNEL = ((0.5, -2.0), (-0.25, 0.0), (3.0, 1.0))
 BIAS = (0.5, -0.25)
@@ -191,7 +191,7 @@ def test_a_written_mask_has_the_structure_of_a_new_network():
 
 
 def progress(binarization: Any) -> tuple[Any, ...]:
-    flat = flax.traverse_util.flatten_dict(binarization, sep="/")
+    flat = by_path(binarization)
     return tuple(flat[f"{name}/progress"] for name in NAMES)
 
 
@@ -255,4 +255,4 @@ def test_replace_latent_weights_replaces_nothing_else():
         "b": {"c": {"kernel": 30}},
         "norm": {"scale": 4},
     }
-    assert flax.traverse_util.flatten_dict(params, sep="/")["a/kernel"] == 1
+    assert by_path(params)["a/kernel"] == 1

@@ -3,7 +3,6 @@
 from typing import Any
 
 import flax.linen as nn
-import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,13 +14,10 @@ from jaxbin.binarization.layers import BINARIZATION, Dense, forward_order, write
 from jaxbin.binarization.methods import Rule, Rules
 from jaxbin.binarization.wrapped import Binarizable, Layer, binarizable
 from jaxbin.common.errors import UserError
+from jaxbin.common.paths import by_path, nested
 
 IMAGES = jax.random.normal(jax.random.key(1), (4, 28, 28, 1))
 CHANNEL = Rules(Rule(scale="channel"))
-
-
-def flat(tree: Any) -> dict[str, Any]:
-    return dict(flax.traverse_util.flatten_dict(tree, sep="/"))
 
 
 def with_masks(network: Binarizable, variables: Any, on: set[str]) -> dict[str, Any]:
@@ -53,7 +49,7 @@ def test_without_masks_it_is_the_module(vit: Any):
     module, network, variables = vit
     original = initialized(module, IMAGES, train=False)
     jax.tree.map(np.testing.assert_array_equal, original["params"], variables["params"])
-    assert not any(map(bool, flat(variables[BINARIZATION]).values()))
+    assert not any(map(bool, by_path(variables[BINARIZATION]).values()))
 
     def outputs(apply: Any, given: Any) -> Any:
         return apply(given, IMAGES, train=True, rngs={"dropout": jax.random.key(2)})
@@ -77,13 +73,13 @@ def test_masked_layers_compute_with_scaled_signs(vit: Any):
     """Of attention an output is a head's element; the gradient is that of the computed weights."""
     module, network, variables = vit
     on = {"embed", "block1/attention/query", "block1/attention/out", "head"}
-    computed = flat(variables["params"])
+    computed = by_path(variables["params"])
     for name, axes in (("embed", (0, 1, 2)), ("block1/attention/query", (0,)),
                        ("block1/attention/out", (0, 1)), ("head", (0,))):  # fmt: skip
         latent = computed[f"{name}/kernel"]
         scale = np.abs(latent).mean(axes, keepdims=True)
         computed[f"{name}/kernel"] = np.where(latent < 0, -scale, scale)
-    computed = flax.traverse_util.unflatten_dict(computed, sep="/")
+    computed = nested(computed)
     masked = with_masks(network, variables, on)
 
     def loss(params: Any, apply: Any, more: Any) -> Any:
@@ -127,7 +123,7 @@ def test_running_statistics_move_in_training_alone():
     moved = jax.tree.map(
         lambda a, b: bool((a != b).any()), changed["batch_stats"], variables["batch_stats"]
     )
-    assert all(flat(moved).values())
+    assert all(by_path(moved).values())
     _, still = network.apply(variables, IMAGES, train=False, mutable=["batch_stats"])
     jax.tree.map(np.testing.assert_array_equal, still["batch_stats"], variables["batch_stats"])
 
@@ -208,7 +204,7 @@ def test_a_rule_is_that_of_every_layer():
     network = binarizable(nn.Sequential([nn.Dense(3)]), jnp.ones((1, 2)), rules=CHANNEL.rule)
     variables = network.init(jax.random.key(0), jnp.ones((1, 2)))
     outputs = network.apply(with_masks(network, variables, {"layers_0"}), jnp.eye(2))
-    latent = np.asarray(flat(variables["params"])["layers_0/kernel"])
+    latent = np.asarray(by_path(variables["params"])["layers_0/kernel"])
     scaled = np.where(latent < 0, -1, 1) * np.abs(latent).mean(axis=0)
     np.testing.assert_allclose(outputs, scaled, rtol=1e-6)
     layer = Dense(3, use_bias=False, rules=CHANNEL.rule)

@@ -19,6 +19,7 @@ import jax, jax.numpy as jnp, numpy as np
 from jaxbin import config, data, train
 from jaxbin.runs import checkpoints
 from jaxbin.engine import devices, plan, program, step
+from jaxbin.engine.metrics import Metrics
 from jaxbin.common.errors import UserError
 
 directory, results = Path(sys.argv[1]), {"devices": jax.device_count()}
@@ -48,7 +49,7 @@ for name, fields in (("dense", dense), ("conv", conv), ("annealed", annealed)):
 def note(state, images, labels, rate, key):
     seen = jnp.zeros((40, 5, 5, 3)).at[labels].set(images)
     kernel = state.params["seen"]["kernel"] + jax.lax.psum(seen, devices.AXIS)
-    metrics = step.Metrics.single_from_model_output(
+    metrics = Metrics.single_from_model_output(
         loss=jnp.ones(len(labels)), logits=jnp.zeros((len(labels), 2)), labels=labels)
     return state.replace(params=state.params | {"seen": {"kernel": kernel}}), metrics, None
 

@@ -195,39 +195,6 @@ def test_evaluation_does_not_count_padding(padding: float):
     np.testing.assert_allclose(accuracy, 2 / 3, rtol=1e-6)
 
 
-def test_top5_accuracy():
-    logits = np.array([[6.0, 5, 4, 3, 2, 1, 0]] * 3 + [[1.0] * 7] * 2, np.float32)
-    # ranks 0, 4 and 5; of equal logits the lower class comes first, so ranks 4 and 5
-    labels = np.array([0, 4, 5, 4, 5], np.int32)
-    np.testing.assert_array_equal(step.in_top5(logits=logits, labels=labels), [1, 1, 0, 1, 0])
-    computed = step.Metrics.single_from_model_output(
-        loss=np.zeros(5), logits=logits, labels=labels, mask=np.array([True, False] + [True] * 3)
-    ).compute()
-    assert float(computed["top5_accuracy"]) == 0.5  # the second example is padding
-
-
-def test_merged_metrics_weigh_examples_not_batches():
-    def metrics(losses, mask):
-        logits = np.tile([1.0, 0.0], (len(losses), 1))
-        return step.Metrics.single_from_model_output(
-            loss=np.array(losses),
-            logits=logits,
-            labels=np.zeros(len(losses), np.int32),
-            mask=np.array(mask),
-        )
-
-    merged = metrics([1.0, 2.0, 3.0], [True] * 3).merge(metrics([10.0, 99.0], [True, False]))
-    assert float(merged.compute()["loss"]) == 4.0
-    assert float(merged.compute()["accuracy"]) == 1.0
-
-
-def test_cross_entropy():
-    losses = step.cross_entropy(jnp.array([[0.0, 0.0], [np.log(3.0), 0.0]]), jnp.array([0, 1]))
-    np.testing.assert_allclose(losses, [np.log(2), np.log(4)], rtol=1e-6)
-    half = step.cross_entropy(jnp.zeros((1, 2), jnp.bfloat16), jnp.array([0]))
-    assert half.dtype == jnp.float32
-
-
 def test_a_new_state_has_no_binary_layer():
     state = step.create_state(
         step.make_optimizer("adam", 0.0, 0.0),
@@ -290,14 +257,6 @@ def test_batch_norm_sees_the_parts_of_an_accumulated_batch():
     kernel = Normed().init(jax.random.key(0), images, train=False)["params"]["dense"]["kernel"]
     # 0.9 (0.9 * 0 + 0.1 * 2) + 0.1 * 20
     np.testing.assert_allclose(state.batch_stats["norm"]["mean"], 2.18 * kernel[0], rtol=1e-5)
-
-
-def test_label_smoothing_by_hand():
-    """Probabilities 1/4 and 3/4: a fifth of the label is halved between them."""
-    logits, labels = jnp.log(jnp.array([[1.0, 3.0]])), jnp.array([1])
-    expected = -0.9 * np.log(0.75) - 0.1 * np.log(0.25)
-    np.testing.assert_allclose(step.cross_entropy(logits, labels, 0.2), [expected], rtol=1e-6)
-    np.testing.assert_allclose(step.cross_entropy(logits, labels), [-np.log(0.75)], rtol=1e-6)
 
 
 def test_labels_are_smoothed_in_training_alone():

@@ -3,7 +3,6 @@
 import re
 
 import flax.linen as nn
-import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +13,7 @@ from refusals import refused
 from jaxbin import config
 from jaxbin.binarization.layers import BINARIZATION, forward_order, latent_weights, write_mask
 from jaxbin.common.errors import UserError
+from jaxbin.common.paths import by_path
 from jaxbin.networks import registry
 from jaxbin.networks.mlp import MLP
 from jaxbin.networks.resnet import BasicBlock
@@ -134,7 +134,7 @@ RULES = [
 @pytest.mark.parametrize(("name", "depth", "shape", "biases", "norms"), RULES)
 def test_biases_and_batch_norms(name, depth, shape, biases: set[int], norms: int):
     network = registry.build(name, 10, depth)
-    params = flax.traverse_util.flatten_dict(abstract(network, shape)["params"], sep="/")
+    params = by_path(abstract(network, shape)["params"])
     layers = forward_order(network, shape)
     assert {k for k, layer in enumerate(layers, 1) if f"{layer}/bias" in params} == biases
     assert len(forward_order(network, shape, nn.BatchNorm)) == norms
@@ -229,7 +229,7 @@ def test_a_projection_where_shapes_differ_and_only_there():
 def test_resnet21_starts_he_normal():
     network = registry.build("resnet21", 10)
     variables = initialized(network, jnp.ones((1, 32, 32, 3)), train=False)
-    params = flax.traverse_util.flatten_dict(variables["params"], sep="/")
+    params = by_path(variables["params"])
     # fan-out: window times features, 9 * 512 and 1 * 512
     for name, fan_out in (("conv2", 4608), ("downsample", 512)):
         kernel = params[f"stage4_block1/{name}/kernel"]

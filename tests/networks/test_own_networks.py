@@ -13,7 +13,6 @@ from typing import Any
 
 import compilations
 import flax.linen as nn
-import flax.traverse_util
 import jax
 import jax.export
 import numpy as np
@@ -29,8 +28,9 @@ from refusals import refused
 import jaxbin
 from jaxbin import config, data, population, sensitivity
 from jaxbin.common.errors import UserError
+from jaxbin.common.paths import by_path
+from jaxbin.engine.metrics import cross_entropy
 from jaxbin.engine.preprocessing import normalize
-from jaxbin.engine.step import cross_entropy
 from jaxbin.export import __main__ as export
 from jaxbin.export import freeze
 from jaxbin.networks import torch_weights
@@ -350,10 +350,6 @@ def test_the_runs_precision_is_the_networks(tmp_path: Path, digits: data.Split):
 # --- Where weights come from ----------------------------------------------------------------------
 
 
-def flat(tree: Any) -> dict[str, Any]:
-    return dict(flax.traverse_util.flatten_dict(tree, sep="/"))
-
-
 def test_a_float_network_of_plain_optax_is_made_binary(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
@@ -376,7 +372,7 @@ def test_a_float_network_of_plain_optax_is_made_binary(
     for place in range(0, 2 * len(split), 100):
         rows = slice(place % len(split), place % len(split) + 100)
         params, state = step(params, state, images[rows], split.labels[rows])
-    arrays = {name.replace("/", "."): np.asarray(array) for name, array in flat(params).items()}
+    arrays = {name.replace("/", "."): np.asarray(array) for name, array in by_path(params).items()}
     safetensors.numpy.save_file(arrays | {"step": np.zeros(1)}, tmp_path / "float.safetensors")
 
     fields = {"network": "own_networks:small", "network_options": '{"width": 64}'}

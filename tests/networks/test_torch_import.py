@@ -3,13 +3,13 @@
 from pathlib import Path
 
 import flax.linen as nn
-import flax.traverse_util
 import jax
 import numpy as np
 import pytest
 
 from jaxbin.binarization.layers import Dense, forward_order
 from jaxbin.common.errors import UserError
+from jaxbin.common.paths import by_path
 from jaxbin.networks import registry, torch_weights
 from jaxbin.networks.vgg import VGG
 
@@ -36,13 +36,9 @@ def arrays() -> dict[str, np.ndarray]:
 NETWORK = VGG((2,), 3)
 
 
-def flat(variables) -> dict[str, np.ndarray]:
-    return flax.traverse_util.flatten_dict(variables, sep="/")
-
-
 def test_layouts():
     given = arrays()
-    variables = flat(torch_weights.variables_from_arrays(NETWORK, SHAPE, given))
+    variables = by_path(torch_weights.variables_from_arrays(NETWORK, SHAPE, given))
     names = forward_order(NETWORK, SHAPE)
     kernels = [variables[f"params/{name}/kernel"] for name in names]
     # (out, in, height, width) to (height, width, in, out)
@@ -108,7 +104,7 @@ def test_forward_order_of_module_names(given, expected):
 def test_without_running_statistics_they_are_zero_and_one():
     given = {name: array for name, array in arrays().items() if "running" not in name}
     stats = torch_weights.variables_from_arrays(NETWORK, SHAPE, given)["batch_stats"]
-    for name, array in flat(stats).items():
+    for name, array in by_path(stats).items():
         np.testing.assert_array_equal(array, float(name.endswith("var")), err_msg=name)
 
 
