@@ -3,7 +3,7 @@
 import dataclasses
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.core.lift
@@ -144,8 +144,9 @@ def binarizable(
       options: of a call, by name; `train` is passed on in the module's own words, if it has any.
 
     Raises:
-      UserError: a layer is a stack made by `nn.scan`, or the module is itself a layer; a layer of
-        jaxbin's inside computes by other rules.
+      UserError: there is no layer, one is a stack made by `nn.scan`, or the module is itself a
+        layer; a layer of jaxbin's inside computes by other rules; a layer's child that is a layer
+        has a name that its mask needs.
 
     >>> network = binarizable(nn.Sequential([nn.Dense(3), nn.relu, nn.Dense(2)]), jnp.ones((1, 4)))
     >>> [layer.name for layer in network.layers]
@@ -190,6 +191,12 @@ def binarizable(
         for name, call in found.items()
         if len(call.shape) > 1 and call.outputs
     ]
+    if not layers:
+        raise UserError(
+            f"{type(network).__name__} has no layer to make binary; accepted: modules with a "
+            "parameter 'kernel' whose outputs are known, as flax.linen.Dense and Conv, or jaxbin's"
+        )
+    _check_names([layer.name for layer in layers])
     return Binarizable(Held(network), tuple(layers), rules)
 
 
@@ -210,6 +217,16 @@ def _layer(name: str, call: _Call, params: Mapping[str, Any]) -> Layer:
         )
     _check_whole(name, call.shape, params)
     return Layer(name, call.outputs)
+
+
+def _check_names(names: Sequence[str]) -> None:
+    """Raise a UserError if a layer is where the collection of masks keeps what another's is."""
+    taken = {f"{name}/{variable}" for name in names for variable in ("mask", "progress")}
+    if clash := [name for name in names if any(f"{name}/".startswith(f"{t}/") for t in taken)]:
+        raise UserError(
+            f"layer {clash[0]} lies in another layer, which keeps its mask and progress by these "
+            "names; accepted: another name"
+        )
 
 
 def _check_whole(name: str, shape: tuple[int, ...], params: Mapping[str, Any]) -> None:

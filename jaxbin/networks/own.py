@@ -189,11 +189,6 @@ def _check(
         )
     for problem in (problem for tree in variables.values() for problem in _unusable(tree)):
         raise UserError(f"network={shown(reference)} {problem}")
-    if not variables.get(BINARIZATION):
-        raise UserError(
-            f"network={shown(reference)} has no layer to make binary; accepted: modules with a "
-            "parameter 'kernel' whose outputs are known, as flax.linen.Dense and Conv, or jaxbin's"
-        )
     outputs = _tried(
         reference, "cannot be called", lambda: jax.eval_shape(calls, variables, images)
     )

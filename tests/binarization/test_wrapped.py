@@ -183,6 +183,28 @@ def test_stacks_and_lone_layers_are_refused():
         binarizable(nn.Dense(3), jnp.ones((1, 2)))
 
 
+def test_a_module_without_layers_is_refused():
+    with pytest.raises(UserError, match=r"^NoLayer has no layer to make binary; accepted: modules"):
+        binarizable(own_networks.NoLayer(), IMAGES)
+
+
+@pytest.mark.parametrize("name", ["mask", "progress"])
+def test_a_layer_is_not_where_another_keeps_its_mask(name: str):
+    class Outer(nn.Module):
+        @nn.compact
+        def __call__(self, x: jax.Array) -> jax.Array:
+            kernel = self.param("kernel", nn.initializers.ones, (x.shape[-1], 3))
+            return nn.Dense(2, name=name)(x @ kernel)
+
+    class Network(nn.Module):
+        @nn.compact
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return Outer(name="outer")(x)
+
+    with pytest.raises(UserError, match=rf"^layer outer/{name} lies in another layer"):
+        binarizable(Network(), jnp.ones((1, 4)))
+
+
 def test_layers_of_jaxbin_in_a_stack_are_refused():
     class Block(nn.Module):
         @nn.compact
