@@ -200,6 +200,13 @@ class Partitioned(nn.Module):
         return nn.Dense(10, kernel_init=init)(_flat(images))
 
 
+class PartitionedBias(nn.Module):
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        init = nn.with_partitioning(nn.initializers.zeros, (None,))
+        return nn.Dense(10, bias_init=init)(_flat(images))
+
+
 class OwnStack(nn.Module):
     """Layers of jaxbin's in a scan over them."""
 

@@ -146,7 +146,7 @@ def binarizable(
     Raises:
       UserError: there is no layer, one is a stack made by `nn.scan`, or the module is itself a
         layer; a layer of jaxbin's inside computes by other rules; a layer's child that is a layer
-        has a name that its mask needs.
+        has a name that its mask needs; a kernel is boxed (nn.with_partitioning).
 
     >>> network = binarizable(nn.Sequential([nn.Dense(3), nn.relu, nn.Dense(2)]), jnp.ones((1, 4)))
     >>> [layer.name for layer in network.layers]
@@ -164,7 +164,13 @@ def binarizable(
         called.setdefault(name, None)  # the order is that of the calls' beginnings
         outputs = call(*args, **kwargs)
         if context.method_name == "__call__" and module.has_variable("params", "kernel"):
-            shape = getattr(module.get_variable("params", "kernel"), "shape", ())
+            kernel = module.get_variable("params", "kernel")
+            if isinstance(kernel, nn.meta.AxisMetadata):
+                raise UserError(
+                    f"layer {name} has its kernel in a {type(kernel).__name__}; accepted: plain "
+                    "arrays"
+                )
+            shape = getattr(kernel, "shape", ())
             its = module.rules if isinstance(module, (Dense, Conv)) else None
             called[name] = _Call(shape, _outputs(module, len(shape)), its)
         return outputs
