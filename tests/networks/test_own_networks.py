@@ -187,6 +187,7 @@ def test_no_file_names_code_that_is_imported(trained: Path, tmp_path: Path):
         ({"network": "own_networks:Normalized"}, r"has 'Dense_0/kernel/sigma' in a variable's"),
         ({"network": "own_networks:Reserved"}, r"has a layer 'channels', a name that artifacts"),
         ({"network": "own_networks:Partitioned"}, r"Dense_0 has its kernel in a Partitioned; acc"),
+        ({"network": "own_networks:PartitionedBias"}, r"has Dense_0/bias in a Partitioned; acc"),
         ({"network": "own_networks:OwnStack"}, r"layer stack/Dense_0 is a stack"),
         ({"depth": 20}, r"depth=20 is for network='resnet'; a network of your own takes"),
         ({"float_layers": "body"}, r"'body' is no layer; accepted: 1 to 8, embed, block1/"),
