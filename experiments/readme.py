@@ -7,7 +7,6 @@ Plots lie beside the results they show.
 """
 
 import json
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,26 +22,6 @@ from jaxbin.common.errors import UserError
 
 _ROOT = Path(__file__).parent.parent
 _RESULTS = _ROOT / "experiments" / "results"
-
-
-def mnist_table(runs: list[dict[str, Any]]) -> str:
-    """Short MNIST runs, last epoch, by method, learning rate and latent reset."""
-    rows = []
-    for run in runs:
-        fields, last = run["fields"], run["summary"]["last"]
-        reset = "published reset" if fields.get("latent_reset") else "latents kept"
-        rate = last["learning_rate"]
-        method = fields.get("method", "iterative")
-        binary = loading.result_of(run).binary_layers
-        rows.append((method, binary, f"{rate:g}", reset, f"{last['test_accuracy']:.2%}"))
-    first = runs[0]
-    command = re.sub(r" --config\.(method|learning_rate|latent_reset)=\S+", "", _command(first))
-    heads = ("method", "binary layers", "learning rate", "latent weights", "test accuracy")
-    return (
-        f"`{command} --config.method=… --config.learning_rate=… --config.latent_reset=…`, "
-        f"one seed, last epoch, {first['cpu_count']} x86-64 cores, jax "
-        f"{first['versions']['jax']}:\n\n{tables.markdown(heads, 'lllll', sorted(rows))}"
-    )
 
 
 def experiment_tables(runs: list[dict[str, Any]]) -> str:
@@ -94,46 +73,14 @@ def measures_table(entries: list[dict[str, Any]]) -> str:
     return f"{tables.conditions(measured.values())}:\n\n{sensitivity_table('', measured)}"
 
 
-def short_runs_table(runs: list[dict[str, Any]]) -> str:
-    """Runs of a few epochs, one for each network."""
-    rows = []
-    for run in runs:
-        result = loading.result_of(run)
-        last = result.summary["last"]
-        rows.append(
-            (
-                *(result.network, result.variant, result.binary_layers),
-                f"{result.fields['optimizer']}, {last['learning_rate']:g}",
-                *(f"{last['train_loss']:.3f}", f"{result.accuracy('last'):.2%}"),
-                f"{last['duration_seconds']:.0f}",
-            )
-        )
-    epochs = runs[0]["summary"]["epochs"]
-    metric = runs[0]["summary"]["metric"].replace("_", " ")
-    heads = (
-        *("network", "method", "binary layers", "optimizer", "training loss", metric),
-        "s per epoch",
-    )
-    return (
-        f"{tables.conditions(runs[:1])}, one seed, after {epochs} epochs (the machine was "
-        f"busy, so seconds are upper bounds):\n\n{tables.markdown(heads, 'llllrrr', rows)}"
-    )
-
-
 def searched_table(runs: Sequence[dict[str, Any]]) -> str:
     """`recipe_table` of the search of a comparison."""
     return recipe_table([run for run in runs if run["fields"].get("stage") != "full"])
 
 
-def _command(run: dict[str, Any]) -> str:
-    return " ".join(run["command"])
-
-
 # By the table's name: the document, the file of results, what makes the table of it.
 _TABLES: dict[str, tuple[str, str, Callable[[Any], str]]] = {
     "training speed": ("README.md", "training_speed_cpu.json", benchmark_tables.speed_table),
-    "mnist 24 epochs": ("README.md", "mnist_300_24_epochs.json", mnist_table),
-    "cifar10 3 epochs": ("README.md", "cifar10_3_epochs.json", short_runs_table),
     "protocol in short": ("README.md", "resnet20_protocol.json", protocol_in_short),
     "protocol": ("experiments/FINDINGS.md", "resnet20_protocol.json", protocol_tables),
     "protocol of mnist 300": (
