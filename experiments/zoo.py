@@ -7,6 +7,7 @@ says how it did and how it was made. The test set chooses nothing: of a run of s
 whose best epoch was chosen on the validation split, that epoch counts, of others the last.
 """
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -37,6 +38,7 @@ def main(argv: Sequence[str]) -> None:
     result = {
         "network": frozen.network_label,
         "bytes": path.stat().st_size,
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "float32_bytes": sum(artifact.float32_bytes(frozen).values()),
         "test_images": len(test.labels),
         "test_accuracy": round(float((classes == test.labels).mean()), 6),

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from jaxbin import config
+from jaxbin.binarization.methods import Rule
 from jaxbin.common.errors import UserError
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -375,9 +376,9 @@ def test_config_files_carry_the_published_figures(path: Path):
     assert (parsed.order, parsed.latent_reset) == ("forward", False)
     recipe = path.stem in ("resnet20_30", "resnet20_200")
     assert parsed.method == ("binary" if recipe else "iterative")
-    assert parsed.rules.rule.published == (not recipe)
-    if recipe:
-        assert parsed.anneal_epochs == 0.8 * parsed.epochs
+    assert parsed.rules.rule == (Rule("channel", "parq") if recipe else Rule())
+    assert parsed.rate_schedule == ("cosine" if recipe else "milestones")
+    assert parsed.anneal_epochs == (0.8 * parsed.epochs if recipe else 0)
     assert parsed.stage == ("full" if path.stem == "quickstart" else "validation")
 
 
@@ -394,6 +395,14 @@ def test_layers_by_name_or_number():
     assert config.parse({"float_layers": "dense2"}).order_layers == (1, 3)
     rules = config.parse({"scale": "he", "layer_scales": "dense3=none,1=mean"}).rules
     assert [rules.of(f"dense{k}").scale for k in (1, 2, 3)] == ["mean", "he", "none"]
+
+
+def test_every_field_of_a_rule_reaches_it():
+    fields = {"epochs": 9, "epochs_per_layer": 1, "anneal_epochs": 2}
+    annealed = config.parse(fields | {"scale": "channel", "map": "parq", "steepness": 3.0})
+    assert annealed.rules.rule == Rule("channel", "parq", 3.0)
+    shares = config.parse(fields | {"scale": "he", "grain": "weight", "grain_order": "random"})
+    assert shares.rules.rule == Rule("he", grain="weight", grain_order="random")
 
 
 def test_turns_and_spans():

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from helpers import (
     stored,
     untimed,
 )
+from tensorboardX.proto import event_pb2
 
 from jaxbin import config, data, train
 from jaxbin.binarization.layers import latent_weights, read_mask, write_mask
@@ -37,6 +39,22 @@ SHORT = {"epochs_per_layer": 1, "max_steps_per_epoch": 3, "learning_rate": 0.003
 # Every epoch has another mask or another learning rate.
 ITERATIVE = SHORT | {"epochs": 5, "order": "231", "milestones": (2, 4)}
 LAYOUT = Alone()
+
+
+def events_of(workdir: Path) -> tuple[dict[str, dict[int, float]], set[str]]:
+    """What TensorBoard's file has: scalars by tag and step, and the tags of histograms."""
+    (path,) = (workdir / "tensorboard").iterdir()
+    content, scalars, histograms = path.read_bytes(), {}, set()
+    while content:  # the length, its checksum, an event, its checksum
+        (length,) = struct.unpack_from("<Q", content)
+        event = event_pb2.Event.FromString(content[12 : 12 + length])
+        content = content[16 + length :]
+        for value in event.summary.value:
+            if value.HasField("histo"):
+                histograms.add(value.tag)
+            else:
+                scalars.setdefault(value.tag, {})[event.step] = value.simple_value
+    return scalars, histograms
 
 
 def snapshot(directory: Path) -> dict[str, tuple[bytes, int]]:
@@ -126,10 +144,12 @@ def test_files_of_a_run(iterative):
     environment = json.loads((workdir / "environment.json").read_text())
     assert environment["versions"]["jax"] == jax.__version__
     assert len(environment["devices"]) == jax.device_count()
-    (events,) = (workdir / "tensorboard").iterdir()
-    for tag in (b"validation_accuracy", b"flip_ratio", b"learning_rate", b"binary_layers"):
-        assert tag in events.read_bytes()
-    assert b"latent/" not in events.read_bytes()
+    scalars, histograms = events_of(workdir)
+    for tag in ("validation_accuracy", "flip_ratio", "learning_rate", "train_loss"):
+        lines = {line["epoch"]: pytest.approx(line[tag]) for line in lines_of(workdir)}
+        assert scalars[tag] == lines, tag
+    assert scalars["binary_layers"] == {0: 1, 1: 2, 2: 3, 3: 3, 4: 3}
+    assert not histograms
     assert set(kept(workdir)) == {summary["best"]["step"], 12, 15}
 
 
@@ -629,12 +649,21 @@ def test_histograms_and_the_evaluation_of_the_training_split(tmp_path: Path):
     (line,) = lines_of(tmp_path / "run")
     added = {"train_evaluation_loss", "train_evaluation_accuracy"}
     assert line.keys() == KEYS | {"validation_loss", "validation_accuracy"} | added
-    assert 0 < line["train_evaluation_accuracy"] < 1
-    (events,) = (tmp_path / "run" / "tensorboard").iterdir()
-    content = events.read_bytes()
-    for layer in (b"1_dense1", b"2_dense2", b"3_dense3"):
-        for tag in (b"", b"/mean", b"/std", b"/share_positive"):
-            assert b"latent/" + layer + tag in content
+    parsed, program = built(**SHORT, epochs=1)
+    state = stored(tmp_path / "run", **SHORT, epochs=1)
+    for split, prefix in (("train", "train_evaluation"), ("validation", "validation")):
+        metrics = program.fetch(evaluate(program, program.place([state]), split), 0).compute()
+        for name in ("loss", "accuracy"):
+            assert line[f"{prefix}_{name}"] == pytest.approx(float(metrics[name]), rel=1e-5)
+    assert line["train_evaluation_loss"] != line["validation_loss"]
+    scalars, histograms = events_of(tmp_path / "run")
+    latents = latent_weights(state.params, parsed.layer_names)
+    for number, latent in enumerate(map(np.asarray, latents), start=1):
+        tag = f"latent/{number}_dense{number}"
+        assert tag in histograms
+        assert scalars[f"{tag}/mean"] == {0: pytest.approx(latent.mean(), abs=1e-6)}
+        assert scalars[f"{tag}/std"] == {0: pytest.approx(latent.std(), rel=1e-5)}
+        assert scalars[f"{tag}/share_positive"] == {0: pytest.approx((latent >= 0).mean())}
 
 
 def test_same_seed_same_run_other_seed_other_run(iterative, tmp_path: Path):

@@ -6,6 +6,7 @@ from typing import Any
 
 import helpers
 import jax
+import jax.numpy as jnp
 import numpy as np
 import programs
 import pytest
@@ -13,6 +14,7 @@ from helpers import StopAt, kept, untimed
 
 import jaxbin
 from jaxbin import config, data, population, train
+from jaxbin.binarization.methods import computed_weights
 from jaxbin.common.errors import UserError
 from jaxbin.engine import preprocessing, step
 from jaxbin.engine.stopping import Stopped
@@ -211,6 +213,15 @@ def test_a_share_of_the_weights(tmp_path: Path):
     """Half of a layer's weights have the size of its scale after the first of two epochs."""
     fields = {"method": "binary", "scale": "he", "grain": "weight", "anneal_epochs": 2}
     fields |= {"epochs": 2, "max_steps_per_epoch": 2, "learning_rate": 1e-3}
-    summary = programs.run(config.parse(fields), tmp_path)
+    parsed = config.parse(fields)
+    summary = programs.run(parsed, tmp_path)
     assert [line["binary_layers"] for line in lines_of(tmp_path)] == [[], [1, 2, 3]]
     assert summary["train_step_traces"] == 1
+    state = stored(tmp_path, 2)
+    for name, fan_in in (("dense1", 784), ("dense2", 300), ("dense3", 100)):
+        progress = state[f"binarization.{name}.progress"]
+        assert progress == 0.5
+        latent = jnp.asarray(state[f"params.{name}.kernel"])
+        rule = parsed.rules.of(name)
+        weights = computed_weights(latent, jnp.array(True), progress, rule, fan_in=fan_in)
+        assert np.mean(np.abs(weights) == np.float32(np.sqrt(2 / fan_in))) == 0.5

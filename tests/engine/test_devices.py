@@ -20,6 +20,7 @@ from jaxbin import config, data, train
 from jaxbin.runs import checkpoints
 from jaxbin.engine import devices, plan, program, step
 from jaxbin.engine.metrics import Metrics
+from jaxbin.engine.preprocessing import normalize
 from jaxbin.common.errors import UserError
 
 directory, results = Path(sys.argv[1]), {"devices": jax.device_count()}
@@ -30,7 +31,8 @@ conv = dict(network="resnet", depth=8, dataset="synthetic", synthetic_shape=(8, 
             synthetic_examples=64, batch_size=16, epochs=1, epochs_per_layer=1,
             max_steps_per_epoch=3, augment=True, optimizer="sgd", learning_rate=0.01,
             weight_decay=1e-4)
-annealed = dense | dict(scale="channel", map="parq", anneal_epochs=1, rate_schedule="cosine")
+annealed = dense | dict(scale="channel", map="parq", anneal_epochs=1, rate_schedule="cosine",
+                        batch_size=96, accumulation_steps=2)
 for name, fields in (("dense", dense), ("conv", conv), ("annealed", annealed)):
     parsed = config.parse(fields)
     summary = train.run(parsed, directory / name)
@@ -69,6 +71,11 @@ for batch in made.batches(2, 0):
     state = made.train(state, inputs, batch)
 program.step.make_train_step = make
 np.save(directory / "seen.npy", made.fetch(state).params["seen"]["kernel"])
+spec = parsed.dataset_spec
+np.save(directory / "images.npy", normalize(images, spec.mean, spec.std))
+count = jax.device_count()
+shares = jax.pmap(lambda _: layout.rows(16, 2), axis_name=devices.AXIS)(np.arange(count))
+results["rows"] = shares.tolist()
 
 try:
     train.run(config.parse(dense | {"batch_size": 102}), directory / "refused")
@@ -139,7 +146,17 @@ def test_parameters_agree_to_rounding(both, name: str):
 def test_examples_and_augmentation_are_bit_identical(both):
     one, four = (np.load(directory / "seen.npy") for directory, _ in both)
     np.testing.assert_array_equal(four, one)
-    assert np.count_nonzero(one.any((1, 2, 3))) == 36  # 3 steps of 12
+    shown = one.any((1, 2, 3))
+    assert np.count_nonzero(shown) == 36  # 3 steps of 12
+    plain = np.load(both[0][0] / "images.npy")
+    differs = np.abs(one - plain).max((1, 2, 3)) > 0.1  # and not by rounding
+    assert np.count_nonzero(differs & shown) > 30  # one crop in 162 is the image itself
+
+
+def test_devices_share_each_part_of_a_batch(both):
+    one, four = (results["rows"] for _, results in both)
+    assert one == [list(range(16))]
+    assert four == [[k, k + 1, k + 8, k + 9] for k in (0, 2, 4, 6)]
 
 
 def test_a_batch_that_devices_cannot_share_is_refused(both):

@@ -120,35 +120,53 @@ def test_overrides_are_what_differs():
     }
 
 
-def published_commands() -> list[list[str]]:
-    """The right column of README's table of published scripts, for every network and order."""
+def published_commands() -> list[tuple[dict[str, str], list[str]]]:
+    """README's table of published scripts, for every network and order.
+
+    The fields that each script sets, and the arguments in the table's right column.
+    """
     text = (ROOT / "README.md").read_text()
     rows = re.findall(
-        r"^\| `scripts/.*\| `python -m experiments.run (NAME|resnet21) (.*)` \|$", text, re.M
+        r"^\| `scripts/(?:NET/(?:val/|run/)?|imagenet/)?(?:sensitivity/)?"
+        r"(\w+)\.sh (\w+) .*\| `python -m experiments.run (NAME|resnet21) (.*)` \|$",
+        text,
+        re.M,
     )
     assert len(rows) == 7 + 4
     commands = []
     for network in declarations.EXPERIMENTS:
         orders = declarations.EXPERIMENTS[network].orders
         layers = len(declarations.make_run(network, "full", "float", Choices()).config.layer_names)
-        for name, row in rows:
+        for script, what, name, row in rows:
             if (name == "resnet21") != (network == "resnet21"):
                 continue
-            if "ORDER" in row:
-                filled = [row.replace("ORDER", order) for order in orders]
-            elif "-K" in row:
-                filled = [row.replace("-K", f"-{layer}") for layer in range(1, layers + 1)]
+            if script != "layer":
+                wanted = [({"method": script}, row)]
+            elif what == "sensitivity":
+                wanted = [
+                    (
+                        {"method": "sensitivity", "sensitivity_layer": str(layer)},
+                        row.replace("-K", f"-{layer}"),
+                    )
+                    for layer in range(1, layers + 1)
+                ]
             else:
-                filled = [row]
-            commands += [[network, *words.split()] for words in filled]
+                wanted = [
+                    ({"method": "iterative", "order": order}, row.replace("ORDER", order))
+                    for order in orders
+                ]
+            commands += [(fields, [network, *words.split()]) for fields, words in wanted]
     return commands
 
 
 def test_every_published_script_is_one_run_here(capsys: pytest.CaptureFixture[str]):
-    for command in published_commands():
+    for wanted, command in published_commands():
         run.main([*command, "--print_commands"])
         (line,) = capsys.readouterr().out.splitlines()
         fields = dict(word.split("=", 1) for word in shlex.split(line)[3:])
+        for name, value in wanted.items():
+            unsaid = {"method": "iterative", "order": "forward"}.get(name)
+            assert fields.get(f"--config.{name}", unsaid) == value, command
         stage = "full" if "--stage=full" in command else "validation"
         assert fields.get("--config.stage", "validation") == stage
         published = declarations.published(command[0])

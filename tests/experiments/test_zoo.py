@@ -1,5 +1,6 @@
 """Putting a run into the zoo: the test set chooses nothing."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -29,5 +30,7 @@ def test_the_epoch_that_counts(
     assert taken == [which]
     result = json.loads((tmp_path / "small.json").read_text())
     assert result["bytes"] == (tmp_path / "small.jaxbin").stat().st_size
+    content = (tmp_path / "small.jaxbin").read_bytes()
+    assert result["sha256"] == hashlib.sha256(content).hexdigest()
     assert 0 < result["test_accuracy"] < 1
     assert result["run"]["summary"]["epochs"] == 1

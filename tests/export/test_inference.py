@@ -1,6 +1,7 @@
 """Packed weights at work: the forms of a product, `load`, `predict` and its command."""
 
 import dataclasses
+import hashlib
 import io
 import json
 import os
@@ -9,6 +10,7 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -67,9 +69,8 @@ def test_weights_stay_packed(model: inference.Model):
     assert all(array.dtype == np.uint8 for array in model.kernels.values())
     # The compiled function must not hold what it unpacks either.
     images = np.zeros((256, 28, 28, 1), np.uint8)
-    compiled = model.compute.lower(model.kernels, model.channels, images).compile()  # pyright: ignore
-    constants = compiled.memory_analysis().generated_code_size_in_bytes
-    assert constants < 100_000
+    lowered: Any = model.compute.lower(model.kernels, model.channels, images)  # pyright: ignore
+    assert len(lowered.as_text()) < 100_000
 
 
 def test_images_come_in_several_shapes(model: inference.Model):
@@ -116,6 +117,7 @@ def test_the_zoo_is_what_its_results_say(name: str):
     path = inference.locate(name)
     result = json.loads(path.with_suffix(".json").read_text())
     assert result["bytes"] == path.stat().st_size
+    assert result["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     assert result["float32_bytes"] > 25 * result["bytes"]
     fields = result["run"]["fields"]
     if fields["dataset"] != "mnist":  # no images of others are at hand without a download

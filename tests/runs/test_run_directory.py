@@ -6,6 +6,7 @@ import fcntl
 import json
 import logging
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,23 @@ def test_a_split_file_counts_by_its_content(tmp_path: Path):
     split(tmp_path / "split.json", list(range(100, 302)), [0, 1])
     with pytest.raises(UserError, match=r"belongs to another configuration: split_file_sha256 \("):
         run_directory.check(workdir, parsed)
+
+
+def test_a_run_takes_its_split_from_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    class ReadError(Exception):
+        pass
+
+    def load(*_: object, split_file: str | None, **__: object) -> None:
+        raise ReadError(split_file)
+
+    path = split(tmp_path / "split.json", list(range(200)), [300, 301])
+    fields = {"dataset": "cifar10", "network": "vgg5", "data_dir": str(tmp_path)}
+    monkeypatch.setattr(train.data, "load", load)
+    monkeypatch.setattr(train.data, "check_directory", lambda *_, **__: None)
+    for given, read in ((path, path), ("", "None")):
+        parsed = config.parse(fields | {"split_file": given})
+        with pytest.raises(ReadError, match=f"^{re.escape(read)}$"):
+            train.run(parsed, tmp_path / "run")
 
 
 def test_a_run_from_before_the_checksum_counts_by_its_path(tmp_path: Path):
