@@ -113,8 +113,8 @@ def _curve(lines: Sequence[Mapping[str, Any]], metric: str) -> dict[str, list[An
 def main(argv: Sequence[str]) -> None:
     """Write the collection."""
     parser = command_line.make_parser("python -m experiments.collect", __doc__ or "")
-    parser.add_argument("runs", type=Path, nargs="+")
-    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("runs", type=files.expanded, nargs="+")
+    parser.add_argument("--output", type=files.expanded, required=True)
     arguments = parser.parse_args(argv)
     # A line for each run: small, and a new one is one line in a diff.
     entries = [entry for path in arguments.runs for entry in _entries(path)]

@@ -8,7 +8,6 @@ layers 1..L, the order from the least to the most sensitive, and the seconds tha
 
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from jaxbin import sensitivity
 from jaxbin.common import command_line, files, provenance
@@ -18,8 +17,8 @@ from jaxbin.common.errors import UserError
 def main(argv: Sequence[str]) -> None:
     """Write a file for each measure."""
     parser = command_line.make_parser("python -m experiments.measure", __doc__ or "")
-    parser.add_argument("run", type=Path)
-    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("run", type=files.expanded)
+    parser.add_argument("--output", type=files.expanded, required=True)
     parser.add_argument("--network", default="", help="the run's, if it is one of your own")
     parser.add_argument("--measures", default=",".join(sensitivity.MEASURES))
     samples = command_line.number(int, least=2)

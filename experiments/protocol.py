@@ -25,7 +25,7 @@ from experiments.arms import BARE, COMPARISONS, best_rate
 from experiments.declarations import Choices, Run
 from experiments.outcomes import Outcomes
 from experiments.run import names_of, overrides
-from jaxbin.common import command_line
+from jaxbin.common import command_line, files
 from jaxbin.common.errors import UserError
 
 MEASURE = "hessian"
@@ -252,10 +252,12 @@ def _measured_order(there: Outcomes, run: Run) -> Path:
 def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Request]:
     parser = command_line.make_parser("python -m experiments.protocol", __doc__ or "")
     parser.add_argument("network", choices=COMPARISONS)
-    parser.add_argument("--output", type=Path, default=Path("logs/protocol"))
+    parser.add_argument("--output", type=files.expanded, default=Path("logs/protocol"))
     parser.add_argument("--only", action="extend", type=names_of, default=[], help="arms")
     parser.add_argument(
-        "--known", type=Path, help="a collection or a directory of runs that need not be repeated"
+        "--known",
+        type=files.expanded,
+        help="a collection or a directory of runs that need not be repeated",
     )
     positive = command_line.number(int, least=1)
     parser.add_argument("--jobs", type=positive, default=1, help="processes at a time")

@@ -19,7 +19,7 @@ from experiments import curves, loading, plots, tables
 from experiments.comparisons import difference_table, order_test
 from experiments.result import Result
 from experiments.sensitivities import SENSITIVITY_NOTE, sensitivity_table
-from jaxbin.common import command_line
+from jaxbin.common import command_line, files
 from jaxbin.common.errors import UserError, shown
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "jaxbin")
@@ -108,8 +108,8 @@ def write(
 def main(argv: Sequence[str]) -> None:
     """Read, and write the report."""
     parser = command_line.make_parser("python -m experiments.report", __doc__ or "")
-    parser.add_argument("paths", type=Path, nargs="+")
-    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("paths", type=files.expanded, nargs="+")
+    parser.add_argument("--output", type=files.expanded, required=True)
     arguments = parser.parse_args(argv)
     results = loading.load(arguments.paths)
     measured = loading.measures_in(arguments.paths)

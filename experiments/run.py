@@ -24,7 +24,7 @@ from experiments import costs, declarations, execution, planning, selection
 from experiments.declarations import Choices, Run
 from experiments.planning import Request
 from jaxbin import config
-from jaxbin.common import command_line
+from jaxbin.common import command_line, files
 from jaxbin.common.errors import UserError
 from jaxbin.runs import run_directory
 
@@ -86,7 +86,7 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Request]:
     parser.add_argument(
         "--learning_rates", type=numbers(float), default=(), help="one: no search is needed"
     )
-    parser.add_argument("--output", type=Path, default=Path("logs/experiments"))
+    parser.add_argument("--output", type=files.expanded, default=Path("logs/experiments"))
     parser.add_argument("--population", choices=execution.POPULATIONS, default="auto")
     positive = number(int, least=1)
     parser.add_argument("--members", type=positive, default=16, help="most in a population")

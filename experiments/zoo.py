@@ -23,7 +23,7 @@ ZOO = Path(__file__).parent.parent / "jaxbin" / "zoo"
 def main(argv: Sequence[str]) -> None:
     """Write both files."""
     parser = command_line.make_parser("python -m experiments.zoo", __doc__ or "")
-    parser.add_argument("run", type=Path)
+    parser.add_argument("run", type=files.expanded)
     parser.add_argument("--name", required=True)
     parser.add_argument("--data_dir", default=data.DEFAULT_DIRECTORY)
     arguments = parser.parse_args(argv)

@@ -21,6 +21,11 @@ def check(config: Config) -> None:
             f"dispatch='epoch' is not for dataset={config.dataset!r}, which is streamed; accepted: "
             "auto, step"
         )
+    if config.image_size and not (spec.name == "imagenet2012" or data.names.scheme(config.dataset)):
+        raise UserError(
+            f"image_size={config.image_size} is for imagenet2012 and images in files; "
+            f"dataset={config.dataset!r} takes 0"
+        )
     if config.split_file:
         data.read_split_file(config.split_file, spec)
     _check_rates(config)

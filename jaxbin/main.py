@@ -20,7 +20,6 @@ import re
 import sys
 import traceback
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NoReturn
 
 import jax
@@ -28,7 +27,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from jaxbin import config
-from jaxbin.common import cache, configurations
+from jaxbin.common import cache, configurations, files
 from jaxbin.common.errors import UserError, one_line, shown
 from jaxbin.engine import processes
 
@@ -91,7 +90,9 @@ def _run(parsed: config.Config) -> None:
         print(terminal.layer_table(parsed))
         return
     cache.keep_compiled(parsed.compilation_cache)
-    workdir = Path(_WORKDIR.value) if _WORKDIR.value else run_directory.default_workdir(parsed)
+    workdir = (
+        files.expanded(_WORKDIR.value) if _WORKDIR.value else run_directory.default_workdir(parsed)
+    )
     if processes.is_first():
         terminal.log_to_terminal()
         for line in [] if parsed.evaluate_only else advice.before(parsed):

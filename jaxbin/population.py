@@ -12,7 +12,7 @@ from jaxbin.config import Config, to_json
 from jaxbin.engine.devices import Population
 from jaxbin.engine.program import check_devices
 from jaxbin.engine.stopping import Requests
-from jaxbin.runs import run_directory
+from jaxbin.runs import records, run_directory
 from jaxbin.runs.opening import sound_checkpoints
 from jaxbin.runs.terminal import logger
 from jaxbin.train import ended, load_dataset, train
@@ -104,11 +104,13 @@ def population_key(config: Config) -> str:
 def groups(members: Sequence[Member]) -> list[tuple[int, list[Member]]]:
     """Members that go on together, with the number of the checkpoint that they go on from.
 
-    A population that was killed between two members' saves goes on, as one, from the save before.
+    A population that was killed between two members' saves goes on, as one, from the save before:
+    it records an epoch of all members at a time.
     """
     latest = [sound_checkpoints(workdir, logger.warning)[-2:] for _, workdir in members]
     common = set(latest[0]).intersection(*latest)
-    if common:
+    recorded = [records.epochs_recorded(workdir) for _, workdir in members]
+    if common and max(recorded) - min(recorded) <= 1:
         return [(max(common), list(members))]
     places = [max(numbers, default=0) for numbers in latest]
     return [

@@ -26,7 +26,9 @@ def main(arguments: Sequence[str]) -> None:
     """Prepare what the flags ask for, and say where it lies."""
     parser = command_line.make_parser("python -m jaxbin.prepare", __doc__ or "")
     parser.add_argument("dataset", choices=DATASETS)
-    parser.add_argument("--source", metavar="DIR", type=Path, help="folder of the original files")
+    parser.add_argument(
+        "--source", metavar="DIR", type=expanded, help="folder of the original files"
+    )
     parser.add_argument("--data_dir", default=data.DEFAULT_DIRECTORY, help="TFDS data directory")
     parser.add_argument(
         "--workers", type=int, default=-1, help="imagenet2012: processes; -1: one per core"

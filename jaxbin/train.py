@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxbin import data
 from jaxbin.binarization.layers import latent_weights
@@ -177,7 +178,8 @@ def _record(
         **results,
         **lines.flip_ratios(measured.flips, sizes, plan.binary_layers),
     }
-    if measured.nonfinite_step != NEVER or not records.finite(line):
+    numbers = records.finite(line) and np.isfinite(measured.flips).all()
+    if measured.nonfinite_step != NEVER or not numbers:
         run.fail(epoch, int(measured.nonfinite_step), fetch())
     else:
         run.record(line, fetch)

@@ -397,6 +397,12 @@ def test_layers_by_name_or_number():
     assert [rules.of(f"dense{k}").scale for k in (1, 2, 3)] == ["mean", "he", "none"]
 
 
+@pytest.mark.parametrize("dataset", ["mnist_5k", "cifar10", "synthetic"])
+def test_images_of_one_size_are_not_scaled(dataset: str):
+    said = f"image_size=64 is for imagenet2012 and images in files; dataset='{dataset}' takes 0"
+    assert refusal({"dataset": dataset, "image_size": 64}) == said
+
+
 def test_every_field_of_a_rule_reaches_it():
     fields = {"epochs": 9, "epochs_per_layer": 1, "anneal_epochs": 2}
     annealed = config.parse(fields | {"scale": "channel", "map": "parq", "steepness": 3.0})

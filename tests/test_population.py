@@ -175,6 +175,22 @@ def test_a_member_that_cannot_save_does_not_harm_the_others(
         assert_same_runs(alone / str(number), tmp_path / str(number), number)
 
 
+def test_a_member_that_had_come_further_alone_loses_nothing(tmp_path: Path):
+    """Checkpoints that both have do not make them a population that was killed."""
+    group = members(tmp_path, DENSE, OWN[:1] * 2)
+    programs.run(*group[0])
+    shutil.copytree(group[0][1], group[1][1])
+    for (_, workdir), saved in zip(group, (6, 9), strict=True):
+        (workdir / "summary.json").unlink()
+        metrics = workdir / "metrics.jsonl"
+        metrics.write_text("".join(metrics.read_text().splitlines(True)[: saved // 3]))
+    shutil.rmtree(group[0][1] / "checkpoints" / "9")
+    assert population.groups(group) == [(6, group)]  # within an epoch of one another
+    metrics = group[1][1] / "metrics.jsonl"
+    metrics.write_text(metrics.read_text() + "{}\n")
+    assert population.groups(group) == [(6, group[:1]), (9, group[1:])]
+
+
 def test_a_member_that_fails_does_not_harm_the_others(alone: Path, tmp_path: Path):
     group = members(tmp_path, DENSE, [OWN[0], {"method": "float", "learning_rate": 1e38}])
     outcomes = population.run_population(group)

@@ -177,7 +177,8 @@ def _mapped(
         slack = jnp.maximum(parq_slack(progress, rule.steepness), tiny)
         return jnp.clip(latent / slack, -scale, scale)
     if rule.map == "tanh":
-        growth = jnp.exp(rule.steepness * progress)
+        # Where it overflows, as it may in float16, a weight of 0 is still 0.
+        growth = jnp.minimum(jnp.exp(rule.steepness * progress), jnp.finfo(latent.dtype).max)
         return scale * jnp.tanh(growth * latent / jnp.maximum(scale, tiny))
     return binary
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxbin.common import files
 from jaxbin.common.errors import UserError, shown
 
 NAMES = ("forward", "reverse", "ascend", "descend", "random")
@@ -41,8 +42,8 @@ def resolve(
         JSON file that holds a list of numbers.
       layers: how many layers the network has, L.
       network: its name, for the published orders.
-      float_layers: layers that have no turn; a named order leaves them out, any other must not
-        have them.
+      float_layers: layers that have no turn; a named order and a file's, which may have been
+        measured of all layers, leave them out, any other must not have them.
 
     Returns:
       A permutation of 1..L without `float_layers`.
@@ -55,6 +56,8 @@ def resolve(
         return tuple(layer for layer in named if layer not in float_layers)
     numbers = _written(order) if isinstance(order, str) else tuple(order)
     whole = all(type(number) is int for number in numbers)
+    if isinstance(order, str) and whole and _is_file(order):
+        numbers = tuple(number for number in numbers if number not in float_layers)
     floats = [number for number in numbers if whole and number in float_layers]
     if floats:
         raise UserError(
@@ -98,13 +101,13 @@ def _written(order: str) -> tuple[int, ...]:
     # Every text fits in one way at most: otherwise some would take for ever to refuse.
     if re.fullmatch(r"[\[(]?\s*\d{1,6}((\s*,\s*|\s+)\d{1,6})*(\s*,)?\s*[\])]?", order):
         return tuple(int(number) for number in re.findall(r"\d+", order))
-    if Path(order).suffix != ".json":
+    if not _is_file(order):
         raise UserError(
             f"order={shown(order)} is unknown; accepted: {', '.join(NAMES)}, digits as 132, "
             "numbers as 3,1,2, or the path of a JSON list (*.json)"
         )
     try:
-        numbers = json.loads(Path(order).read_text(encoding="utf-8"))
+        numbers = json.loads(files.expanded(order).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or "not valid JSON"
         raise UserError(f"order={shown(order)} cannot be read: {reason}") from None
@@ -115,12 +118,16 @@ def _written(order: str) -> tuple[int, ...]:
     return tuple(numbers)
 
 
+def _is_file(order: str) -> bool:
+    return Path(order).suffix == ".json"
+
+
 def label(order: str) -> str:
     """A short name of an order for a directory: "forward", "132", "3-1-2", or a file's stem.
 
     What is longer than a name may be is named by its checksum.
     """
-    if Path(order).suffix == ".json":
+    if _is_file(order):
         return Path(order).stem
     numbers = "-".join(re.findall(r"\w+", order))
     if len(numbers) <= _LONGEST_LABEL:

@@ -45,16 +45,24 @@ def turns(
 
     Raises:
       UserError: there is no such method; `order` and `float_layers` are not the numbers 1..L, each
-        once; `sensitivity_layer` is none of them.
+        once; `sensitivity_layer` is none of them; a number of epochs is too small.
 
     >>> turns("iterative", (2, 4, 1), epochs_per_layer=5, float_epochs=1, float_layers=(3,))
     (11, 1, None, 6)
     """
-    layers = range(1, len(order) + len(float_layers) + 1)
+    if epochs_per_layer < 1:
+        raise UserError(f"epochs_per_layer={epochs_per_layer} is not accepted; accepted: 1 or more")
+    if float_epochs < 0:
+        raise UserError(f"float_epochs={float_epochs} is not accepted; accepted: 0 or more")
     if method not in METHODS:
         raise UserError(f"method={shown(method)} is not accepted; accepted: {', '.join(METHODS)}")
-    if Counter((*order, *float_layers)) != Counter(layers):
-        beside = f" beside float_layers={shown(tuple(float_layers))}" if float_layers else ""
+    try:
+        numbers = Counter((*order, *float_layers))
+    except TypeError:  # no sequence, or one of sequences
+        numbers = Counter[int]([0])
+    layers = range(1, numbers.total() + 1)
+    if numbers != Counter(layers):
+        beside = f" beside float_layers={shown(float_layers)}" if float_layers else ""
         raise UserError(
             f"order={shown(order)}{beside} is not accepted; accepted: the numbers of layers 1 to "
             "L, each once"

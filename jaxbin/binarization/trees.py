@@ -205,8 +205,14 @@ def select(
         if rule not in used:
             raise UserError(f"{shown(rule.pattern)} matches no leaf that another rule has not")
     names = tuple(name for leaf in leaves for name in leaf.names)
-    ordered = names if order is None else tuple(order)
-    if Counter(ordered) != Counter(names):
+    try:
+        ordered = names if order is None else tuple(order)
+        counted = Counter(ordered)
+    except TypeError:  # no sequence, or one of sequences
+        raise UserError(
+            f"order={shown(order)} is not accepted; accepted: names of selected layers"
+        ) from None
+    if counted != Counter(names):
         wrong = next(iter(sorted(set(ordered) ^ set(names), key=str)), "a layer twice")
         raise UserError(f"the order is not one of the selected layers, each once: {shown(wrong)}")
     number = {name: place for place, name in enumerate(ordered, start=1)}

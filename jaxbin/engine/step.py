@@ -90,7 +90,7 @@ def make_optimizer(
     """
     decay = optax.add_decayed_weights(weight_decay) if weight_decay else optax.identity()
     rules = {"adam": optax.scale_by_adam(), "sgd": optax.trace(momentum, nesterov)}
-    if name not in rules:
+    if name not in tuple(rules):
         raise UserError(f"optimizer={shown(name)} is not accepted; accepted: {', '.join(rules)}")
     return optax.chain(decay, rules[name])
 
@@ -186,7 +186,14 @@ def make_gradients(
     that batch norm normalizes by the part, and its running averages move once for each.
 
     `label_smoothing` is the share of a label that is spread evenly over all classes.
+
+    Raises:
+      UserError: `accumulation_steps` is below 1 or, when it is called, no divisor of the share.
     """
+    if accumulation_steps < 1:
+        raise UserError(
+            f"accumulation_steps={accumulation_steps} is not accepted; accepted: 1 or more"
+        )
 
     def gradients_of_part(
         state: TrainState, batch_stats: PyTree, part: tuple[jax.Array, jax.Array, jax.Array | None]
@@ -218,6 +225,11 @@ def make_gradients(
             gradients, batch_stats, *outputs = gradients_of_part(state, batch_stats, part)
             return (jax.tree.map(jnp.add, total, gradients), batch_stats), outputs
 
+        if len(images) % accumulation_steps:
+            raise UserError(
+                f"accumulation_steps={accumulation_steps} is not accepted; accepted: a divisor of "
+                f"the {len(images)} images of a device"
+            )
         parts = jax.tree.map(
             lambda array: array.reshape(accumulation_steps, -1, *array.shape[1:]), (images, labels)
         )

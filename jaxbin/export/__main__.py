@@ -32,7 +32,7 @@ def main(arguments: Sequence[str]) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--workdir", metavar="RUN", help="directory of a finished run")
     source.add_argument("--model", help="an exported file, or a network of the zoo")
-    parser.add_argument("--output", required=True, metavar="FILE", type=Path)
+    parser.add_argument("--output", required=True, metavar="FILE", type=files.expanded)
     parser.add_argument("--checkpoint", metavar="best|last", help="of the run: best, if not given")
     parser.add_argument(
         "--network", metavar="MODULE:NAME", help="the run's or file's, if it is one of your own"
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str]) -> None:
 
         float_dtype = np.float16 if flags.float16 else np.float32
         which = flags.checkpoint or "best"
-        artifact = freeze(Path(flags.workdir), which, float_dtype, flags.network or "")
+        artifact = freeze(files.expanded(flags.workdir), which, float_dtype, flags.network or "")
     else:
         artifact = artifacts.read(inference.locate(flags.model), flags.network)
     if flags.output.suffix == ".c":

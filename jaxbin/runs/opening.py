@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxbin.common import files
 from jaxbin.config import Config
 from jaxbin.engine import processes
 from jaxbin.engine.step import TrainState
@@ -63,7 +64,7 @@ def open_run(
         if start_at:
             start = saved.restore(start_at, first_state)
         elif config.initialize_from:
-            source = Path(config.initialize_from)
+            source = files.expanded(config.initialize_from)
             start = (
                 weights.of_run(source, first_state, logger)
                 if source.is_dir()

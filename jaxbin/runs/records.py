@@ -88,6 +88,12 @@ class Records:
             self._tensorboard.add_scalar(f"{tag}/share_positive", (latent >= 0).mean(), epoch)
 
 
+def epochs_recorded(workdir: Path) -> int:
+    """How many epochs a run has recorded."""
+    path = workdir / "metrics.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
 def open_records(workdir: Path, metric: str, epochs: int, step: int) -> Records:
     """The records of a run that goes on in epoch `epochs` after `step` of its steps.
 

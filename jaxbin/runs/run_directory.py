@@ -99,7 +99,7 @@ def check(workdir: Path, config: Config) -> None:
                 "checkpoints in epochs; accepted: that version, or another --workdir"
             )
     if config.initialize_from and not config.evaluate_only and not _has_begun(workdir):
-        _check_source(Path(config.initialize_from), config)
+        _check_source(files.expanded(config.initialize_from), config)
     data.check_directory(config.dataset, config.data_dir, config.download)
 
 

@@ -127,6 +127,16 @@ def test_the_largest_are_the_same_by_counting_and_by_sorting(dtype: Any):
         assert counted.sum() == (by_size >= np.sort(by_size, axis=None)[1001 - count]).sum()
 
 
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
+@pytest.mark.parametrize("name", ["relax", "parq", "tanh"])
+def test_a_weight_of_0_is_a_number_on_every_way(name: str, dtype: Any):
+    rule = Rule(scale="mean", map=name, steepness=80.0)
+    latent = jnp.array([[0.5, 0.0], [-0.25, 0.0]], dtype)
+    for progress in (0.01, 0.5, 0.99):
+        weights = computed_weights(latent, jnp.array(True), jnp.float32(progress), rule, fan_in=2)
+        assert jnp.isfinite(weights).all(), progress
+
+
 def test_random_shares_are_nested_and_as_large_as_the_progress():
     latent = np.linspace(-1, 1, 10_000, dtype=np.float32).reshape(100, 100)
     rule = Rule("he", grain="weight", grain_order="random")

@@ -86,6 +86,14 @@ def test_json_list(tmp_path: Path):
     assert orders.resolve(str(path), 3, "mlp300") == (2, 3, 1)
 
 
+def test_a_measured_order_leaves_float_layers_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "measured.json").write_text("[2, 3, 1]")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert orders.resolve("~/measured.json", 3, "mlp300", float_layers=(3,)) == (2, 1)
+    with pytest.raises(UserError, match=r"order='231' has layer 3, which float_layers keeps"):
+        orders.resolve("231", 3, "mlp300", float_layers=(3,))
+
+
 WRONG = [
     "112",
     "12",

@@ -8,6 +8,21 @@ import pytest
 from jaxbin.binarization import schedule
 from jaxbin.common.errors import UserError
 
+
+@pytest.mark.parametrize(
+    ("order", "fields", "problem"),
+    [
+        (5, {}, "order=5 is not accepted; accepted: the numbers of layers 1 to L, each once"),
+        (([1],), {}, r"order=\(\[1\],\) is not accepted"),
+        ((2, 1), {"epochs_per_layer": 0}, "epochs_per_layer=0 is not accepted; accepted: 1 or"),
+        ((2, 1), {"float_epochs": -1}, "float_epochs=-1 is not accepted; accepted: 0 or more"),
+    ],
+)
+def test_what_is_no_schedule_is_refused(order, fields: dict[str, int], problem: str):
+    with pytest.raises(UserError, match=f"^{problem}"):
+        schedule.mask_at(0, "iterative", order, **{"epochs_per_layer": 1} | fields)
+
+
 # 1 is binary; a row is an epoch, a column a layer
 MASKS = {
     ("float", (1, 2, 3), 2, 0): ["000", "000", "000", "000", "000", "000", "000", "000"],

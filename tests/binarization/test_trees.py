@@ -122,6 +122,8 @@ def test_shapes_are_enough():
         (Leaves("*/kernel"), None, r"are not accepted; a list of jaxbin.Leaves is"),
         ([Leaves("scalar", stacked=True)], None, "scalar is a scalar, which is no stack"),
         ([Leaves("*/kernel")], (1, 2), "not one of .* once: 1"),
+        ([Leaves("*/kernel")], 5, "^order=5 is not accepted; accepted: names of selected layers"),
+        ([Leaves("*/kernel")], [["a"]], r"^order=\[\['a'\]\] is not accepted"),
         ([Leaves("whole", outputs=(0,))], None, "whole is int32, which no layer is; accepted: an"),
         ([Leaves("number")], None, "number is float, which no layer is; accepted: an array"),
     ],

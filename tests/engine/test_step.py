@@ -29,8 +29,9 @@ class One(nn.Module):
 
 
 def test_an_optimizer_that_there_is_not():
-    with pytest.raises(UserError, match="optimizer='adamw' is not accepted; accepted: adam, sgd"):
-        step.make_optimizer("adamw", 0.9, 0.0)
+    for name, shown in (("adamw", "'adamw'"), (["adam"], r"\['adam'\]")):
+        with pytest.raises(UserError, match=f"optimizer={shown} is not accepted; accepted: adam, "):
+            step.make_optimizer(name, 0.9, 0.0)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -222,6 +223,16 @@ def _stepped(network: nn.Module, optimizer, images, labels, parts: int):
         network, optimizer, ("dense",), None, accumulation_steps=parts
     )
     return jax.jit(train_step)(state, images, labels, RATE)
+
+
+@pytest.mark.parametrize(
+    ("parts", "accepted"), [(0, "1 or more"), (4, "a divisor of the 6 images of a device")]
+)
+def test_parts_that_a_batch_has_not(parts: int, accepted: str):
+    optimizer = step.make_optimizer("sgd", 0.0, 0.0)
+    images, labels = np.ones((6, 4), np.float32), np.zeros(6, np.int32)
+    with pytest.raises(UserError, match=f"^accumulation_steps={parts} is .*; accepted: {accepted}"):
+        _stepped(Normed(), optimizer, images, labels, parts)
 
 
 @pytest.mark.parametrize("parts", [2, 3, 6])

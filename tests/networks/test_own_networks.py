@@ -21,7 +21,7 @@ import optax
 import own_networks
 import pytest
 import safetensors.numpy
-from helpers import initialized, lines_of, run, stop, untimed
+from helpers import initialized, kept, lines_of, run, stop, untimed
 from PIL import Image
 from refusals import refused
 
@@ -421,6 +421,16 @@ def test_latent_weights_that_are_not_finite_end_a_run(tmp_path: Path):
     fields |= {"learning_rate": 1e38, "weight_decay": 0.5, "epochs": 2, "max_steps_per_epoch": 5}
     with pytest.raises(UserError, match=r"epoch 0: the latent weights are not finite; .* layers 1"):
         run(tmp_path / "run", **fields)
+
+
+def test_latent_weights_that_are_not_finite_while_they_anneal_end_a_run(tmp_path: Path):
+    """A clipped map keeps the loss finite, and no layer is binary yet."""
+    fields = {"network": "own_networks:Unbiased", "method": "binary", "scale": "he", "map": "parq"}
+    fields |= {"anneal_epochs": 12, "epochs": 12, "max_steps_per_epoch": 1, "learning_rate": 1e38}
+    with pytest.raises(UserError, match=r"^epoch \d: the latent weights are not finite"):
+        run(tmp_path / "run", **fields)
+    assert lines_of(tmp_path / "run")
+    assert kept(tmp_path / "run")  # the best before
 
 
 def test_a_name_that_is_another_layers_number_is_refused():
