@@ -137,7 +137,6 @@ def test_the_page_needs_nothing_else(tmp_path: Path):
     assert "<title>mlp300: 266,200 weights of 1 bit in 33 kB</title>" in content
 
 
-@needs_zig
 @pytest.mark.parametrize("channels", [2, 4])
 def test_images_that_are_no_pictures(channels: int):
     network = registry.build("mlp300", 10)
