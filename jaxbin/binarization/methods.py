@@ -7,6 +7,7 @@ no scale is differentiated.
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -60,7 +61,8 @@ class Rule:
                 )
         steepness: Any = self.steepness
         least, most = STEEPNESSES
-        if not (isinstance(steepness, (int, float)) and least <= steepness <= most):
+        number = isinstance(steepness, numbers.Real) and not isinstance(steepness, bool)
+        if not (number and least <= steepness <= most):
             raise UserError(
                 f"Rule(steepness={shown(steepness)}) is not accepted; accepted: a number from "
                 f"{least:g} to {most:g}"

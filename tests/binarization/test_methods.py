@@ -263,6 +263,7 @@ def test_masks_written_by_hand_need_no_progress():
         {"steepness": 100.0},
         {"steepness": float("nan")},
         {"steepness": "10"},
+        {"steepness": True},
     ],
 )
 def test_rules_are_refused(given: Any):
