@@ -7,7 +7,6 @@ no scale is differentiated.
 
 import dataclasses
 import math
-import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -61,7 +60,7 @@ class Rule:
                 )
         steepness: Any = self.steepness
         least, most = STEEPNESSES
-        number = isinstance(steepness, numbers.Real) and not isinstance(steepness, bool)
+        number = type(steepness) is not bool and isinstance(steepness, (int, float, np.floating))
         if not (number and least <= steepness <= most):
             raise UserError(
                 f"Rule(steepness={shown(steepness)}) is not accepted; accepted: a number from "
