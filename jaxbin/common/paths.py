@@ -5,14 +5,12 @@ from typing import Any
 
 import flax.traverse_util
 
-SEPARATOR = "/"
-
 
 def by_path(tree: Mapping[str, Any]) -> dict[str, Any]:
     """The leaves of nested dicts, by path."""
-    return dict(flax.traverse_util.flatten_dict(tree, sep=SEPARATOR))
+    return dict(flax.traverse_util.flatten_dict(tree, sep="/"))
 
 
 def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
     """The nested dicts whose leaves have these paths; the inverse of `by_path`."""
-    return flax.traverse_util.unflatten_dict(leaves, sep=SEPARATOR)
+    return flax.traverse_util.unflatten_dict(leaves, sep="/")
