@@ -8,7 +8,6 @@ from experiments import tables
 
 Run = dict[str, Any]
 
-_METHODS = {"float": "float", "binary": "binary", "iterative": "iterative, one layer an epoch"}
 
 _NAMED = ("weight_decay", "label_smoothing", "float_epochs")
 
@@ -54,7 +53,11 @@ def _recipe(fields: dict[str, Any], named: Sequence[str]) -> tuple[str, ...]:
     method = fields.get("method", "iterative")
     rate = f"{fields.get('learning_rate', 0.1):g}"
     order = fields.get("order", "forward") if method == "iterative" else "forward"
-    name = _METHODS[method] + (f", {order}" if order != "forward" else "")
+    name = method
+    if method == "iterative":
+        epochs = fields["epochs_per_layer"]
+        name += ", one layer " + ("an epoch" if epochs == 1 else f"in {epochs} epochs")
+    name += f", {order}" if order != "forward" else ""
     for field in named:
         if fields.get(field):
             name += f", {field.replace('_', ' ')} {fields[field]:g}"

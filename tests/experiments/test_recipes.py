@@ -50,12 +50,13 @@ def test_of_a_search_and_full_runs_the_latter_count():
     assert "binary" not in recipe_table(runs)
 
 
-def test_orders_are_told_apart():
-    runs = [run(0.9, method="float"), run(0.8), run(0.7, order="ascend")]
+def test_orders_and_their_paces_are_told_apart():
+    runs = [run(0.9, method="float"), run(0.8, epochs_per_layer=1)]
+    runs += [run(0.7, epochs_per_layer=2, order="ascend")]
     lines = recipe_table(runs).splitlines()[5:]
     assert [line.split(" | ")[0] for line in lines] == [
         "| iterative, one layer an epoch",
-        "| iterative, one layer an epoch, ascend",
+        "| iterative, one layer in 2 epochs, ascend",
     ]
 
 
