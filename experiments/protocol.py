@@ -7,8 +7,9 @@
 
 Runs that have ended are skipped, and so are runs of another machine, which experiments.collect has
 brought into the file --known; interrupted ones go on. Seeds come one after another, so that at
-any time what is there is a complete comparison of fewer seeds. Fields of the configuration are
-overridden as in jaxbin.main, as --config.data_dir=DIR.
+any time what is there is a complete comparison of fewer seeds; bare arms at the published rate,
+which decide nothing, come last. Fields of the configuration are overridden as in jaxbin.main, as
+--config.data_dir=DIR.
 """
 
 import argparse
@@ -45,7 +46,7 @@ def search(network: str, choices: Choices) -> list[Run]:
 
 
 def full(network: str, choices: Choices, rates: Mapping[str, float], order: str = "") -> list[Run]:
-    """The runs that are compared, seed by seed.
+    """The runs that are compared, seed by seed; after them those shown at published rates.
 
     Args:
       network: one of `experiments.arms.COMPARISONS`.
@@ -59,17 +60,18 @@ def full(network: str, choices: Choices, rates: Mapping[str, float], order: str 
 def _full(network: str, choices: Choices, rates: Mapping[str, float], order: str) -> Iterator[Run]:
     comparison = COMPARISONS[network]
     published: float = declarations.published(network)["learning_rate"]
+    shown: list[Run] = []
     for place, seed in enumerate(choices.seeds):
         for name, arm in comparison.arms.items():
             guided = _is_guided(network, name)
             found = rates.get(arm.rate_of or name)
             if place >= arm.seeds or (guided and not order) or found is None:
                 continue
-            bare = arm.fields == BARE and "reset" not in name
-            shown = dict.fromkeys((found, published) if bare else (found,))
-            for rate in shown:
-                fields = {"order": order} if guided else {}
-                yield _run(network, "full", name, choices, rate, seed, **fields)
+            fields = {"order": order} if guided else {}
+            yield _run(network, "full", name, choices, found, seed, **fields)
+            if arm.fields == BARE and "reset" not in name and found != published:
+                shown.append(_run(network, "full", name, choices, published, seed, **fields))
+    yield from shown
 
 
 def _run(

@@ -48,13 +48,18 @@ def test_the_budget_is_the_same_for_every_arm():
         assert run.config.anneal_epochs == (8 if run.variant == "recipe" else 0)
 
 
-def test_seeds_come_one_after_another_and_published_rates_beside_others():
+def test_seeds_come_one_after_another_and_published_rates_after_others():
     runs = protocol.full("resnet20", Choices(), RATES)
-    seeds = [run.config.seed for run in runs]
-    assert seeds == sorted(seeds)
+    arms = protocol.COMPARISONS["resnet20"].arms
+    searched = [RATES[arms[run.variant].rate_of or run.variant] for run in runs]
+    places = [
+        (run.config.learning_rate != rate, run.config.seed)
+        for run, rate in zip(runs, searched, strict=True)
+    ]
+    assert places == sorted(places)
+    assert len(set(places)) == 6
     assert len({run.name for run in runs}) == len(runs)
     rates = Counter((run.variant, run.config.learning_rate) for run in runs)
-    arms = protocol.COMPARISONS["resnet20"].arms
     for name, arm in arms.items():
         if name == "guided":  # there is no order yet
             assert rates[name, 0.1] == 0
