@@ -8,12 +8,37 @@ import jax.numpy as jnp
 
 
 @jax.custom_vjp
+def straight_through(latent: jax.Array, value: jax.Array) -> jax.Array:
+    """Exactly `value`, with the gradient of `latent`; u + (value - u) would be rounded.
+
+    The straight-through estimator (Bengio et al. 2013, arXiv 1308.3432), unclipped: the gradient
+    passes unchanged, whatever the size of the latent weights.
+
+    Args:
+      latent: latent weights u, any shape, floating point.
+      value: what stands for them, of the same shape and dtype.
+    """
+    del latent
+    return value
+
+
+def _forward(latent: jax.Array, value: jax.Array) -> tuple[jax.Array, None]:
+    # Itself, so that a gradient's gradient, which sensitivity takes, goes on to the latents, too.
+    return straight_through(latent, value), None
+
+
+def _backward(_: None, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return gradient, jnp.zeros_like(gradient)
+
+
+straight_through.defvjp(_forward, _backward)
+
+
 def sign(latent: jax.Array) -> jax.Array:
     """The sign of latent weights, with the unclipped straight-through gradient.
 
     Every value is -1 or +1. Zero, of either sign, gives +1: a binary weight has two values, where
-    `torch.sign` and `jnp.sign` have three. The gradient passes unchanged, whatever the size of the
-    latent weight (Bengio et al. 2013, arXiv 1308.3432; no clipping as in arXiv 2111.07046).
+    `torch.sign` and `jnp.sign` have three. The gradient is not clipped, as in arXiv 2111.07046.
 
     Args:
       latent: latent weights, any shape, floating point.
@@ -24,18 +49,7 @@ def sign(latent: jax.Array) -> jax.Array:
     >>> sign(jnp.array([-2.0, -0.0, 0.0, 0.5]))
     Array([-1.,  1.,  1.,  1.], dtype=float32)
     """
-    return jnp.where(latent < 0, -1, 1).astype(latent.dtype)
-
-
-def _sign_forward(latent: jax.Array) -> tuple[jax.Array, None]:
-    return sign(latent), None
-
-
-def _sign_backward(_: None, gradient: jax.Array) -> tuple[jax.Array]:
-    return (gradient,)
-
-
-sign.defvjp(_sign_forward, _sign_backward)
+    return straight_through(latent, jnp.where(latent < 0, -1, 1).astype(latent.dtype))
 
 
 def binarize(latent: jax.Array, mask: jax.Array) -> jax.Array:

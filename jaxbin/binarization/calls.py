@@ -1,35 +1,47 @@
 """Which modules a network calls, without computing anything."""
 
-from collections.abc import Callable, Collection, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import flax.linen as nn
 import jax
 from flax.traverse_util import flatten_dict
 
+T = TypeVar("T")
 
-def shapes_of_calls(
-    init: Callable[..., Any],
-    inputs: Sequence[Any],
-    note: Callable[..., Any],
-    noted: list[Any] | dict[str, Any],
-    names: Callable[[], Collection[str]],
-) -> dict[str, Any]:
-    """The variables that a network's `init` gives, as shapes; nothing is computed.
+
+def traced_calls(
+    init: Callable[..., Any], inputs: Sequence[Any], describe: Callable[[nn.Module], T]
+) -> tuple[dict[str, Any], dict[str, list[T]]]:
+    """The variables that a network's `init` gives, as shapes, and the calls of its modules.
 
     Args:
       init: of the network.
       inputs: of it, arrays or shapes.
-      note: intercepts every call of a module, and adds to `noted`.
-      noted: empty.
-      names: of the modules that are noted, their paths joined by "/".
+      describe: called with each module at the end of each call.
+
+    Returns:
+      The shapes of the variables; and what `describe` gave for each call, by the module's path
+      joined by "/", in the order in which the modules are first called.
     """
+    calls: dict[str, list[T]] = {}
+
+    def note(
+        call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext
+    ) -> Any:
+        if context.method_name != "__call__":
+            return call(*args, **kwargs)
+        its = calls.setdefault("/".join(context.module.path), [])
+        outputs = call(*args, **kwargs)
+        its.append(describe(context.module))
+        return outputs
+
     with nn.intercept_methods(note):
         variables: dict[str, Any] = dict(jax.eval_shape(init, *inputs))
     owners = {path[:-1] for tree in variables.values() for path in flatten_dict(tree)}
-    if {"/".join(owner) for owner in owners} <= {"", *names()}:
-        return variables
+    if {"/".join(owner) for owner in owners} <= {"", *calls}:
+        return variables, calls
     # Under nn.jit a module is not called again where one like it has been: then without.
-    noted.clear()
+    calls.clear()
     with jax.disable_jit(), nn.intercept_methods(note):
-        return dict(jax.eval_shape(lambda *given: init(*given), *inputs))
+        return dict(jax.eval_shape(lambda *given: init(*given), *inputs)), calls

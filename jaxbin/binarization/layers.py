@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.linen.dtypes import promote_dtype
 
-from jaxbin.binarization.calls import shapes_of_calls
+from jaxbin.binarization.calls import traced_calls
 from jaxbin.binarization.convolution_forms import convolve
 from jaxbin.binarization.methods import Rule, Rules, computed_weights
 from jaxbin.common.errors import UserError
@@ -55,9 +55,7 @@ def _weights(
     progress: Any = 1.0  # of a collection that was written by hand, of masks alone
     if module.is_initializing() or module.has_variable(BINARIZATION, "progress"):
         progress = module.variable(BINARIZATION, "progress", jnp.zeros, (), jnp.float32).value
-    fan_in = int(np.prod(shape[:-1]))
-    rule = rules.of(module.path)
-    return computed_weights(latent, mask.value, progress, rule, fan_in=fan_in)
+    return computed_weights(latent, mask.value, progress, rules.of(module.path))
 
 
 class Dense(nn.Module):
@@ -125,9 +123,8 @@ class Conv(nn.Module):
 
 
 class Call(NamedTuple):
-    """The call of a module: its path joined by "/", its type, and its epsilon if it has one."""
+    """The call of a module: its type, and its epsilon if it has one."""
 
-    name: str
     kind: type
     epsilon: float | None
 
@@ -137,38 +134,25 @@ class Outline:
     """What one abstract call of a network shows.
 
     Attributes:
-      calls: of its modules, in their order.
+      calls: of its modules, by their paths joined by "/", in the order of their first calls.
       variables: the shape of every variable, by collection and by its path joined by "/".
     """
 
-    calls: tuple[Call, ...]
+    calls: Mapping[str, Sequence[Call]]
     variables: Mapping[str, Mapping[str, jax.ShapeDtypeStruct]]
 
 
 def _outline(network: nn.Module, image_shape: tuple[int, ...]) -> Outline:
     """The outline of a network; nothing is computed."""
-    calls: list[Call] = []
-
-    def note(
-        call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext
-    ) -> Any:
-        if context.method_name == "__call__":
-            module = context.module
-            epsilon = getattr(module, "epsilon", None)
-            calls.append(Call("/".join(module.path), type(module), epsilon))
-        return call(*args, **kwargs)
-
-    variables = shapes_of_calls(
+    variables, calls = traced_calls(
         functools.partial(network.init, train=False),
         (jax.random.key(0), jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)),
-        note,
-        calls,
-        lambda: {call.name for call in calls},
+        lambda module: Call(type(module), getattr(module, "epsilon", None)),
     )
     shapes: dict[str, dict[str, Any]] = {
         collection: by_path(tree) for collection, tree in variables.items()
     }
-    return Outline(tuple(calls), shapes)
+    return Outline(calls, shapes)
 
 
 _kept_outline = functools.lru_cache(maxsize=64)(_outline)
@@ -209,11 +193,9 @@ def forward_order(
                 "nn.vmap); accepted: jaxbin.select with Leaves(..., stacked=True)"
             )
     return tuple(
-        dict.fromkeys(
-            name
-            for name, kind, _ in outline.calls
-            if (f"{name}/mask" in masks if kinds is None else issubclass(kind, kinds))
-        )
+        name
+        for name, (call, *_) in outline.calls.items()
+        if (f"{name}/mask" in masks if kinds is None else issubclass(call.kind, kinds))
     )
 
 
@@ -254,12 +236,14 @@ def write_mask(layer_names: Sequence[str], mask: Sequence[bool]) -> dict[str, An
       A nested dict with two NumPy scalars per layer, the shape that `network.init` gives: whether
       it is binary, and the progress 1 if it is, else 0.
     """
-    flat = {f"{name}/mask": np.array(on) for name, on in zip(layer_names, mask, strict=True)}
-    flat |= {
-        f"{name}/progress": np.array(on, np.float32)
-        for name, on in zip(layer_names, mask, strict=True)
-    }
-    return nested(flat)
+    kinds = (("mask", bool), ("progress", np.float32))
+    return nested(
+        {
+            f"{name}/{variable}": np.array(on, kind)
+            for name, on in zip(layer_names, mask, strict=True)
+            for variable, kind in kinds
+        }
+    )
 
 
 def write_progress(

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxbin.binarization.binarize import binarize
+from jaxbin.binarization.binarize import binarize, sign, straight_through
 from jaxbin.common.errors import UserError, shown
 
 SCALES = ("none", "he", "mean", "channel")
@@ -83,8 +83,6 @@ def computed_weights(
     mask: jax.Array,
     progress: jax.Array,
     rule: Rule,
-    *,
-    fan_in: int,
     output_axis: int | tuple[int, ...] = -1,
 ) -> jax.Array:
     """The weights a layer computes with: `latent` where the mask is not set, else what `rule` says.
@@ -97,22 +95,22 @@ def computed_weights(
       progress: scalar from 0 to 1, how far the layer has come since; at 1 the weights are exactly
         v * sign(u).
       rule: the rule.
-      fan_in: inputs of each output.
-      output_axis: the axis of the outputs, or several, for the scale "channel".
+      output_axis: the axis of the outputs, or several; all others are inputs, whose product is the
+        fan-in.
 
     Returns:
       An array of the shape and dtype of `latent`.
 
     >>> u = jnp.array([[1.0, -0.5], [3.0, 0.25]])
-    >>> computed_weights(u, True, 1.0, Rule(scale="channel"), fan_in=2)
+    >>> computed_weights(u, True, 1.0, Rule(scale="channel"))
     Array([[ 2.   , -0.375],
            [ 2.   ,  0.375]], dtype=float32)
     """
     if rule.published:
         return binarize(latent, mask)
     fixed = jax.lax.stop_gradient(latent)
-    scale = scale_of(fixed, rule, fan_in=fan_in, output_axis=output_axis)
-    binary = scale * jnp.where(fixed < 0, -1, 1).astype(fixed.dtype)
+    scale = scale_of(fixed, rule, output_axis)
+    binary = scale * sign(fixed)
     share = jnp.asarray(progress, jnp.float32)  # no float16 counts all weights of a layer
     progress = jnp.asarray(progress, fixed.dtype)
     if rule.grain == "weight":
@@ -120,34 +118,33 @@ def computed_weights(
     else:
         below_one = _mapped(fixed, scale, binary, progress, rule)
     value = jnp.where(progress < 1, below_one, binary)
-    return _with_gradient_of(latent, jnp.where(mask, value, fixed))
+    return straight_through(latent, jnp.where(mask, value, fixed))
 
 
 def scale_of(
-    latent: jax.Array, rule: Rule, *, fan_in: int, output_axis: int | tuple[int, ...] = -1
+    latent: jax.Array, rule: Rule, output_axis: int | tuple[int, ...] = -1
 ) -> jax.Array | float:
     """The scale v of `rule`, a scalar or, for "channel", of a shape that broadcasts to `latent`'s.
 
     Args:
-      latent, fan_in, output_axis: as for `computed_weights`.
+      latent, output_axis: as for `computed_weights`.
       rule: the rule; only its scale matters.
     """
+    axes = output_axis if isinstance(output_axis, tuple) else (output_axis,)
+    outputs = {axis % latent.ndim for axis in axes}
+    inputs = tuple(axis for axis in range(latent.ndim) if axis not in outputs)
     if rule.scale == "none":
         return 1.0
     if rule.scale == "he":
-        return math.sqrt(2 / fan_in)
+        return math.sqrt(2 / math.prod(latent.shape[axis] for axis in inputs))
     if rule.scale == "mean":
         return jnp.abs(latent).mean()
-    axes = output_axis if isinstance(output_axis, tuple) else (output_axis,)
-    outputs = {axis % latent.ndim for axis in axes}
-    others = tuple(axis for axis in range(latent.ndim) if axis not in outputs)
-    return jnp.abs(latent).mean(others, keepdims=True)
+    return jnp.abs(latent).mean(inputs, keepdims=True)
 
 
 def channel_scales(latent: np.ndarray, rule: Rule) -> np.ndarray:
     """The scale of each output of a kernel (..., outputs), (outputs,), for export."""
-    fan_in = math.prod(latent.shape[:-1])
-    scale = np.asarray(scale_of(jnp.asarray(latent), rule, fan_in=fan_in))
+    scale = np.asarray(scale_of(jnp.asarray(latent), rule))
     return np.broadcast_to(scale.reshape(-1), (latent.shape[-1],)).astype(latent.dtype)
 
 
@@ -224,25 +221,6 @@ def _among_largest_by_counting(sizes: jax.Array, count: jax.Array) -> jax.Array:
 
     least = jax.lax.fori_loop(0, width - 1, with_next_bit, jnp.zeros((), bits.dtype))
     return bits >= least
-
-
-@jax.custom_vjp
-def _with_gradient_of(latent: jax.Array, value: jax.Array) -> jax.Array:
-    """Exactly `value`, with the gradient of `latent`; u + (value - u) would be rounded."""
-    del latent
-    return value
-
-
-def _forward(latent: jax.Array, value: jax.Array) -> tuple[jax.Array, None]:
-    # Itself, so that a gradient's gradient, which sensitivity takes, goes on to the latents, too.
-    return _with_gradient_of(latent, value), None
-
-
-def _backward(_: None, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return gradient, jnp.zeros_like(gradient)
-
-
-_with_gradient_of.defvjp(_forward, _backward)
 
 
 @dataclasses.dataclass(frozen=True)

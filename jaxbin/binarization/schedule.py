@@ -117,6 +117,11 @@ def mask_at(
         float_epochs=float_epochs,
         float_layers=float_layers,
     )
+    return mask_of(due, epoch)
+
+
+def mask_of(due: Sequence[int | None], epoch: int) -> tuple[bool, ...]:
+    """The masks of an epoch: of `due`, from `turns`, which layers have had their turn."""
     return tuple(turn is not None and epoch >= turn for turn in due)
 
 

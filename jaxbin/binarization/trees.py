@@ -7,7 +7,6 @@ any other; docs/own_network.md has an example of each.
 
 import dataclasses
 import fnmatch
-import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -82,13 +81,9 @@ class _Leaf:
 
     def weights(self, latent: jax.Array, mask: jax.Array, progress: jax.Array) -> jax.Array:
         """What it computes with, given masks and progress of all layers."""
-        shape = self.shape[1:] if self.stacked else self.shape
-        fan_in = math.prod(size for axis, size in enumerate(shape) if axis not in self.outputs)
 
         def one(latent: jax.Array, mask: jax.Array, progress: jax.Array) -> jax.Array:
-            return computed_weights(
-                *(latent, mask, progress, self.rule), fan_in=fan_in, output_axis=self.outputs
-            )
+            return computed_weights(latent, mask, progress, self.rule, self.outputs)
 
         places = jnp.array([number - 1 for number in self.numbers])
         if self.stacked:

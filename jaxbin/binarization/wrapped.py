@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxbin.binarization.calls import shapes_of_calls
+from jaxbin.binarization.calls import traced_calls
 from jaxbin.binarization.layers import BINARIZATION, Conv, Dense, write_mask
 from jaxbin.binarization.methods import Rule, Rules, computed_weights
 from jaxbin.common.errors import UserError
@@ -40,11 +40,7 @@ class Layer:
 
     def weights(self, latent: Any, mask: Any, progress: Any, rule: Rule) -> jax.Array:
         """What the layer computes with, see `jaxbin.binarization.methods.computed_weights`."""
-        outputs = math.prod(latent.shape[axis] for axis in self.outputs)
-        fan_in = latent.size // outputs
-        return computed_weights(
-            latent, mask, progress, rule, fan_in=fan_in, output_axis=self.outputs
-        )
+        return computed_weights(latent, mask, progress, rule, self.outputs)
 
     def to_matrix(self, kernel: Any) -> Any:
         """A kernel as (inputs, outputs), each in the order of its axes."""
@@ -154,33 +150,13 @@ def binarizable(
     """
     if "train" in options:
         options |= mode(network, options.pop("train"))
-    called: dict[str, _Call | None] = {}
-
-    def note(
-        call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext
-    ) -> Any:
-        module = context.module
-        name = "/".join(module.path)
-        called.setdefault(name, None)  # the order is that of the calls' beginnings
-        outputs = call(*args, **kwargs)
-        if context.method_name == "__call__" and module.has_variable("params", "kernel"):
-            kernel = module.get_variable("params", "kernel")
-            if isinstance(kernel, nn.meta.AxisMetadata):
-                raise UserError(
-                    f"layer {name} has its kernel in a {type(kernel).__name__}; accepted: plain "
-                    "arrays"
-                )
-            shape = getattr(kernel, "shape", ())
-            its = module.rules if isinstance(module, (Dense, Conv)) else None
-            called[name] = _Call(shape, _outputs(module, len(shape)), its)
-        return outputs
 
     def init(*given: Any) -> Any:
         return network.init(jax.random.key(0), *given, **options)
 
-    shapes = shapes_of_calls(init, inputs, note, called, called.keys)
+    shapes, calls = traced_calls(init, inputs, _kernel_of)
     params = by_path(shapes.get("params", {}))
-    found = {name: call for name, call in called.items() if call is not None}
+    found = {name: call for name, (*_, call) in calls.items() if call is not None}
     chosen = {name: call for name, call in found.items() if call.rules is not None}
     for name, call in chosen.items():
         _check_whole(name, call.shape, params)
@@ -212,6 +188,21 @@ class _Call(NamedTuple):
     shape: tuple[int, ...]
     outputs: tuple[int, ...]
     rules: Rule | Rules | None
+
+
+def _kernel_of(module: nn.Module) -> _Call | None:
+    """The kernel that a module has been called with, None if it has none."""
+    if not module.has_variable("params", "kernel"):
+        return None
+    kernel = module.get_variable("params", "kernel")
+    if isinstance(kernel, nn.meta.AxisMetadata):
+        raise UserError(
+            f"layer {'/'.join(module.path)} has its kernel in a {type(kernel).__name__}; accepted: "
+            "plain arrays"
+        )
+    shape = getattr(kernel, "shape", ())
+    rules = module.rules if isinstance(module, (Dense, Conv)) else None
+    return _Call(shape, _outputs(module, len(shape)), rules)
 
 
 def _layer(name: str, call: _Call, params: Mapping[str, Any]) -> Layer:

@@ -29,6 +29,11 @@ class Plan:
         return [number for number, (on, done) in enumerate(ended, start=1) if on and done == 1]
 
 
+def binary_at_end(config: Config) -> list[int]:
+    """The numbers of the layers that are wholly binary when a run ends."""
+    return plan_epoch(config, config.run_epochs - 1, 1).binary_layers
+
+
 def plan_epoch(config: Config, epoch: int, steps: int) -> Plan:
     """What is due in an epoch, from 0, of `steps` steps."""
     due = config.turns
@@ -43,7 +48,7 @@ def plan_epoch(config: Config, epoch: int, steps: int) -> Plan:
         config.milestone_offset,
     )
     return Plan(
-        mask=tuple(turn is not None and epoch >= turn for turn in due),
+        mask=schedule.mask_of(due, epoch),
         progress=schedule.progress_at(epoch, steps, due, config.span_epochs),
         learning_rates=rate * factors,
     )

@@ -1,6 +1,5 @@
 """What becomes of trained variables in an artifact: bits, scales, batch norm folded."""
 
-import collections
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -82,16 +81,15 @@ def _unfoldable(
     norms: Mapping[str, str], outline: Outline, shapes: Mapping[str, Any]
 ) -> Iterator[str]:
     """What keeps batch norms from being folded into their layers."""
-    calls = collections.Counter(call.name for call in outline.calls)
-    epsilons = {call.name: call.epsilon for call in outline.calls}
     for layer, norm in norms.items():
         if not {f"{norm}/scale", f"{norm}/bias"} <= shapes.keys():
             yield f"{norm} has no scale or no bias"
-        if epsilons[norm] != EPSILON:
-            yield f"{norm} has epsilon={epsilons[norm]:g} and not {EPSILON:g}"
+        epsilon = outline.calls[norm][0].epsilon
+        if epsilon != EPSILON:
+            yield f"{norm} has epsilon={epsilon:g} and not {EPSILON:g}"
         for name in (layer, norm):
-            if calls[name] > 1:
-                yield f"{name} is called {calls[name]} times"
+            if len(outline.calls[name]) > 1:
+                yield f"{name} is called {len(outline.calls[name])} times"
 
 
 def check_annealed(flat: Mapping[str, np.ndarray], layers: Sequence[Layer]) -> None:

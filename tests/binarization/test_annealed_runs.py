@@ -223,5 +223,5 @@ def test_a_share_of_the_weights(tmp_path: Path):
         assert progress == 0.5
         latent = jnp.asarray(state[f"params.{name}.kernel"])
         rule = parsed.rules.of(name)
-        weights = computed_weights(latent, jnp.array(True), progress, rule, fan_in=fan_in)
+        weights = computed_weights(latent, jnp.array(True), progress, rule)
         assert np.mean(np.abs(weights) == np.float32(np.sqrt(2 / fan_in))) == 0.5

@@ -13,9 +13,7 @@ VECTORS = np.load(Path(__file__).parent.parent / "golden" / "parq.npz")
 
 def computed(rule: Rule, progress: float) -> np.ndarray:
     latent = jnp.asarray(VECTORS["latent"])
-    weights = computed_weights(
-        latent, jnp.array(True), jnp.float32(progress), rule, fan_in=12, output_axis=0
-    )
+    weights = computed_weights(latent, jnp.array(True), jnp.float32(progress), rule, output_axis=0)
     return np.asarray(weights)
 
 
