@@ -69,19 +69,19 @@ def measure(choice: str, repeats: int) -> list[dict[str, Any]]:
     calls, results = {}, []
     for form, bitwise in (("float32", False), ("packed", True), ("packed, always unpacked", False)):
         network = frozen[form.split(",")[0]]
-        loaded = inference.make_model(network)
+        held = inference.make_model(network).artifact  # its arrays on the device
         forward = jax.jit(make_forward(network, bitwise=bitwise))
         line = {
             "network": choice,
             "form": form,
             "file_bytes": len(artifact.to_bytes(network)),
             "resident_bytes": sum(
-                array.nbytes for array in (*loaded.kernels.values(), loaded.channels)
+                array.nbytes for array in (*held.kernels.values(), held.channels)
             ),
         }
         for batch in (1, 256):
             images = rng.integers(0, 256, (batch, *network.image_shape)).astype(np.uint8)
-            arguments = (loaded.kernels, loaded.channels, jnp.asarray(images))
+            arguments = (held.kernels, held.channels, jnp.asarray(images))
             compiled = forward.lower(*arguments).compile()
             line[f"temporary_bytes_{batch}"] = _temporary_bytes(compiled)
             calls[form, batch] = (compiled, arguments)

@@ -84,9 +84,10 @@ def build(
 
     from jaxbin.engine.devices import Alone, Population
     from jaxbin.engine.plan import Plan
-    from jaxbin.engine.program import Program, matmul_precision
+    from jaxbin.engine.program import Program
+    from jaxbin.networks.precision import matmul_precision_of
 
-    jax.config.update("jax_default_matmul_precision", matmul_precision(config))
+    jax.config.update("jax_default_matmul_precision", matmul_precision_of(config.precision))
     dataset = _loaded(config.dataset_spec, config.stage, data_dir)
     program = Program(config, dataset, Population(members) if members else Alone())
     runs = members or 1
@@ -151,7 +152,7 @@ def measure(
         "peak_gflops_per_second": peak / 1e9,
         "compile_seconds": first - step_seconds * steps,
         "peak_memory_mib": _peak_memory_bytes() / 2**20,
-        "train_step_traces": len(training.program.traces),
+        "train_step_traces": training.program.traces,
     }
 
 

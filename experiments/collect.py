@@ -16,7 +16,7 @@ from typing import Any
 
 from jaxbin import config
 from jaxbin.binarization import orders
-from jaxbin.common import command_line, files, provenance
+from jaxbin.common import checks, command_line, files, provenance
 from jaxbin.common.errors import UserError
 from jaxbin.runs import finished
 from jaxbin.runs.configuration import read_configuration
@@ -72,9 +72,9 @@ def collect_measure(path: Path) -> dict[str, Any]:
     Raises:
       UserError: the file is none.
     """
-    accepted = {"measure": finished.text, "scores": finished.numbers, "seconds": finished.number}
-    accepted |= {"ascending": finished.numbers, "environment": finished.fields}
-    content = finished.check_fields(files.read_json(path), str(path), accepted)
+    accepted = {"measure": checks.TEXT, "scores": checks.NUMBERS, "seconds": checks.NUMBER}
+    accepted |= {"ascending": checks.NUMBERS, "environment": checks.OBJECT}
+    content = checks.check_fields(files.read_json(path), str(path), accepted)
     kept = {name: value for name, value in content.items() if name != "environment"}
     environment = finished.check_environment(content["environment"], f"{path}, 'environment'")
     return {**_origin(environment), **kept}

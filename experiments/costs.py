@@ -8,6 +8,7 @@ from experiments import execution
 from experiments.declarations import RESULTS, Run
 from jaxbin.binarization import schedule
 from jaxbin.runs import terminal
+from jaxbin.runs.records import epochs_recorded
 
 
 def table(
@@ -26,7 +27,7 @@ def table(
     ]
     totals = [0.0] * (1 + len(speeds))
     for run, where in runs:
-        done = execution.epochs_done(where)
+        done = epochs_recorded(where)
         left = 0 if execution.has_ended(where) else run.config.run_epochs - done
         spec = run.config.dataset_spec
         steps = left * schedule.steps_per_epoch(

@@ -24,6 +24,7 @@ from jaxbin.common import files
 from jaxbin.common.errors import UserError
 from jaxbin.config import FIELDS
 from jaxbin.runs import finished, run_directory
+from jaxbin.runs.records import epochs_recorded
 
 POPULATIONS = ("auto", "vmap", "sequential")
 _WORTHWHILE = 1.1  # timings of shared machines differ by less than that for no reason
@@ -72,12 +73,6 @@ def stoppable() -> Generator[None]:
             name = signal.Signals(number).name
             print(f"stopped by {name}; the same command goes on", file=sys.stderr, flush=True)
             sys.exit(128 + number)
-
-
-def epochs_done(directory: Path) -> int:
-    """How many epochs of a run are recorded."""
-    path = directory / "metrics.jsonl"
-    return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
 def has_ended(directory: Path) -> bool:
@@ -150,7 +145,7 @@ def execute(
 
     def done() -> list[int]:
         return [
-            run.config.run_epochs if has_ended(directory) else epochs_done(directory)
+            run.config.run_epochs if has_ended(directory) else epochs_recorded(directory)
             for run, directory in runs
         ]
 

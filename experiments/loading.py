@@ -11,7 +11,7 @@ from experiments.declarations import variant_of
 from experiments.result import Result
 from jaxbin import config
 from jaxbin.binarization import schedule
-from jaxbin.common import files
+from jaxbin.common import checks, files
 from jaxbin.common.errors import UserError, shown
 from jaxbin.networks import registry
 from jaxbin.runs import finished
@@ -46,10 +46,10 @@ def _checked_runs(entries: Any, path: Path) -> list[dict[str, Any]]:
     runs = [entry for entry in entries if not (isinstance(entry, dict) and "measure" in entry)]
     for count, run in enumerate(runs, start=1):
         where = f"{path}, run {count}"
-        finished.check_fields(run, where, {"fields": finished.fields, "summary": finished.fields})
+        checks.check_fields(run, where, {"fields": checks.OBJECT, "summary": checks.OBJECT})
         finished.check_summary(run["summary"], where)
         if "late_accuracy" in run:
-            finished.check_fields(run, where, {"late_accuracy": finished.number})
+            checks.check_fields(run, where, {"late_accuracy": checks.NUMBER})
         if "commit" in run:
             finished.check_environment(run, where)
         curve = run.get("curve", {})
@@ -65,8 +65,8 @@ def _checked_runs(entries: Any, path: Path) -> list[dict[str, Any]]:
 
 
 def _check_curve(curve: Any, where: str) -> None:
-    accepted = {"epoch": finished.numbers, "accuracy": finished.numbers}
-    finished.check_fields(curve, where, accepted | {"layer_flip_ratios": finished.rows})
+    accepted = {"epoch": checks.NUMBERS, "accuracy": checks.NUMBERS}
+    checks.check_fields(curve, where, accepted | {"layer_flip_ratios": checks.ROWS})
     lengths = {len(curve[name]) for name in ("epoch", "accuracy", "layer_flip_ratios")}
     if len(lengths) > 1 or 0 in lengths:
         raise UserError(f"{where} has lists of {sorted(lengths)} epochs; accepted: equal numbers")
@@ -119,11 +119,11 @@ def measures_in(paths: Iterable[Path]) -> dict[str, dict[str, Any]]:
             contents[name] = content, source
     found = {}
     for name, (content, source) in contents.items():
-        accepted = {"scores": finished.numbers, "ascending": finished.numbers}
-        accepted |= {"seconds": finished.number}
+        accepted = {"scores": checks.NUMBERS, "ascending": checks.NUMBERS}
+        accepted |= {"seconds": checks.NUMBER}
         if isinstance(content, dict) and content.get("standard_errors") is not None:
-            accepted = accepted | {"standard_errors": finished.numbers}
-        found[name] = finished.check_fields(content, source, accepted)
+            accepted = accepted | {"standard_errors": checks.NUMBERS}
+        found[name] = checks.check_fields(content, source, accepted)
         layers = len(found[name]["ascending"])
         if sorted(found[name]["ascending"]) != list(range(1, layers + 1)):
             raise UserError(f"{source}: 'ascending' is no permutation of 1..{layers}")

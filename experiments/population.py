@@ -44,18 +44,7 @@ def _members(text: str) -> list[population.Member]:
             f"standard input {shown(text[:60])} is not accepted; accepted: a JSON list of objects "
             'with "fields" and "workdir"'
         )
-    return [
-        (
-            config.parse(
-                {
-                    name: tuple(value) if isinstance(value, list) else value
-                    for name, value in fields.items()
-                }
-            ),
-            workdir,
-        )
-        for fields, workdir in members
-    ]
+    return [(config.parse(fields), workdir) for fields, workdir in members]
 
 
 if __name__ == "__main__":

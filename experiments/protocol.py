@@ -15,7 +15,7 @@ which decide nothing, come last. Fields of the configuration are overridden as i
 import argparse
 import dataclasses
 import fnmatch
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,12 +54,9 @@ def full(network: str, choices: Choices, rates: Mapping[str, float], order: str 
       rates: by the names of the arms; those without one are left out.
       order: the file of the measured order; without one, arms that take it are left out.
     """
-    return list(_full(network, choices, rates, order))
-
-
-def _full(network: str, choices: Choices, rates: Mapping[str, float], order: str) -> Iterator[Run]:
     comparison = COMPARISONS[network]
     published: float = declarations.published(network)["learning_rate"]
+    compared: list[Run] = []
     shown: list[Run] = []
     for place, seed in enumerate(choices.seeds):
         for name, arm in comparison.arms.items():
@@ -68,10 +65,10 @@ def _full(network: str, choices: Choices, rates: Mapping[str, float], order: str
             if place >= arm.seeds or (guided and not order) or found is None:
                 continue
             fields = {"order": order} if guided else {}
-            yield _run(network, "full", name, choices, found, seed, **fields)
+            compared.append(_run(network, "full", name, choices, found, seed, **fields))
             if arm.fields == BARE and "reset" not in name and found != published:
                 shown.append(_run(network, "full", name, choices, published, seed, **fields))
-    yield from shown
+    return compared + shown
 
 
 def _run(
@@ -224,7 +221,7 @@ def _is_guided(network: str, arm: str) -> bool:
 
 def _measured_run(asked: Request, rates: Mapping[str, float]) -> Run:
     """The run whose layers' sensitivity is measured."""
-    every = _full(asked.network, asked.choices, rates, "")
+    every = full(asked.network, asked.choices, rates)
     return next(run for run in every if run.variant == "float")
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments import benchmark_tables, comparisons, curves, loading, plots, report, tables
+from experiments.declarations import RESULTS
 from experiments.gpu_tables import gpu_tables
 from experiments.protocol_tables import draw_protocol, protocol_in_short, protocol_tables
 from experiments.recipes import recipe_table
@@ -21,7 +22,6 @@ from jaxbin.common import command_line
 from jaxbin.common.errors import UserError
 
 _ROOT = Path(__file__).parent.parent
-_RESULTS = _ROOT / "experiments" / "results"
 
 
 def experiment_tables(runs: list[dict[str, Any]]) -> str:
@@ -173,13 +173,13 @@ def with_tables(text: str, document: str) -> str:
         before, rest = text.split(begin, 1)
         after = rest.split(end, 1)[1]
         # Of what needs hardware that is not always at hand there may be no results yet.
-        content = table(_read(file)) if (_RESULTS / file).exists() else "Not measured yet."
+        content = table(_read(file)) if (RESULTS / file).exists() else "Not measured yet."
         text = f"{before}{begin}\n{content}\n{end}{after}"
     return text
 
 
 def _read(file: str) -> Any:
-    return json.loads((_RESULTS / file).read_text(encoding="utf-8"))
+    return json.loads((RESULTS / file).read_text(encoding="utf-8"))
 
 
 def main(argv: Sequence[str]) -> None:
@@ -192,7 +192,7 @@ def main(argv: Sequence[str]) -> None:
         text = with_tables(path.read_text(encoding="utf-8"), document)
         path.write_text(text, encoding="utf-8")
     for name, (file, draw) in _PLOTS.items():
-        draw(_read(file), _RESULTS / name)
+        draw(_read(file), RESULTS / name)
 
 
 if __name__ == "__main__":

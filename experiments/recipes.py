@@ -28,7 +28,7 @@ def recipe_table(runs: Sequence[Run]) -> str:
         last = run["summary"]["last"]
         recipe = _recipe(run["fields"], named=_NAMED if len(decays) > 1 else _NAMED[1:])
         of_recipe.setdefault(recipe, []).append(100 * last[run["summary"]["metric"]])
-    means = {recipe: _mean(values) for recipe, values in of_recipe.items()}
+    means = {recipe: statistics.fmean(values) for recipe, values in of_recipe.items()}
     floats = [mean for recipe, mean in means.items() if recipe[0].startswith("float")]
     best = max(floats or means.values())
     rows = [
@@ -66,7 +66,3 @@ def _recipe(fields: dict[str, Any], named: Sequence[str]) -> tuple[str, ...]:
     anneal = fields.get("anneal_epochs", 0)
     map_ = fields.get("map", "sign") + (f", {anneal} epochs" if anneal else "")
     return name, fields.get("scale", "none"), map_, rate
-
-
-def _mean(values: Sequence[float]) -> float:
-    return statistics.fmean(values)

@@ -188,7 +188,7 @@ def _write_sensitivity(asked: Request) -> None:
     for name in asked.measures:
         scores = selection.scores(asked.directory, name)
         if scores is not None:
-            path, _ = selection.write_orders(asked.directory, name, scores)
+            path = selection.write_orders(asked.directory, name, scores)
             print(f"{path}: {json.loads(path.read_text(encoding='utf-8'))}", flush=True)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from experiments import declarations
 from experiments.declarations import EXPERIMENTS, Choices, Run, published, variant_of
 from jaxbin import data, sensitivity
-from jaxbin.common import files, provenance
+from jaxbin.common import checks, files, provenance
 from jaxbin.common.errors import UserError, shown
 from jaxbin.config import Config
 from jaxbin.runs import finished, run_directory
@@ -204,7 +204,7 @@ def scores(directory: Path, measure: str) -> list[float] | None:
     if not path.exists():
         return None
     content = files.read_json(path)
-    return finished.check_fields(content, str(path), {"scores": finished.numbers})["scores"]
+    return checks.check_fields(content, str(path), {"scores": checks.NUMBERS})["scores"]
 
 
 def is_measured(directory: Path, measure: str, runs: Sequence[Run]) -> bool:
@@ -214,8 +214,8 @@ def is_measured(directory: Path, measure: str, runs: Sequence[Run]) -> bool:
     return isinstance(content, dict) and content.get("runs") == [run.name for run in runs]
 
 
-def write_orders(directory: Path, measure: str, scores: Sequence[float]) -> tuple[Path, Path]:
-    """Write `ascend-MEASURE.json` and `descend-MEASURE.json`; their paths.
+def write_orders(directory: Path, measure: str, scores: Sequence[float]) -> Path:
+    """Write `ascend-MEASURE.json` and `descend-MEASURE.json`; the first one's path.
 
     Args:
       directory: of the network; the files go to its subdirectory "orders".
@@ -223,10 +223,8 @@ def write_orders(directory: Path, measure: str, scores: Sequence[float]) -> tupl
       scores: of layers 1..L.
     """
     ascending = sensitivity.ascending(scores)
-    paths = []
+    directory = directory / "orders"
     for name, order in (("ascend", ascending), ("descend", ascending[::-1])):
-        path = directory / "orders" / f"{name}-{measure}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        files.write_json(path, list(order))
-        paths.append(path)
-    return paths[0], paths[1]
+        directory.mkdir(parents=True, exist_ok=True)
+        files.write_json(directory / f"{name}-{measure}.json", list(order))
+    return directory / f"ascend-{measure}.json"

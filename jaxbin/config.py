@@ -6,13 +6,15 @@ other module sees a ConfigDict.
 """
 
 import dataclasses
+import difflib
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
 
 from jaxbin import contradictions
-from jaxbin.common import fields
+from jaxbin.common.errors import UserError, shown
 from jaxbin.config_fields import Config
 
 FIELDS: dict[str, dataclasses.Field[Any]] = {one.name: one for one in dataclasses.fields(Config)}
@@ -58,7 +60,10 @@ def check_layers(config: Config) -> None:
 
 def check_name(name: str) -> None:
     """Raise a UserError that suggests the nearest field, if `name` is none."""
-    fields.check_name(name, FIELDS)
+    if name not in FIELDS:
+        near = difflib.get_close_matches(name, FIELDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else "--help lists the fields"
+        raise UserError(f"config.{name} is unknown; {hint}")
 
 
 def check_value(name: str, value: Any) -> Any:
@@ -68,12 +73,29 @@ def check_value(name: str, value: Any) -> Any:
       UserError: there is no such field, or it does not accept the value.
     """
     check_name(name)
-    return fields.check_value(FIELDS[name], value)
+    field = FIELDS[name]
+    kind = type(field.default)
+    if kind is tuple and isinstance(value, (list, tuple)):
+        value = tuple(value)
+        right_type = all(type(item) is int for item in value)
+    else:
+        if kind is float and type(value) is int and abs(value) <= sys.float_info.max:
+            value = float(value)
+        right_type = type(value) is kind
+    check = field.metadata["check"]
+    if not right_type or (check is not None and not check(value)):
+        kinds = {"bool": "True or False", "str": "text"}
+        accepted = field.metadata["accepted"] or kinds[kind.__name__]
+        raise UserError(f"{name}={shown(value)} is not accepted; accepted: {accepted}")
+    return value
 
 
 def describe_fields() -> str:
     """Every field with its default and explanation, a line each, for `--help`."""
-    return fields.describe(FIELDS)
+    return "\n".join(
+        f"  --config.{name}={field.default!r}: {field.metadata['help']}"
+        for name, field in FIELDS.items()
+    )
 
 
 def to_json(config: Config) -> dict[str, Any]:

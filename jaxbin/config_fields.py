@@ -10,6 +10,7 @@ from jaxbin.binarization import layer_lists, methods, orders, schedule
 from jaxbin.binarization.layers import forward_order
 from jaxbin.binarization.methods import Rule, Rules
 from jaxbin.common import fields
+from jaxbin.common.checks import LARGEST_SIDE, MOST_CLASSES
 from jaxbin.common.errors import UserError, one_line
 from jaxbin.networks import own, registry
 from jaxbin.networks.precision import PRECISIONS, dtype_of
@@ -138,7 +139,10 @@ class Fields:
     )
     dispatch: str = fields.one_of("auto", "by whole epochs or steps", ("auto", "epoch", "step"))
     image_size: int = fields.between(
-        0, 0, 4096, "side that images are scaled to; 0: 224 of imagenet2012, own ones as they are"
+        0,
+        0,
+        LARGEST_SIDE,
+        "side that images are scaled to; 0: 224 of imagenet2012, own ones as they are",
     )
     input_workers: int = fields.at_least(
         -1, -1, "processes that decode streamed images; -1: one per core, 0: none"
@@ -146,10 +150,10 @@ class Fields:
     synthetic_shape: tuple[int, int, int] = fields.field(
         (32, 32, 3),
         "dataset='synthetic': shape of an image",
-        "three whole numbers >= 1 and <= 4096: height, width, channels",
-        lambda value: len(value) == 3 and min(value) >= 1 and max(value) <= 4096,
+        f"three whole numbers >= 1 and <= {LARGEST_SIDE}: height, width, channels",
+        lambda value: len(value) == 3 and min(value) >= 1 and max(value) <= LARGEST_SIDE,
     )
-    synthetic_classes: int = fields.between(10, 2, 100_000, "dataset='synthetic': classes")
+    synthetic_classes: int = fields.between(10, 2, MOST_CLASSES, "dataset='synthetic': classes")
     synthetic_examples: int = fields.at_least(10_000, 2, "dataset='synthetic': training examples")
 
 
@@ -264,7 +268,7 @@ class Config(Fields):
     @property
     def network_label(self) -> str:
         """The network's name, as "resnet20", or "SmallViT" of one's own."""
-        return registry.label(self.network.rpartition(":")[2], self.depth)
+        return registry.label(self.network, self.depth)
 
     @functools.cached_property
     def dataset_spec(self) -> data.DatasetSpec:

@@ -28,7 +28,7 @@ from ml_collections import config_flags
 
 from jaxbin import config
 from jaxbin.common import cache, configurations, files
-from jaxbin.common.errors import UserError, one_line, shown
+from jaxbin.common.errors import UserError, kind_and_line, shown
 from jaxbin.engine import processes
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The configuration file.")
@@ -127,7 +127,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
     except (flags.Error, AttributeError, TypeError) as error:
         _exit_with(_explained(error))
     except Exception as error:  # a config file is a program: it can fail in any way
-        _exit_with(UserError(f"config: {type(error).__name__}: {one_line(error)}"))
+        _exit_with(UserError(f"config: {kind_and_line(error)}"))
     if flags.FLAGS["verbosity"].using_default_value:
         flags.FLAGS.verbosity = logging.WARNING  # Orbax reports every file at the level below
     return remaining
@@ -186,13 +186,9 @@ def _explained(error: Exception) -> Exception:
 
 def _exit_with(error: Exception) -> NoReturn:
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-    _leave(2)
-
-
-def _leave(status: int) -> NoReturn:
     if jax.distributed.is_initialized():
-        processes.leave(status)
-    sys.exit(status)
+        processes.leave(2)
+    sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def main(arguments: Sequence[str]) -> None:
     write = _csv_line if flags.csv else _json_line if flags.json else _text_line
     if flags.csv:
         print(_cells(["image", "class", "name", "probability", *(["label"] if labels else [])]))
-    counts = accuracy.Counts(classes)
+    answers: list[tuple[int, int]] = []  # labels and what was predicted
     problems: list[str] = []
     for read, prediction, failed in _predictions(network, names, flags):
         problems += failed
@@ -54,12 +54,13 @@ def main(arguments: Sequence[str]) -> None:
         for index, name in enumerate(read):
             label = labels.get(name)
             if label is not None:
-                counts.add(label, int(prediction.classes[index]))
+                answers.append((label, int(prediction.classes[index])))
             if lines:
                 print(write(name, prediction, index, label), flush=True)
-    if sum(counts.images):
+    if answers:
         # Beside lines that a program reads it would be one too many.
-        print(counts.table(), file=sys.stderr if lines else sys.stdout)
+        table = accuracy.table(classes, *zip(*answers, strict=True))
+        print(table, file=sys.stderr if lines else sys.stdout)
     if problems:
         several = f"{len(problems)} of {len(names)} images cannot be classified, see above"
         raise UserError(several if len(names) > 1 else problems[0])

@@ -29,10 +29,11 @@ from jaxbin.binarization.wrapped import layers_of
 from jaxbin.common.errors import UserError
 from jaxbin.engine.metrics import cross_entropy
 from jaxbin.engine.preprocessing import normalize
-from jaxbin.engine.program import matmul_precision
 from jaxbin.export import freeze
 from jaxbin.networks import norm
+from jaxbin.networks.precision import matmul_precision_of
 from jaxbin.runs import finished
+from jaxbin.train import load_dataset
 
 PyTree = Any
 
@@ -53,7 +54,7 @@ class Trained:
       layer_names: names of layers 1..L.
       dataset: training and validation split.
       rules: what a binary layer would compute with.
-      matmul_precision: of the run, see `jaxbin.engine.program.matmul_precision`.
+      matmul_precision: of the run, see `jaxbin.networks.precision`.
     """
 
     network: nn.Module
@@ -105,17 +106,9 @@ def load_trained(workdir: Path, network: str = "") -> Trained:
     spec = run.dataset_spec
     built = run.build_network()
     variables = freeze.stored_variables(workdir, built, spec, number)
-    dataset = data.load(
-        spec,
-        stage="validation",
-        data_dir=run.data_dir,
-        split_file=run.split_file or None,
-        seed=run.seed,
-        workers=run.input_workers,
-    )
     names = forward_order(built, spec.image_shape)
-    precision = matmul_precision(run)
-    return Trained(built, variables, names, dataset, run.rules, precision)
+    precision = matmul_precision_of(run.precision)
+    return Trained(built, variables, names, load_dataset(run), run.rules, precision)
 
 
 def measure(
@@ -137,7 +130,7 @@ def measure(
       UserError: there is no such measure.
     """
     if name not in MEASURES:
-        raise UserError(f"measure={name!r} is unknown; accepted: training, {', '.join(MEASURES)}")
+        raise UserError(f"measure={name!r} is unknown; accepted: {', '.join(MEASURES)}")
     with jax.default_matmul_precision(trained.matmul_precision):
         if name == "zero_shot":
             errors = zero_shot_errors(trained)
@@ -211,7 +204,7 @@ def _zero_shot_functions(trained: Trained) -> tuple[Any, Any]:
     size = min(_BATCH_SIZE, len(training))
 
     @jax.jit
-    def updated(batch_stats: PyTree, mask: PyTree, images: jax.Array) -> PyTree:
+    def updated(params: PyTree, batch_stats: PyTree, mask: PyTree, images: Any) -> PyTree:
         variables = {"params": params, "batch_stats": batch_stats, BINARIZATION: mask}
         images = normalize(images, spec.mean, spec.std)
         given: Any = {"mutable": ["batch_stats"], "rngs": {"params": jax.random.key(0)}}
@@ -219,8 +212,7 @@ def _zero_shot_functions(trained: Trained) -> tuple[Any, Any]:
         return changed.get("batch_stats", {})
 
     @jax.jit
-    def wrong(batch_stats: PyTree, mask: PyTree, images: Any, labels: Any) -> jax.Array:
-        variables = {"params": params, "batch_stats": batch_stats, BINARIZATION: mask}
+    def wrong(variables: PyTree, images: Any, labels: Any) -> jax.Array:
         logits: Any = trained.network.apply(
             variables, normalize(images, spec.mean, spec.std), train=False
         )
@@ -229,16 +221,17 @@ def _zero_shot_functions(trained: Trained) -> tuple[Any, Any]:
     def calibrate(mask: PyTree) -> PyTree:
         batch_stats = trained.variables.get("batch_stats", {})
         batches = norm.updates_to_forget(
-            lambda batch_stats: updated(batch_stats, mask, training[:size]), batch_stats
+            lambda batch_stats: updated(params, batch_stats, mask, training[:size]), batch_stats
         )
         for first in range(0, batches * size, size):
             start = first % (len(training) - size + 1)
-            batch_stats = updated(batch_stats, mask, training[start : start + size])
+            batch_stats = updated(params, batch_stats, mask, training[start : start + size])
         return batch_stats
 
     def error(batch_stats: PyTree, mask: PyTree) -> float:
+        variables = {"params": params, "batch_stats": batch_stats, BINARIZATION: mask}
         wrongs = [
-            wrong(batch_stats, mask, split.images[i : i + size], split.labels[i : i + size])
+            wrong(variables, split.images[i : i + size], split.labels[i : i + size])
             for i in range(0, len(split.labels), size)
         ]
         return sum(map(int, wrongs)) / len(split.labels)
@@ -265,30 +258,32 @@ def hessian_traces(
     split, spec, names = trained.dataset.train, trained.dataset.spec, trained.layer_names
     images = normalize(jnp.asarray(split.images[:_HESSIAN_EXAMPLES]), spec.mean, spec.std)
     labels = jnp.asarray(split.labels[:_HESSIAN_EXAMPLES])
-    no_mask = write_mask(names, [False] * len(names))
-
-    def loss(latents: tuple[jax.Array, ...]) -> jax.Array:
-        params = replace_latent_weights(trained.variables["params"], names, latents)
-        variables = {**trained.variables, "params": params, BINARIZATION: no_mask}
-        logits: Any = trained.network.apply(variables, images, train=False)
-        return cross_entropy(logits, labels).mean()
-
-    def inner(latents: tuple[jax.Array, ...], vectors: tuple[jax.Array, ...]) -> jax.Array:
-        gradients = jax.grad(loss)(latents)
-        return jnp.stack(list(map(jnp.vdot, gradients, vectors))).sum()
+    variables = {
+        **trained.variables,
+        BINARIZATION: write_mask(names, [False] * len(names)),
+    }
 
     @jax.jit
-    def sample(key: jax.Array) -> jax.Array:
-        keys = jax.random.split(key, len(names))
+    def sample(variables: PyTree, images: jax.Array, labels: jax.Array, key: Any) -> jax.Array:
+        def loss(latents: tuple[jax.Array, ...]) -> jax.Array:
+            params = replace_latent_weights(variables["params"], names, latents)
+            logits: Any = trained.network.apply(
+                {**variables, "params": params}, images, train=False
+            )
+            return cross_entropy(logits, labels).mean()
+
+        latents = latent_weights(variables["params"], names)
         vectors = tuple(
             jax.random.rademacher(k, w.shape, w.dtype)
-            for k, w in zip(keys, trained.latents, strict=True)
+            for k, w in zip(jax.random.split(key, len(names)), latents, strict=True)
         )
         # Reverse over reverse: the straight-through sign has no forward derivative.
-        products = jax.grad(inner)(trained.latents, vectors)
+        _, times_hessian = jax.vjp(jax.grad(loss), latents)
+        (products,) = times_hessian(vectors)
         return jnp.stack([jnp.vdot(v, p) for v, p in zip(vectors, products, strict=True)])
 
-    drawn = np.stack([np.asarray(sample(k)) for k in jax.random.split(key, samples)])
+    keys = jax.random.split(key, samples)
+    drawn = np.asarray(jnp.stack([sample(variables, images, labels, k) for k in keys]))
     errors = drawn.std(axis=0, ddof=1) / np.sqrt(samples)
     return drawn.mean(axis=0).tolist(), errors.tolist()
 

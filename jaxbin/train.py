@@ -18,14 +18,16 @@ import numpy as np
 
 from jaxbin import data
 from jaxbin.binarization.layers import latent_weights
+from jaxbin.common import checks
 from jaxbin.common.errors import UserError
 from jaxbin.config import Config
 from jaxbin.engine import processes
 from jaxbin.engine.devices import Alone, Layout
-from jaxbin.engine.plan import plan_epoch
-from jaxbin.engine.program import Program, check_devices, initial_state, matmul_precision
+from jaxbin.engine.plan import Plan, binary_at_end, plan_epoch
+from jaxbin.engine.program import Program, check_devices, initial_state
 from jaxbin.engine.step import NEVER, TrainState
 from jaxbin.engine.stopping import Requests
+from jaxbin.networks.precision import matmul_precision_of
 from jaxbin.runs import finished, lines, records, run_directory, terminal, weights
 from jaxbin.runs.configuration import as_run, read_configuration
 from jaxbin.runs.opening import open_shared_run, sound_checkpoints, state_from_first
@@ -93,10 +95,14 @@ def train(
 
     Returns:
       What `summary.json` of each holds, or why a member failed; the others are not affected.
+
+    Raises:
+      UserError: a batch is larger than the training split, or a run directory is another run's.
+      Stopped: a request to stop came; the state is saved.
     """
     first = members[0][0]
     with contextlib.ExitStack() as stack:
-        stack.enter_context(jax.default_matmul_precision(matmul_precision(first)))
+        stack.enter_context(jax.default_matmul_precision(matmul_precision_of(first.precision)))
 
         def claim() -> None:
             for config, workdir in members:
@@ -118,7 +124,7 @@ def train(
         stack.enter_context(requests.deferred())
         _loop(opened, program, watch)
         with requests.saving():
-            return [run.end(len(program.traces)) for run in opened]
+            return [run.end(program.traces) for run in opened]
 
 
 def _loop(runs: Sequence[Run], program: Program, watch: Watch) -> None:
@@ -144,11 +150,12 @@ def _loop(runs: Sequence[Run], program: Program, watch: Watch) -> None:
         with watch.saving():
             for index, run in enumerate(runs):
                 if run.goes_on:
-                    _record(run, program, state, index, epoch, evaluated[index] | timing)
+                    results = evaluated[index] | timing
+                    _record(run, program, state, index, epoch, plans[index], results)
             if any(run.goes_on for run in runs):
                 for run in runs:
                     if not run.goes_on:
-                        run.end(len(program.traces))  # whatever becomes of the others
+                        run.end(program.traces)  # whatever becomes of the others
         if not isinstance(program.layout, Alone):
             logger.info(terminal.population_line(runs[0].config, [run.lines for run in runs]))
         epoch, step = epoch + 1, 0
@@ -160,11 +167,11 @@ def _record(
     state: TrainState,
     index: int,
     epoch: int,
+    plan: Plan,
     results: dict[str, float],
 ) -> None:
     """One member's line of an epoch, and its state if it has to be saved."""
     config = run.config
-    plan = plan_epoch(config, epoch, program.steps)
     measured = program.fetch_measured(state, index)
     fetch = functools.cache(lambda: program.fetch(state, index))
     sizes = [latent.size for latent in latent_weights(state.params, config.layer_names)]
@@ -222,7 +229,7 @@ def _evaluate_run(config: Config, workdir: Path, dataset: data.Dataset) -> dict[
     normalized = dataclasses.replace(dataset.spec, mean=trained.mean, std=trained.std)
     dataset = dataclasses.replace(dataset, spec=normalized)
     parts = ("params", "batch_stats", "binarization")
-    with jax.default_matmul_precision(matmul_precision(config)):
+    with jax.default_matmul_precision(matmul_precision_of(config.precision)):
         program = Program(config, dataset, Alone())
         initial = program.initial_state(config)
         state = state_from_first(initial, lambda: weights.of_run(workdir, initial, logger, parts))
@@ -237,18 +244,18 @@ def ended(config: Config, workdir: Path) -> dict[str, Any] | None:
     if not path.exists() or config.evaluate_only:
         return None
     summary = finished.read_summary(workdir)
-    finished.check_fields(summary, str(path), {"stopped_early": finished.truth})
-    finished.check_fields(summary["last"], f"{path}, 'last'", {"binary_layers": finished.numbers})
+    checks.check_fields(summary, str(path), {"stopped_early": checks.TRUTH})
+    checks.check_fields(summary["last"], f"{path}, 'last'", {"binary_layers": checks.NUMBERS})
     if summary["stopped_early"]:
-        last = plan_epoch(config, config.run_epochs - 1, 1)
         longer = run_directory.waits_longer(read_configuration(workdir), config)
-        return None if longer or summary["last"]["binary_layers"] != last.binary_layers else summary
+        partly = summary["last"]["binary_layers"] != binary_at_end(config)
+        return None if longer or partly else summary
     return summary if summary["epochs"] >= config.run_epochs else None
 
 
 def _compile_initialization(config: Config) -> None:
     """What needs no images and takes a second; `Program.initial_state` finds it compiled."""
-    with jax.default_matmul_precision(matmul_precision(config)):
+    with jax.default_matmul_precision(matmul_precision_of(config.precision)):
         initial_state(config, config.build_network(Alone().axis_name))
 
 

@@ -133,9 +133,9 @@ def test_a_run_that_records_no_dataset_is_refused(tmp_path: Path, folder: Path):
     content = json.loads(path.read_text(encoding="utf-8"))
     del content["dataset_spec"]
     path.write_text(json.dumps(content), encoding="utf-8")
-    with pytest.raises(UserError, match="is no configuration of a run: dataset_spec=None"):
+    with pytest.raises(UserError, match="is no configuration of a run: dataset_spec is None"):
         freeze.freeze(tmp_path / "run", "last")
-    assert "dataset_spec=None" in refused(tmp_path / "run", folder, epochs=2)
+    assert "dataset_spec is None" in refused(tmp_path / "run", folder, epochs=2)
 
 
 def test_larger_than_memory(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch):

@@ -29,5 +29,10 @@ def one_line(error: BaseException) -> str:
 
     Only its first line, and nothing that a terminal would obey.
     """
-    line = next(iter(str(error).split("\n")), "").strip() or type(error).__name__
+    line = str(error).split("\n")[0].strip() or type(error).__name__
     return "".join(c if c.isprintable() else "?" for c in line[:300])
+
+
+def kind_and_line(error: BaseException) -> str:
+    """The type of an exception of another library, and what it says, as `one_line`."""
+    return f"{type(error).__name__}: {one_line(error)}"

@@ -1,14 +1,10 @@
 """Fields of a configuration: a default, an explanation, and what is accepted."""
 
 import dataclasses
-import difflib
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-
-from jaxbin.common.errors import UserError, shown
 
 _MOST = 10**9
 _LARGEST = float(np.finfo(np.float32).max)
@@ -54,43 +50,4 @@ def epochs(default: tuple[int, ...], help_text: str) -> Any:
         help_text,
         accepted,
         lambda value: all(b > a for a, b in zip((0, *value), value, strict=False)),
-    )
-
-
-def check_name(name: str, described: Mapping[str, dataclasses.Field[Any]]) -> None:
-    """Raise a UserError that suggests the nearest field, if `name` is none of them."""
-    if name not in described:
-        near = difflib.get_close_matches(name, described, n=1)
-        hint = f"did you mean {near[0]}?" if near else "--help lists the fields"
-        raise UserError(f"config.{name} is unknown; {hint}")
-
-
-def check_value(described: dataclasses.Field[Any], value: Any) -> Any:
-    """`value` as the field holds it, lists as tuples and whole numbers as floats.
-
-    Raises:
-      UserError: the field does not accept it.
-    """
-    kind = type(described.default)
-    if kind is tuple and isinstance(value, (list, tuple)):
-        value = tuple(value)
-        right_type = all(type(item) is int for item in value)
-    else:
-        if kind is float and type(value) is int and abs(value) <= sys.float_info.max:
-            value = float(value)
-        right_type = type(value) is kind
-    kinds = {"bool": "True or False", "str": "text"}
-    accepted = described.metadata["accepted"] or kinds[kind.__name__]
-    check = described.metadata["check"]
-    if not right_type or (check is not None and not check(value)):
-        name = described.name
-        raise UserError(f"{name}={shown(value)} is not accepted; accepted: {accepted}")
-    return value
-
-
-def describe(described: Mapping[str, dataclasses.Field[Any]]) -> str:
-    """Every field with its default and explanation, a line each."""
-    return "\n".join(
-        f"  --config.{name}={one.default!r}: {one.metadata['help']}"
-        for name, one in described.items()
     )

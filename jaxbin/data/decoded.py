@@ -7,7 +7,6 @@ the dataset is decoded again.
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,10 +46,9 @@ def decoded_split(directory: Path, split: str, spec: DatasetSpec) -> Decoded:
 
     records = stored.read_records(directory, split, spec)
     order = np.arange(len(records.labels))
-    images, labels = stored.decode(records, order, spec).images, records.labels
     if spec.name == "cifar10" and split == "train":
         order = stored.stored_positions(records)
-    decoded = Decoded(images, labels, order)
+    decoded = Decoded(stored.decode(records, spec), records.labels, order)
     if path:
         kept.write(path, {name: getattr(decoded, name) for name in _ARRAYS})
     return decoded
@@ -67,10 +65,7 @@ def _path(directory: Path, split: str, spec: DatasetSpec) -> Path | None:
     if home is None:
         return None
     try:
-        files = sorted(
-            (entry.name, entry.stat().st_size, entry.stat().st_mtime_ns)
-            for entry in os.scandir(directory)
-        )
+        files = kept.listing(directory)
     except OSError:
         return None
     # OpenCV's version, because decoders of JPEG files differ in the last bit.

@@ -11,6 +11,7 @@ from functools import cache
 import numpy as np
 from PIL import Image
 
+from jaxbin.common.errors import kind_and_line
 from jaxbin.data.specs import DataError
 
 DRAWS = 23
@@ -134,7 +135,7 @@ def _size(encoded: bytes, source: str) -> tuple[int, int]:
         with Image.open(io.BytesIO(encoded), formats=("JPEG", "PNG")) as image:
             return image.size
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{source} is damaged: {type(error).__name__}: {error}") from None
+        raise DataError(f"{source} is damaged: {kind_and_line(error)}") from None
 
 
 def _decode(encoded: bytes, shrink: float, source: str) -> np.ndarray:

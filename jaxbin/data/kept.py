@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,6 +12,18 @@ import safetensors.numpy
 
 from jaxbin.common import files
 from jaxbin.common.errors import UserError
+
+
+def listing(directory: Path) -> list[tuple[str, int, int]]:
+    """Names, sizes and times of change of what lies in a directory, by name.
+
+    Raises:
+      OSError: it cannot be read.
+    """
+    return sorted(
+        (entry.name, entry.stat().st_size, entry.stat().st_mtime_ns)
+        for entry in os.scandir(directory)
+    )
 
 
 def read(path: Path, names: Sequence[str]) -> list[np.ndarray] | None:

@@ -74,9 +74,9 @@ def spec(
     if name == "synthetic":
         return _synthetic_spec(synthetic_shape, synthetic_classes, synthetic_examples)
     if names.scheme(name):
-        from jaxbin.data.own import finding  # and with it Pillow
+        from jaxbin.data.own import finding, found  # and with them Pillow
 
-        return finding.own_spec(name, image_size, data_dir)
+        return found.spec_of(finding.find(name, data_dir), image_size)
     raise DataError(f"unknown dataset {name!r}: known are {ACCEPTED[0]}")
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from jaxbin.common.errors import one_line
+from jaxbin.common.errors import kind_and_line
 from jaxbin.data.images import crop_box
 from jaxbin.data.specs import DataError
 
@@ -30,6 +30,11 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _TEXTS = (b"tEXt", b"zTXt", b"iTXt")
 _KEYWORDS = (b"Raw profile type exif", b"XML:com.adobe.xmp", b"xmp")
 _LONGEST_KEYWORD = 80  # bytes
+
+
+def lies_sideways(image: Image.Image) -> bool:
+    """Whether width and height are exchanged when a picture is turned as its EXIF says."""
+    return image.getexif().get(_ORIENTATION, 1) in _SIDEWAYS
 
 
 def several_frames(image: Image.Image) -> int:
@@ -93,7 +98,7 @@ def looks(file: Path, source: str) -> tuple[int, int, bool]:
             width, height = image.size
             # Pillow decodes a PNG that does not say it before its pixels.
             told = image.format != "PNG" or _has_exif(file)
-            turned = told and image.getexif().get(_ORIENTATION, 1) in _SIDEWAYS
+            turned = told and lies_sideways(image)
             colour = image.mode not in _GRAY_MODES
     except Exception as error:  # Pillow's readers raise whatever a file makes them trip over
         raise damaged(source, error) from None
@@ -183,4 +188,4 @@ def damaged(source: str, error: Exception) -> DataError:
 def _reason(error: Exception) -> str:
     # Pillow names the buffer that it was given, by its address.
     unknown = isinstance(error, UnidentifiedImageError)
-    return type(error).__name__ if unknown else f"{type(error).__name__}: {one_line(error)}"
+    return type(error).__name__ if unknown else kind_and_line(error)

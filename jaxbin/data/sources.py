@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxbin.common.errors import kind_and_line
 from jaxbin.data.specs import DataError
 
 
@@ -120,7 +121,7 @@ def stored_images(directory: Path, split: str) -> StoredImages:
         images.read([0, len(images) - 1])
     # TFDS, protobuf and array_record document no exceptions for damaged or foreign files.
     except Exception as error:
-        raise DataError(f"{where} cannot be read: {type(error).__name__}: {error}") from error
+        raise DataError(f"{where} cannot be read: {kind_and_line(error)}") from error
     if len(images) != info.splits[split].num_examples:
         raise DataError(
             f"{where} holds {len(images)} images, its dataset_info.json says "

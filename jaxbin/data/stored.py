@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
+from jaxbin.common.errors import kind_and_line
 from jaxbin.data import sources
-from jaxbin.data.specs import DataError, DatasetSpec, Split
+from jaxbin.data.specs import DataError, DatasetSpec
 
 _CHUNK_RECORDS = 1000
 _NAMES = ("image", "label", "id")
@@ -45,7 +46,7 @@ def read_records(directory: Path, split: str, spec: DatasetSpec) -> Records:
         examples = _read_examples(directory, split)
     # TFDS, protobuf and array_record document no exceptions for damaged or foreign files.
     except Exception as error:
-        raise DataError(f"{source} cannot be read: {type(error).__name__}: {error}") from error
+        raise DataError(f"{source} cannot be read: {kind_and_line(error)}") from error
     empty = sum(not {"image", "label"} <= example.keys() for example in examples)
     if empty:
         raise DataError(f"{source} is damaged: {empty} of its {len(examples)} records are empty")
@@ -104,8 +105,8 @@ def stored_positions(records: Records) -> np.ndarray:
     return stored
 
 
-def decode(records: Records, positions: np.ndarray, spec: DatasetSpec) -> Split:
-    """Decodes the records at `positions` (stored order), in that order.
+def decode(records: Records, spec: DatasetSpec) -> np.ndarray:
+    """The records' images, uint8 (n, height, width, channels), in stored order.
 
     Raises:
       DataError: an image is damaged or of another shape than the spec's.
@@ -114,19 +115,19 @@ def decode(records: Records, positions: np.ndarray, spec: DatasetSpec) -> Split:
 
     *size, channels = spec.image_shape
     shape = (*size, 3) if channels == 3 else tuple(size)
-    images = np.empty((len(positions), *shape), np.uint8)
-    for index, position in enumerate(positions):
-        buffer = np.frombuffer(records.encoded[position], np.uint8)
+    images = np.empty((len(records.encoded), *shape), np.uint8)
+    for index, encoded in enumerate(records.encoded):
+        buffer = np.frombuffer(encoded, np.uint8)
         try:
             pixels = cv2.imdecode(buffer, cv2.IMREAD_UNCHANGED)
         except cv2.error:  # of nothing at all, for one
             pixels = None
         if pixels is None:
-            raise DataError(f"{records.source}: image {position} is damaged")
+            raise DataError(f"{records.source}: image {index} is damaged")
         if pixels.shape != shape or pixels.dtype != np.uint8:
             raise DataError(
                 f"{records.source} holds an image of shape {pixels.shape}, {pixels.dtype},"
                 f" expected {shape}, uint8"
             )
         images[index] = pixels[..., ::-1] if channels == 3 else pixels  # OpenCV's blue is first
-    return Split(images.reshape(-1, *spec.image_shape), records.labels[positions])
+    return images.reshape(-1, *spec.image_shape)

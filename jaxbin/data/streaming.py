@@ -16,7 +16,7 @@ import threading
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from multiprocessing import resource_tracker, util
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 from absl import flags
@@ -139,11 +139,6 @@ def _end_with_parent(worker: int, workers: int) -> None:
         threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
-@runtime_checkable
-class _Closeable(Protocol):
-    def close(self) -> None: ...
-
-
 class Fetched(Iterator[dict[str, np.ndarray]]):
     """The batches of an iterator, which a thread fetches: whoever wants one need not wait for it.
 
@@ -185,8 +180,9 @@ class Fetched(Iterator[dict[str, np.ndarray]]):
             for process in set(multiprocessing.active_children()) - self._others:
                 process.kill()
         self._thread.shutdown()
-        if isinstance(self._iterator, _Closeable):
-            self._iterator.close()
+        close: Any = getattr(self._iterator, "close", None)
+        if close is not None:
+            close()
         self._iterator, self._wanted = iter(()), None  # what holds a batch keeps its memory
         _give_back_memory()
 

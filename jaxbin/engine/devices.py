@@ -1,7 +1,7 @@
 """How runs share the devices: one run spread over all of them, or a population.
 
-`jax.pmap` is named here and nowhere else. The two layouts have the same methods, and the rest of
-the program does not ask which of them it has.
+`jax.pmap` is named here and nowhere else. The two layouts share all methods but `process_rows` and
+`put`, which streamed images need, and which `Alone` alone has.
 """
 
 import dataclasses
@@ -21,7 +21,11 @@ AXIS = "devices"
 
 
 class OneDevice(Protocol):
-    """What one device computes for one run: its trees, what all runs use, the step's number."""
+    """What one device computes for one run, or a dispatch of it.
+
+    `mine` is the run's tree, which the result takes the place of, and `inputs` another tree of the
+    run's; `shared` is the same for all runs, and `index`, int32 (), the number of the step.
+    """
 
     def __call__(self, mine: PyTree, inputs: PyTree, shared: PyTree, index: Any, /) -> PyTree: ...
 

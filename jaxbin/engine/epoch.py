@@ -5,7 +5,8 @@ steps, is where a run is.
 """
 
 import dataclasses
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 import flax.struct
 import jax
@@ -17,20 +18,6 @@ from jaxbin.engine.metrics import Metrics
 from jaxbin.engine.step import NEVER, Measured, TrainState, reset_latents
 
 PyTree = Any
-
-
-class TrainStep(Protocol):
-    """See `jaxbin.engine.step.make_train_step`."""
-
-    def __call__(
-        self,
-        state: TrainState,
-        images: jax.Array,
-        labels: jax.Array,
-        learning_rate: jax.Array,
-        key: jax.Array,
-        /,
-    ) -> tuple[TrainState, Any, jax.Array]: ...
 
 
 @flax.struct.dataclass
@@ -98,7 +85,7 @@ def begin(state: TrainState, binarization: PyTree, layer_names: tuple[str, ...])
 
 
 def train(
-    train_step: TrainStep,
+    train_step: Callable[..., tuple[TrainState, Any, jax.Array]],
     state: TrainState,
     examples: tuple[jax.Array, jax.Array],
     inputs: EpochInputs,
@@ -117,8 +104,7 @@ def train(
       layer_names: names of layers 1..L.
       layout: how runs share the devices.
     """
-    before = state.measured
-    assert isinstance(before, Measured)
+    before: Measured = state.measured
     binarization = write_progress(state.binarization, layer_names, inputs.progress[index])
     state = dataclasses.replace(state, binarization=binarization)
     key = step_key(inputs, index, layout)
@@ -141,8 +127,7 @@ def add(metrics: Any, seen: Any, layout: Layout) -> Any:
 
 def end(state: TrainState, layer_names: tuple[str, ...], latent_reset: bool) -> TrainState:
     """The state after an epoch's last step: flips are counted, latent weights reset if wanted."""
-    before = state.measured
-    assert isinstance(before, Measured)
+    before: Measured = state.measured
     now = _positive(state, layer_names)
     latents = latent_weights(state.params, layer_names)
     # Not a number where the latents are not: the sign of one is a number, and so may the loss be.

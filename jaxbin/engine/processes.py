@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jaxbin.common.errors import UserError, shown
+from jaxbin.common.errors import UserError, one_line, shown
 
 T = TypeVar("T")
 
@@ -51,9 +51,9 @@ def start(
             heartbeat_timeout_seconds=heartbeat_seconds,
         )
     except (ValueError, TypeError, RuntimeError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
-            f"coordinator={coordinator!r}, processes={processes}, process={process}: {reason}"
+            f"coordinator={coordinator!r}, processes={processes}, process={process}: "
+            f"{one_line(error)}"
         ) from None
 
 
@@ -88,10 +88,9 @@ def from_first(function: Callable[[], T]) -> T:
 
 def describe_failure(error: Exception) -> str:
     """What to say if JAX fails in one of several processes."""
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     return (
         f"process {jax.process_index()} of {jax.process_count()} cannot go on, another one has "
-        f"probably died; start all of them again and the run goes on ({reason[:200]})"
+        f"probably died; start all of them again and the run goes on ({one_line(error)})"
     )
 
 

@@ -23,7 +23,6 @@ from jaxbin.engine.metrics import Metrics
 from jaxbin.engine.plan import Plan
 from jaxbin.engine.preprocessing import normalize
 from jaxbin.engine.step import TrainState
-from jaxbin.networks.precision import matmul_precision_of
 
 PyTree = Any
 
@@ -34,7 +33,7 @@ class Program:
     Attributes:
       layout: how runs share the devices.
       steps: training steps in an epoch.
-      traces: one entry for every time the training step was traced.
+      traces: how often the training step was traced.
       network: the network, averaging over the layout's axis.
     """
 
@@ -58,7 +57,7 @@ class Program:
                 f"batch_size={config.batch_size} is more than the {len(dataset.train)} "
                 "training examples"
             )
-        self.traces: list[None] = []
+        self.traces = 0
         self.network = config.build_network(layout.axis_name)
         self._optimizer = step.make_optimizer(*_optimizer_fields(config))
         self._train_step = step.make_train_step(
@@ -86,8 +85,10 @@ class Program:
             lambda state, inputs, shared, index: epoch.end(state, names, reset), donate=True
         )
         # By the number of steps in a dispatch.
-        self._trainings: dict[int, devices.OneDevice] = {}
-        self._evaluations: dict[int, devices.OneDevice] = {}
+        self._training = functools.cache(
+            lambda steps: mapped(_several(self._train, steps), donate=True)
+        )
+        self._evaluation = functools.cache(lambda steps: mapped(_several(self._evaluate, steps)))
 
     def initial_state(self, config: Config) -> TrainState:
         """The state of a run before its first epoch, from its seed."""
@@ -121,10 +122,7 @@ class Program:
 
     def train(self, state: TrainState, inputs: EpochInputs, batch: Batch) -> TrainState:
         """The state after a dispatch's steps; after an epoch's last, also after the epoch's end."""
-        if batch.steps not in self._trainings:
-            several = _several(self._train, batch.steps)
-            self._trainings[batch.steps] = self.layout.mapped(several, donate=True)
-        run = self._trainings[batch.steps]
+        run = self._training(batch.steps)
         state = run(state, inputs, batch.examples, np.int32(batch.first))
         if batch.first + batch.steps == self.steps:
             state = self._end(state, (), (), np.int32(0))
@@ -140,10 +138,7 @@ class Program:
 
     def evaluate(self, metrics: PyTree, state: TrainState, batch: Batch) -> PyTree:
         """Metrics with those of a dispatch's examples added; every example counts once."""
-        if batch.steps not in self._evaluations:
-            several = _several(self._evaluate, batch.steps)
-            self._evaluations[batch.steps] = self.layout.mapped(several)
-        run = self._evaluations[batch.steps]
+        run = self._evaluation(batch.steps)
         return run(metrics, state, batch.examples, np.int32(batch.first))
 
     def fetch(self, tree: PyTree, member: int = 0) -> PyTree:
@@ -152,8 +147,8 @@ class Program:
 
     def fetch_measured(self, state: TrainState, member: int = 0) -> step.Measured:
         """What a member's epoch has measured, without the signs at its beginning."""
-        assert isinstance(state.measured, step.Measured)
-        return self.fetch(dataclasses.replace(state.measured, positive=()), member)
+        measured: step.Measured = state.measured
+        return self.fetch(dataclasses.replace(measured, positive=()), member)
 
     def close(self) -> None:
         """End the processes that make batches."""
@@ -174,7 +169,7 @@ class Program:
         )
 
     def _traced_step(self, *arguments: Any) -> tuple[TrainState, Any, jax.Array]:
-        self.traces.append(None)  # this runs when JAX traces the step, never when it computes
+        self.traces += 1  # this runs when JAX traces the step, never when it computes
         return self._train_step(*arguments)
 
     def _evaluate(self, metrics: Any, state: TrainState, shared: Any, index: Any) -> Any:
@@ -250,11 +245,6 @@ def check_devices(config: Config, layout: Layout) -> None:
             f"precision='tf32' needs a GPU, this is a {jax.default_backend()}; "
             "accepted: float32, bfloat16"
         )
-
-
-def matmul_precision(config: Config) -> str:
-    """What `jax.default_matmul_precision` has to be while a run computes."""
-    return matmul_precision_of(config.precision)
 
 
 def random_keys(seed: int) -> tuple[jax.Array, jax.Array]:

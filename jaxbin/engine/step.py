@@ -62,8 +62,7 @@ class TrainState:
       opt_state: the optimizer's state.
       previous_latents: latent weights of layers 1..L before the latest step, kept only for the
         published latent reset; otherwise empty.
-      measured: what the epoch has measured, see `jaxbin.engine.epoch`; empty for those who only
-        use the step.
+      measured: what the epoch has measured, `Measured`; empty for those who only use the step.
     """
 
     params: PyTree
@@ -71,7 +70,7 @@ class TrainState:
     binarization: PyTree
     opt_state: PyTree
     previous_latents: tuple[jax.Array, ...] = ()
-    measured: Measured | tuple[()] = ()
+    measured: Any = ()
 
 
 def make_optimizer(

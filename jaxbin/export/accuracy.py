@@ -3,37 +3,30 @@
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
 from jaxbin.runs.terminal import aligned
 
 
-class Counts:
-    """Counts of right answers.
+def table(class_names: Sequence[str], labels: Sequence[int], predicted: Sequence[int]) -> str:
+    """A line for each class that has images, and one for all of them.
 
-    Attributes:
+    Args:
       class_names: of the network.
-      right, images: of every class.
+      labels, predicted: the class of each image and the network's answer; one image or more.
     """
+    right = np.asarray(labels)[np.equal(labels, predicted)]
+    counts = [np.bincount(classes, minlength=len(class_names)) for classes in (labels, right)]
+    rows = [
+        _row(name, int(images), int(hits))
+        for name, images, hits in zip(class_names, *counts, strict=True)
+        if images
+    ]
+    rows = [("class", "images", "right", "accuracy"), *rows, _row("all", len(labels), len(right))]
+    share = len(right) / len(labels)
+    error = math.sqrt(share * (1 - share) / len(labels))
+    return f"{aligned(rows)}\naccuracy {share:.2%}, standard error {100 * error:.2f} points"
 
-    def __init__(self, class_names: Sequence[str]):
-        self.class_names = class_names
-        self.right = [0] * len(class_names)
-        self.images = [0] * len(class_names)
 
-    def add(self, label: int, predicted: int) -> None:
-        """Count an image of class `label`."""
-        self.images[label] += 1
-        self.right[label] += label == predicted
-
-    def table(self) -> str:
-        """A line for each class that has images, and one for all of them."""
-        rows = [("class", "images", "right", "accuracy")]
-        rows += [
-            (name, str(images), str(right), f"{right / images:.2%}")
-            for name, images, right in zip(self.class_names, self.images, self.right, strict=True)
-            if images
-        ]
-        images, right = sum(self.images), sum(self.right)
-        share = right / images
-        rows.append(("all", str(images), str(right), f"{share:.2%}"))
-        error = math.sqrt(share * (1 - share) / images)
-        return f"{aligned(rows)}\naccuracy {share:.2%}, standard error {100 * error:.2f} points"
+def _row(name: str, images: int, right: int) -> tuple[str, str, str, str]:
+    return name, str(images), str(right), f"{right / images:.2%}"

@@ -34,7 +34,10 @@ CHANNELS = own.RESERVED
 """Name of the tensor that holds what a layer's outputs have each, `Artifact.rows` says what."""
 
 VARIABLES = "variables/"
-"""What the names of such a network's other tensors begin with, before "COLLECTION/PATH"."""
+"""What names of tensors begin with that a network of one's own has besides its layers' kernels.
+
+After it comes COLLECTION/PATH.
+"""
 
 _FLOATS = (np.dtype(np.float32), np.dtype(np.float16))
 
@@ -78,7 +81,7 @@ class Artifact:
     @property
     def network_label(self) -> str:
         """The network's name, as "resnet20"."""
-        return registry.label(self.network.rpartition(":")[2], self.depth)
+        return registry.label(self.network, self.depth)
 
     def __repr__(self) -> str:
         return f"Artifact({self.network_label}, {len(self.layers)} layers)"  # and not its arrays

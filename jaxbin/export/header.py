@@ -2,12 +2,13 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from jaxbin.common.checks import IMAGES, OBJECT, Check, check_fields, is_printable
 from jaxbin.common.errors import UserError, shown
 from jaxbin.networks.precision import PRECISIONS
 
@@ -22,8 +23,6 @@ UNFOLDED = ("bias", "mean", "var", "scale", "shift")
 
 OWN = ("scale",)
 """Rows of `CHANNELS` of a network of one's own, of which nothing is folded: kernels * scale."""
-
-"""What `Artifact.precision` can be."""
 
 METADATA = "jaxbin"
 """The key of the file's metadata that holds the header."""
@@ -63,13 +62,9 @@ def check_network(path: Path, header: Mapping[str, Any], network: Any) -> None:
         raise UserError(f"{path} is of {shown(header.get('network'))}, which takes no network=")
 
 
-def check_values(header: Mapping[str, Any]) -> None:
-    """Raise a ValueError that names what is missing or not accepted."""
-    for name, (accepted, fits) in _ACCEPTED.items():
-        if name not in header:
-            raise ValueError(f"its header has no {name!r}")
-        if not fits(header[name]):
-            raise ValueError(f"{name}={shown(header[name])}; accepted: {accepted}")
+def check_values(header: Any) -> None:
+    """Raise a UserError that names what is missing or not accepted."""
+    check_fields(header, "its header", _ACCEPTED)
 
 
 def checksum(header: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> str:
@@ -86,43 +81,15 @@ def compact(content: Any) -> str:
     return json.dumps(content, separators=(",", ":"), allow_nan=False)
 
 
-def _is_list(value: Any, fits: Callable[[Any], bool]) -> bool:
-    return isinstance(value, list) and len(value) > 0 and all(map(fits, value))
-
-
-def _is_number(value: Any, least: float) -> bool:
-    return type(value) in (int, float) and least <= value <= _LARGEST
-
-
-_LARGEST = 1e6
-
-# What is believed of a header, in words and as a test; the tensors are checked against it.
-_ACCEPTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "network": ("printable text", lambda value: isinstance(value, str) and value.isprintable()),
-    "depth": ("a whole number", lambda value: type(value) is int),
-    "image_shape": (
-        "three whole numbers from 1 to 4096",
-        lambda value: (
-            _is_list(value, lambda size: type(size) is int and 1 <= size <= 4096)
-            and len(value) == 3
-        ),
-    ),
-    "class_names": (
-        "a list of printable texts",
-        lambda value: _is_list(value, lambda name: isinstance(name, str) and name.isprintable()),
-    ),
-    "mean": (
-        f"numbers from -{_LARGEST:g} to {_LARGEST:g}",
-        lambda value: _is_list(value, lambda mean: _is_number(mean, -_LARGEST)),
-    ),
-    "std": (
-        f"numbers from {1 / _LARGEST:g} to {_LARGEST:g}",
-        lambda value: _is_list(value, lambda std: _is_number(std, 1 / _LARGEST)),
-    ),
-    "precision": (", ".join(PRECISIONS), lambda value: value in PRECISIONS),
-    "rows": (
+# What is believed of a header; the tensors are checked against it.
+_ACCEPTED = {
+    "network": Check("printable text", is_printable),
+    "depth": Check("a whole number", lambda value: type(value) is int),
+    **IMAGES,
+    "precision": Check(", ".join(PRECISIONS), lambda value: value in PRECISIONS),
+    "rows": Check(
         f"{list(FOLDED)}, {list(UNFOLDED)} or {list(OWN)}",
         lambda value: value in (list(FOLDED), list(UNFOLDED), list(OWN)),
     ),
-    "training": ("an object", lambda value: isinstance(value, dict)),
+    "training": OBJECT,
 }

@@ -85,8 +85,7 @@ def _reason(error: Exception) -> str:
 
 
 def _check_size(name: str, image: Image.Image, size: tuple[int, int]) -> None:
-    sideways = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-    found = image.size[::-1] if sideways else image.size
+    found = image.size[::-1] if pictures.lies_sideways(image) else image.size
     if found != size:
         width, height = size
         raise UserError(

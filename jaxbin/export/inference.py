@@ -63,23 +63,19 @@ class Model:
     """A network with its weights on the device, binary ones packed.
 
     Attributes:
-      artifact: what the file holds.
-      kernels: of every layer, on the device, as the artifact has them.
-      channels: likewise.
+      artifact: what the file holds, its arrays on the device.
       compute: compiled `(kernels, channels, images) -> (logits, probabilities)`.
       unpack: compiled `kernels -> kernels`, binary ones as float32.
     """
 
     artifact: Artifact
-    kernels: Mapping[str, jax.Array]
-    channels: jax.Array
     compute: Callable[..., tuple[jax.Array, jax.Array]]
     unpack: Callable[..., Mapping[str, jax.Array]]
 
     def __repr__(self) -> str:
         artifact = self.artifact
         shape = "x".join(map(str, artifact.image_shape))
-        binary = sum(self.kernels[name].dtype == jnp.uint8 for name in artifact.layers)
+        binary = sum(artifact.kernels[name].dtype == jnp.uint8 for name in artifact.layers)
         return (
             f"Model({artifact.network_label}, images {shape}, {len(artifact.class_names)} classes, "
             f"{binary} of {len(artifact.layers)} layers binary)"
@@ -98,7 +94,9 @@ class Model:
         images = _checked_images(images, self.artifact.image_shape)
         starts = range(0, len(images), BATCH_SIZE)
         # Unpacked once, rather than in each of many batches; float32 only as long as this takes.
-        kernels = self.unpack(self.kernels) if len(starts) > 1 else self.kernels
+        kernels: Mapping[str, Any] = self.artifact.kernels
+        if len(starts) > 1:
+            kernels = self.unpack(kernels)
         parts: list[tuple[np.ndarray, np.ndarray]] = []
         computing: collections.deque[tuple[int, Any]] = collections.deque()
         for start in starts:
@@ -119,7 +117,7 @@ class Model:
         n = len(images)
         size = 1 << (n - 1).bit_length()
         padded = np.concatenate([images, np.zeros((size - n, *images.shape[1:]), np.uint8)])
-        return self.compute(kernels, self.channels, padded)
+        return self.compute(kernels, self.artifact.channels, padded)
 
 
 def _fetch(n: int, results: tuple[jax.Array, jax.Array]) -> tuple[np.ndarray, np.ndarray]:
@@ -245,7 +243,7 @@ def make_model(artifact: Artifact) -> Model:
     channels = jnp.asarray(artifact.channels)
     # The device's arrays only, not a second copy of the weights.
     held = dataclasses.replace(artifact, kernels=kernels, channels=channels)
-    return Model(held, kernels, channels, jax.jit(compute), jax.jit(make_unpack(artifact)))
+    return Model(held, jax.jit(compute), jax.jit(make_unpack(artifact)))
 
 
 def _checked_images(images: Any, image_shape: tuple[int, int, int]) -> np.ndarray:

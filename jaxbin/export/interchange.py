@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxbin.binarization import convolution_forms
-from jaxbin.common.errors import UserError, one_line
+from jaxbin.common.errors import UserError, kind_and_line
 from jaxbin.export.artifact import Artifact
 from jaxbin.export.packed import make_forward
 
@@ -54,7 +54,7 @@ def to_onnx(artifact: Artifact) -> bytes:
     except Exception as error:  # jax2onnx raises whatever it trips over
         raise UserError(
             f"{artifact.network_label} cannot be written as ONNX: jax2onnx: "
-            f"{type(error).__name__}: {one_line(error)}; accepted: .jaxbin, and .stablehlo unless "
+            f"{kind_and_line(error)}; accepted: .jaxbin, and .stablehlo unless "
             "the network has to know how many images there are"
         ) from None
     # Some of the intermediate shapes it notes are those of another layout, which onnxruntime warns
@@ -82,7 +82,7 @@ def to_stablehlo(artifact: Artifact) -> bytes:
     except Exception as error:  # a network raises whatever it trips over
         raise UserError(
             f"{artifact.network_label} cannot be written for any number of images: "
-            f"{type(error).__name__}: {one_line(error)}; accepted: .jaxbin, or a network that "
+            f"{kind_and_line(error)}; accepted: .jaxbin, or a network that "
             "takes x.shape[0] where it takes len(x), and names the axes that it squeezes"
         ) from None
     finally:

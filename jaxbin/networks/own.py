@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxbin.binarization.layers import BINARIZATION
 from jaxbin.binarization.methods import Rules
 from jaxbin.binarization.wrapped import Binarizable, binarizable, streams
-from jaxbin.common.errors import UserError, one_line, shown
+from jaxbin.common.errors import UserError, kind_and_line, shown
 
 RESERVED = "channels"
 """No layer's name: artifacts call something else so."""
@@ -221,5 +221,5 @@ def _tried(reference: str, problem: str, action: Callable[[], Any]) -> Any:
     except UserError as error:
         raise UserError(f"network={shown(reference)}: {error}") from None
     except Exception as error:
-        what = f"{type(error).__name__}: {one_line(error)}"
+        what = kind_and_line(error)
         raise UserError(f"network={shown(reference)} {problem}: {what}") from None

@@ -44,8 +44,8 @@ def check(name: str, depth: int) -> None:
 
 
 def label(name: str, depth: int = 0) -> str:
-    """The name a person would use: "resnet20" for ("resnet", 20), else `name`."""
-    return f"{name}{depth}" if depth else name
+    """What a person would call it: "resnet20" for ("resnet", 20), "Name" for "module:Name"."""
+    return f"{name.rpartition(':')[2]}{depth or ''}"
 
 
 def build(

@@ -86,7 +86,10 @@ class ResNet(nn.Module):
             for block in range(1, (self.depth - 2) // 6 + 1):
                 strides = 2 if stage > 1 and block == 1 else 1
                 x = BasicBlock(
-                    *(features, strides, self.axis_name, self.dtype),
+                    features=features,
+                    strides=strides,
+                    axis_name=self.axis_name,
+                    dtype=self.dtype,
                     rules=self.rules,
                     name=f"stage{stage}_block{block}",
                 )(x, train)
@@ -113,7 +116,9 @@ class ResNet21(nn.Module):
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
         """Images (batch, height, width, channels) to logits (batch, classes)."""
         stem = Conv(
-            *(self.width, (7, 7), 2),
+            self.width,
+            kernel_size=(7, 7),
+            strides=2,
             use_bias=False,
             dtype=self.dtype,
             kernel_init=he_fan_out,

@@ -38,6 +38,11 @@ class VGG(nn.Module):
                 x = nn.relu(norm(name=f"stage{stage}_norm{number}")(x))
             x = max_pool(x)
         classifier = MLP(
-            *((256, 256), self.classes, self.axis_name, self.dtype, self.rules), name="classifier"
+            hidden=(256, 256),
+            classes=self.classes,
+            axis_name=self.axis_name,
+            dtype=self.dtype,
+            rules=self.rules,
+            name="classifier",
         )
         return classifier(x, train)

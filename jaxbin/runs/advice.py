@@ -3,7 +3,7 @@
 import jax
 
 from jaxbin.config import Config
-from jaxbin.engine.plan import plan_epoch
+from jaxbin.engine.plan import binary_at_end
 
 
 def before(config: Config) -> list[str]:
@@ -14,7 +14,7 @@ def before(config: Config) -> list[str]:
 def partly_binary(config: Config) -> str:
     """Says that an iterative run is over before every layer is binary; "" if it is not."""
     due = len(config.layer_names) - len(config.float_layer_numbers)
-    binary = len(plan_epoch(config, config.run_epochs - 1, 1).binary_layers)
+    binary = len(binary_at_end(config))
     if config.method != "iterative" or binary == due:
         return ""
     last_turn = config.float_epochs + (due - 1) * config.epochs_per_layer

@@ -19,7 +19,7 @@ from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from jaxbin.common import files
-from jaxbin.common.errors import UserError
+from jaxbin.common.errors import UserError, one_line
 from jaxbin.runs.checksums import CHECKSUMS, damage, sound, write_checksums
 
 PyTree = Any
@@ -269,11 +269,8 @@ def restore_newest(
 
 def _first_line(error: Exception) -> str:
     """What an error says, without where in Orbax's storage it happened if the system said why."""
-    if not str(error):
-        return type(error).__name__
-    line = str(error).splitlines()[0]
-    of_system = re.search(r"([^:]+) \[os_error_code", line)
-    return of_system[1].strip() if of_system else line[:200]
+    of_system = re.search(r"([^:\n]+) \[os_error_code", str(error))
+    return of_system[1].strip() if of_system else one_line(error)
 
 
 def _score(metrics: Any) -> float:

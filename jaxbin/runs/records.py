@@ -12,9 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxbin.common import files
+from jaxbin.common import checks, files
 from jaxbin.common.errors import UserError
-from jaxbin.runs import finished
 
 if TYPE_CHECKING:
     from tensorboardX import SummaryWriter
@@ -26,12 +25,13 @@ def best_epoch(lines: list[dict[str, Any]], metric: str) -> dict[str, Any]:
     An epoch with fewer binary layers is another, larger network, and no better result however
     accurate it is.
     """
-    return max(lines, key=lambda line: (score(line, metric), -line["epoch"]))
+    return max(lines, key=lambda line: score(line, metric))
 
 
 def score(line: Mapping[str, Any], metric: str) -> float:
     """One number that orders epochs as `best_epoch` does."""
-    return 2.0 * len(line["binary_layers"]) + line[metric]
+    # Of equal ones Orbax keeps the last. Accuracies count examples, 1e-9 is none.
+    return 2.0 * len(line["binary_layers"]) + line[metric] - 1e-9 * line["epoch"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,9 +114,9 @@ def open_records(workdir: Path, metric: str, epochs: int, step: int) -> Records:
     evaluated = [epochs] if step or not epochs else [epochs, epochs - 1]
     if numbers not in [list(range(count)) for count in evaluated]:
         raise UserError(f"{path} does not hold the {epochs} epochs that were saved")
-    accepted = {"step": finished.whole, "binary_layers": finished.numbers, metric: finished.number}
+    accepted = {"step": checks.WHOLE, "binary_layers": checks.NUMBERS, metric: checks.NUMBER}
     for count, line in enumerate(lines, start=1):
-        finished.check_fields(line, f"{path}, line {count}", accepted)
+        checks.check_fields(line, f"{path}, line {count}", accepted)
     files.write_bytes(path, b"".join(line + b"\n" for line in kept))
     return Records(workdir, lines, written=True, first=len(lines))
 

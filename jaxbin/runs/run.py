@@ -13,7 +13,7 @@ from jaxbin.binarization.layers import latent_weights
 from jaxbin.common import files
 from jaxbin.common.errors import UserError
 from jaxbin.config import Config
-from jaxbin.engine.plan import plan_epoch
+from jaxbin.engine.plan import binary_at_end
 from jaxbin.engine.step import NEVER, TrainState
 from jaxbin.runs import records, terminal
 from jaxbin.runs.checkpoints import Checkpoints
@@ -77,8 +77,7 @@ class Run:
         lines, config = self.lines, self.config
         if not config.patience or self.best is None:
             return False
-        last = plan_epoch(config, config.run_epochs - 1, 1)
-        if lines[-1]["binary_layers"] != last.binary_layers:
+        if lines[-1]["binary_layers"] != binary_at_end(config):
             return False
         return lines[-1]["epoch"] - self.best["epoch"] >= config.patience
 
@@ -125,8 +124,7 @@ class Run:
             self.records.add_latents(epoch, names, latent_weights(fetch_state().params, names))
 
     def _score(self, line: dict[str, Any]) -> float:
-        # Orbax keeps the last of equal ones. Accuracies count examples, 1e-9 is none.
-        return records.score(line, self.config.metric) - 1e-9 * line["epoch"]
+        return records.score(line, self.config.metric)
 
     def fail(self, epoch: int, step: int, state: TrainState) -> None:
         """Give up: the loss of an epoch is not finite, or the latent weights are not.

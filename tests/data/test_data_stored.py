@@ -124,14 +124,14 @@ def _huge() -> bytes:
 def test_a_damaged_image_is_named(damaged: bytes) -> None:
     sound = _png(np.zeros((28, 28), np.uint8))
     records = stored.Records([sound, damaged], np.zeros(2, np.int32), (), "mnist (test)")
-    message = refused(lambda: stored.decode(records, np.arange(2), MNIST))
+    message = refused(lambda: stored.decode(records, MNIST))
     assert message == "mnist (test): image 1 is damaged"
 
 
 def test_images_of_16_bits_are_refused() -> None:
     encoded = _png(np.zeros((28, 28), np.uint16))
     records = stored.Records([encoded], np.zeros(1, np.int32), (), "mnist (test)")
-    message = refused(lambda: stored.decode(records, np.arange(1), MNIST))
+    message = refused(lambda: stored.decode(records, MNIST))
     assert message.endswith("an image of shape (28, 28), uint16, expected (28, 28), uint8")
 
 

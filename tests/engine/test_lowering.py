@@ -21,9 +21,10 @@ from jaxbin.engine import program as programs
 from jaxbin.engine.devices import Alone, Population
 from jaxbin.engine.epoch import EpochInputs
 from jaxbin.engine.plan import plan_epoch
-from jaxbin.engine.program import Program, matmul_precision
+from jaxbin.engine.program import Program
 from jaxbin.export import freeze, inference
 from jaxbin.networks import registry
+from jaxbin.networks.precision import matmul_precision_of
 
 PyTree = Any
 
@@ -99,7 +100,7 @@ def build(
             **{"batch_size": BATCH, "eval_batch_size": BATCH, "latent_reset": True, **fields},
         )
     )
-    jax.config.update("jax_default_matmul_precision", matmul_precision(parsed))
+    jax.config.update("jax_default_matmul_precision", matmul_precision_of(parsed.precision))
     dataset = data.load(parsed.dataset_spec, stage="validation", data_dir="")
     program = Program(parsed, dataset, Population(members) if members else Alone())
     with pytest.MonkeyPatch.context() as patch:
@@ -184,7 +185,7 @@ def test_packed_inference(network: str, monkeypatch: pytest.MonkeyPatch):
     model = inference.make_model(frozen)
     for batch in (1, BATCH):
         pixels = jax.ShapeDtypeStruct((batch, *spec.image_shape), jnp.uint8)
-        program, _ = lower(model.compute, model.kernels, model.channels, pixels)
+        program, _ = lower(model.compute, model.artifact.kernels, model.artifact.channels, pixels)
         check(program, network, 1, "float32")
         assert "stablehlo.popcnt" not in program
 

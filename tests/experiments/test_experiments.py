@@ -19,6 +19,7 @@ from experiments import costs, declarations, execution, measure, progress, run, 
 from experiments.declarations import Choices
 from jaxbin import config
 from jaxbin.common.errors import UserError
+from jaxbin.runs import records
 
 ROOT = Path(__file__).parents[2]
 PYTHON = sys.executable
@@ -363,7 +364,7 @@ def test_nothing_is_measured_for_no_guided_run(capsys: pytest.CaptureFixture[str
 
 def test_damaged_records_are_a_line(tmp_path: Path):
     (tmp_path / "metrics.jsonl").write_bytes(b"\xff\xfe\n{}\n")
-    assert execution.epochs_done(tmp_path) == 2
+    assert records.epochs_recorded(tmp_path) == 2
     assert not execution.has_ended(tmp_path)
     (tmp_path / "summary.json").touch()
     assert "summary.json cannot be read" in refused(lambda: execution.has_ended(tmp_path))

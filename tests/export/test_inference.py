@@ -63,13 +63,13 @@ def model() -> inference.Model:
 
 
 def test_weights_stay_packed(model: inference.Model):
-    arrays = [*model.kernels.values(), model.channels]
+    arrays = [*model.artifact.kernels.values(), model.artifact.channels]
     assert all(isinstance(array, jax.Array) for array in arrays)
     assert sum(array.nbytes for array in arrays) == 33_330 + 3_280
-    assert all(array.dtype == np.uint8 for array in model.kernels.values())
+    assert all(array.dtype == np.uint8 for array in model.artifact.kernels.values())
     # The compiled function must not hold what it unpacks either.
     images = np.zeros((256, 28, 28, 1), np.uint8)
-    lowered: Any = model.compute.lower(model.kernels, model.channels, images)  # pyright: ignore
+    lowered: Any = model.compute.lower(model.artifact.kernels, model.artifact.channels, images)  # pyright: ignore
     assert len(lowered.as_text()) < 100_000
 
 

@@ -1,8 +1,8 @@
 """Finds a dataset of the user's own by its name."""
 
 from jaxbin.data.own import folder, names, npz, prepared
-from jaxbin.data.own.found import Found, spec_of
-from jaxbin.data.specs import DataError, DatasetSpec
+from jaxbin.data.own.found import Found
+from jaxbin.data.specs import DataError
 
 
 def find(name: str, data_dir: str) -> Found:
@@ -22,12 +22,3 @@ def find(name: str, data_dir: str) -> Found:
         raise DataError(
             f"dataset={name!r}: {where} cannot be read: {error.strerror or error}"
         ) from None
-
-
-def own_spec(name: str, image_size: int, data_dir: str) -> DatasetSpec:
-    """What is known of it before it is loaded: `mean` and `std` are empty.
-
-    Raises:
-      DataError: as `find`, or its images have not the sizes that they should.
-    """
-    return spec_of(find(name, data_dir), image_size)

@@ -6,15 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from jaxbin.common.errors import UserError, one_line
+from jaxbin.common.checks import LARGEST_SIDE, MOST_CLASSES
+from jaxbin.common.errors import UserError, kind_and_line
 from jaxbin.data.specs import DataError, DatasetSpec, Source
 from jaxbin.data.splits import constant_permutation
 
 SPLITS = ("train", "validation", "test")
-
-MOST_CLASSES = 100_000
-
-_LARGEST_SIDE = 4096
 
 # Of the training images, where a split is not given.
 _HELD_OUT = 10
@@ -56,7 +53,7 @@ class Chosen:
         except UserError:
             raise
         except Exception as error:
-            reason = f"{type(error).__name__}: {one_line(error)}"
+            reason = kind_and_line(error)
             raise DataError(
                 f"{self.source.describe(position)} is damaged or cannot be read: {reason}"
             ) from None
@@ -162,11 +159,11 @@ def spec_of(found: Found, image_size: int) -> DatasetSpec:
             f"{found.unlike}; accepted: the side, in pixels, that they are scaled to"
         )
     shape = (*size, found.channels)
-    if not 1 <= min(shape) <= max(shape) <= _LARGEST_SIDE:
+    if not 1 <= min(shape) <= max(shape) <= LARGEST_SIDE:
         shown = "x".join(map(str, shape))
         raise DataError(
             f"dataset={found.name!r} has images of {shown}; accepted: sides of 1 to "
-            f"{_LARGEST_SIDE}" + (", or image_size=SIDE" if found.scalable else "")
+            f"{LARGEST_SIDE}" + (", or image_size=SIDE" if found.scalable else "")
         )
     return DatasetSpec(
         name=found.name,

@@ -12,12 +12,13 @@ from typing import IO
 
 import numpy as np
 
-from jaxbin.common.errors import one_line
+from jaxbin.common.checks import MOST_CLASSES
+from jaxbin.common.errors import kind_and_line
 from jaxbin.common.files import expanded
 from jaxbin.data import specs
 from jaxbin.data.own import names
 from jaxbin.data.own.arrays import evaluation_array, training_array
-from jaxbin.data.own.found import MOST_CLASSES, Found, check_classes, divided
+from jaxbin.data.own.found import Found, check_classes, divided
 from jaxbin.data.specs import DataError, Source
 
 _PREFIXES = {"train": "", "validation": "validation_", "test": "test_"}
@@ -284,6 +285,5 @@ def _mapped(member: Member) -> np.ndarray:
 
 def _damaged(name: str, error: Exception) -> DataError:
     return DataError(
-        f"dataset={name!r} is damaged, or no file of numpy.savez: {type(error).__name__}: "
-        f"{one_line(error)}"
+        f"dataset={name!r} is damaged, or no file of numpy.savez: {kind_and_line(error)}"
     )

@@ -2,13 +2,13 @@
 
 import hashlib
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any
 
-from jaxbin.common.errors import one_line
+from jaxbin.common.errors import kind_and_line
 from jaxbin.common.files import expanded
+from jaxbin.data import kept
 from jaxbin.data.own import names
 from jaxbin.data.own.found import SPLITS, Found, check_classes, divided
 from jaxbin.data.pictures import evaluation_picture, training_picture
@@ -43,10 +43,7 @@ def find_prepared(name: str, data_dir: str) -> Found:
     given: dict[str, Source] = {
         split: stored_images(directory, split) for split in SPLITS if split in info.splits
     }
-    files = sorted(
-        (entry.name, entry.stat().st_size, entry.stat().st_mtime_ns)
-        for entry in os.scandir(directory)
-    )
+    files = kept.listing(directory)
     content = json.dumps([str(directory.absolute()), files])
     shards = [(file, size) for file, size, _ in files if ".array_record" in file]
     return Found(
@@ -93,7 +90,7 @@ def _described(name: str, directory: Path) -> Any:
     # TFDS documents no exceptions for damaged or foreign files.
     except Exception as error:
         raise DataError(
-            f"dataset={name!r}: {directory} is damaged: {type(error).__name__}: {one_line(error)}"
+            f"dataset={name!r}: {directory} is damaged: {kind_and_line(error)}"
         ) from None
 
 

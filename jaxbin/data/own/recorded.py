@@ -2,11 +2,10 @@
 
 import dataclasses
 import json
-import math
 from typing import Any
 
+from jaxbin.common.checks import IMAGES, Check, check_fields, is_whole
 from jaxbin.common.errors import UserError, shown
-from jaxbin.data.own.found import MOST_CLASSES
 from jaxbin.data.specs import DatasetSpec
 
 _COUNTS = ("train_examples", "validation_examples", "test_examples")
@@ -14,8 +13,6 @@ _DEFINES = ("image_shape", "class_names", *_COUNTS)
 
 # A quarter of a level of 255: no two decoders differ by as much in the mean, other images do.
 _SAME_NORMALIZATION = 1e-3
-
-_LARGEST = 1e6
 
 
 def to_json(spec: DatasetSpec) -> dict[str, Any]:
@@ -31,11 +28,7 @@ def from_json(name: str, content: Any) -> DatasetSpec:
     Raises:
       UserError: it is none.
     """
-    if not isinstance(content, dict):
-        raise UserError(f"dataset_spec={shown(content)}; accepted: an object")
-    for key, fits in _ACCEPTED.items():
-        if not isinstance(content.get(key), (list, int)) or not fits(content[key]):
-            raise UserError(f"dataset_spec has {key}={shown(content.get(key))}")
+    check_fields(content, "dataset_spec", _ACCEPTED)
     shape, class_names = content["image_shape"], content["class_names"]
     if not len(content["mean"]) == len(content["std"]) == shape[2]:
         raise UserError("dataset_spec has not as many means and deviations as channels")
@@ -75,24 +68,7 @@ def differences(there: DatasetSpec, here: DatasetSpec) -> list[str]:
     return found
 
 
-def _is_list(value: Any, fits: Any, least: int, most: int) -> bool:
-    return isinstance(value, list) and least <= len(value) <= most and all(map(fits, value))
-
-
-def _is_count(value: Any, most: int) -> bool:
-    return type(value) is int and 1 <= value <= most
-
-
-def _is_number(value: Any, least: float) -> bool:
-    return type(value) in (int, float) and math.isfinite(value) and least <= value <= _LARGEST
-
-
-_ACCEPTED: dict[str, Any] = {
-    "image_shape": lambda value: _is_list(value, lambda size: _is_count(size, 4096), 3, 3),
-    "class_names": lambda value: _is_list(
-        value, lambda name: isinstance(name, str) and name.isprintable(), 2, MOST_CLASSES
-    ),
-    "mean": lambda value: _is_list(value, lambda mean: _is_number(mean, -_LARGEST), 1, 4096),
-    "std": lambda value: _is_list(value, lambda std: _is_number(std, 1 / _LARGEST), 1, 4096),
-    **dict.fromkeys(_COUNTS, lambda value: _is_count(value, 2**40)),
+_ACCEPTED = {
+    **IMAGES,
+    **dict.fromkeys(_COUNTS, Check("a whole number >= 1", lambda value: is_whole(value, 1, 2**40))),
 }
