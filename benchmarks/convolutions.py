@@ -43,13 +43,13 @@ def convolutions(name: str, batch_size: int) -> dict[Shapes, int]:
     found: dict[Shapes, int] = {}
 
     def note(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
-        module = context.module
+        module, outputs = context.module, call(*args, **kwargs)
         if isinstance(module, Conv) and context.method_name == "__call__":
             inputs = args[0].shape
-            kernel = (*module.kernel_size, inputs[-1], module.features)
+            kernel = module.get_variable("params", "kernel").shape
             shapes = (inputs, kernel, module.strides)
             found[shapes] = found.get(shapes, 0) + 1
-        return call(*args, **kwargs)
+        return outputs
 
     images = np.zeros((batch_size or parsed.batch_size, *spec.image_shape), np.float32)
     with nn.intercept_methods(note):

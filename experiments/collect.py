@@ -81,12 +81,14 @@ def collect_measure(path: Path) -> dict[str, Any]:
 
 
 def _origin(environment: dict[str, Any]) -> dict[str, Any]:
+    later = environment.get("went_on", [])
     return {
         "command": provenance.public_command(environment["command"]),
         "commit": environment["commit"],
         "versions": environment["versions"],
         "devices": environment["devices"],
         "cpu_count": environment.get("cpu_count"),
+        **({"went_on": list(map(_origin, later))} if later else {}),
     }
 
 

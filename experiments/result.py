@@ -40,7 +40,10 @@ class Result:
     def conditions(self) -> dict[str, Any]:
         """Whatever makes it unlike others of its variant, apart from learning rate and seed."""
         fields = {name: self.fields[name] for name in CONDITIONS if name in self.fields}
-        return fields | {name: self.origin[name] for name in _EXACT if name in self.origin}
+        went_on = [one["devices"] for one in self.origin.get("went_on", ())]
+        others = [devices for devices in went_on if devices != self.origin["devices"]]
+        exact = {name: self.origin[name] for name in _EXACT if name in self.origin}
+        return fields | exact | ({"devices it went on with": others} if others else {})
 
     def accuracy(self, which: str) -> float:
         """Of the "best" or the "last" epoch."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from experiments.result import Result
 
-ORIGIN = ("commit", "versions", "devices", "cpu_count")
+ORIGIN = ("commit", "versions", "devices", "cpu_count", "went_on")
 """What is kept of where a result comes from."""
 
 
@@ -33,8 +33,13 @@ def markdown(heads: Sequence[str], sides: str, rows: Iterable[Sequence[Any]]) ->
 
 
 def conditions(origins: Iterable[Mapping[str, Any]], packages: Sequence[str] = ("jax",)) -> str:
-    """Hardware, versions and commits of results, each once."""
-    known = [origin for origin in origins if "commit" in origin]
+    """Hardware, versions and commits of results, each once, of all that a run went on with."""
+    known = [
+        one
+        for origin in origins
+        if "commit" in origin
+        for one in (origin, *origin.get("went_on", ()))
+    ]
     kinds = dict.fromkeys(
         ", ".join([device(of), *(f"{name} {of['versions'].get(name)}" for name in packages)])
         for of in known

@@ -207,8 +207,8 @@ class Config(Fields):
     def order_layers(self) -> tuple[int, ...]:
         """The numbers of the layers in the order of their turns; a file is read once."""
         layers, floats = len(self.layer_names), self.float_layer_numbers
-        published = "" if own.is_reference(self.network) else self.network_label
-        return orders.resolve(self.order, layers, published, floats)
+        name = self.network if own.is_reference(self.network) else self.network_label
+        return orders.resolve(self.order, layers, name, floats)
 
     @property
     def run_epochs(self) -> int:

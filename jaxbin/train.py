@@ -28,7 +28,7 @@ from jaxbin.engine.program import Program, check_devices, initial_state
 from jaxbin.engine.step import NEVER, TrainState
 from jaxbin.engine.stopping import Requests
 from jaxbin.networks.precision import matmul_precision_of
-from jaxbin.runs import finished, lines, records, run_directory, terminal, weights
+from jaxbin.runs import advice, finished, lines, records, run_directory, terminal, weights
 from jaxbin.runs.configuration import as_run, read_configuration
 from jaxbin.runs.opening import open_shared_run, sound_checkpoints, state_from_first
 from jaxbin.runs.run import Run
@@ -269,7 +269,10 @@ def load_dataset(config: Config) -> data.Dataset:
     if jax.process_count() > 1 and data.names.scheme(config.dataset):
         # What takes a pass over all images is computed once, and is the same in all processes.
         spec = processes.from_first(lambda: _loaded(config, spec).spec)
-    return _loaded(config, spec)
+    dataset = _loaded(config, spec)
+    for line in advice.on_dataset(dataset):
+        logger.info(line)
+    return dataset
 
 
 def _loaded(config: Config, spec: data.DatasetSpec) -> data.Dataset:

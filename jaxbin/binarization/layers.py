@@ -7,7 +7,7 @@ collection `BINARIZATION`; `forward_order` numbers the layers, `write_mask` sets
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -18,8 +18,9 @@ from flax.linen.dtypes import promote_dtype
 
 from jaxbin.binarization.calls import traced_calls
 from jaxbin.binarization.convolution_forms import convolve
+from jaxbin.binarization.initializers import Initializer, uniform_bias, uniform_fan_in
 from jaxbin.binarization.methods import Rule, Rules, computed_weights
-from jaxbin.common.errors import UserError
+from jaxbin.common.errors import UserError, shown
 from jaxbin.common.paths import by_path, nested
 
 BINARIZATION = "binarization"
@@ -29,27 +30,16 @@ BINARIZATION = "binarization"
 come since. Without annealing the progress of a layer that has had its turn is 1.
 """
 
-Initializer = Callable[..., jax.Array]
-
-# Uniform in +-1/sqrt(fan_in): variance 1 / (3 fan_in) (docs/method.md section 4).
-uniform_fan_in: Initializer = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-# He et al.'s normal distribution, as torchvision initializes ResNet-21's convolutions.
-he_fan_out: Initializer = nn.initializers.variance_scaling(2, "fan_out", "normal")
-
-
-def uniform_bias(fan_in: int) -> Initializer:
-    """An initializer for biases: uniform in +-1/sqrt(fan_in), like the weights of their layer."""
-
-    def init(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
-        return jax.random.uniform(key, shape, dtype, -1, 1) / np.sqrt(fan_in).astype(dtype)
-
-    return init
-
 
 def _weights(
     module: nn.Module, init: Initializer, shape: tuple[int, ...], rules: Rule | Rules
 ) -> jax.Array:
     """The weights `module` computes with, of `shape`: binary or latent, as its mask says."""
+    given: Any = rules
+    if not isinstance(given, (Rule, Rules)):
+        raise UserError(
+            f"rules={shown(rules)} is not accepted; accepted: jaxbin.Rule(...), or Rules of layers"
+        )
     latent = module.param("kernel", init, shape)
     mask = module.variable(BINARIZATION, "mask", lambda: jnp.zeros((), bool))
     progress: Any = 1.0  # of a collection that was written by hand, of masks alone
@@ -92,19 +82,20 @@ class Conv(nn.Module):
 
     Attributes:
       features: number of output channels.
-      kernel_size: height and width of the window.
-      strides: step in both directions.
+      kernel_size: height and width of the window, or one number for both.
+      strides: step in both directions, one number.
       use_bias: whether to add a bias, which is never binary.
       dtype: what to compute in, as for `Dense`.
       kernel_init: initializer of the latent weights, shape (height, width, inputs, features).
       rules: as for `Dense`.
 
     The input is padded with (size - 1) // 2 zeros on all sides, as PyTorch's networks do. Flax's
-    "SAME" pads strided convolutions on one side only, and would compute something else.
+    "SAME" pads strided convolutions on one side only, and would compute something else. For other
+    padding, groups or dilation take `flax.linen.Conv` and `jaxbin.binarizable`.
     """
 
     features: int
-    kernel_size: tuple[int, int] = (3, 3)
+    kernel_size: int | tuple[int, int] = (3, 3)
     strides: int = 1
     use_bias: bool = True
     dtype: Any = None
@@ -113,12 +104,20 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
-        shape = (*self.kernel_size, inputs.shape[-1], self.features)
+        size: Any = self.kernel_size
+        strides: Any = self.strides
+        size = (size, size) if isinstance(size, int) else tuple(size)
+        if len(size) != 2 or not isinstance(strides, int):
+            raise UserError(
+                f"Conv(kernel_size={shown(size)}, strides={shown(strides)}) is not accepted; "
+                "accepted: two sizes or one, one stride for both directions"
+            )
+        shape = (*size, inputs.shape[-1], self.features)
         kernel = _weights(self, self.kernel_init, shape, self.rules)
         fan_in = int(np.prod(shape[:-1]))
         bias = self.param("bias", uniform_bias(fan_in), (self.features,)) if self.use_bias else None
         inputs, kernel, bias = promote_dtype(inputs, kernel, bias, dtype=self.dtype)
-        outputs = convolve(inputs, kernel, self.strides)
+        outputs = convolve(inputs, kernel, strides)
         return outputs if bias is None else outputs + bias
 
 
@@ -182,10 +181,16 @@ def forward_order(
         modules of these types.
 
     Raises:
-      UserError: a layer is a stack made by `nn.scan` or `nn.vmap`, of several masks.
+      UserError: no module has a mask, or a layer is a stack made by `nn.scan` or `nn.vmap`, of
+        several masks.
     """
     outline = outline_of(network, image_shape)
     masks = outline.variables.get(BINARIZATION, {})
+    if kinds is None and not masks:
+        raise UserError(
+            f"{type(network).__name__} has no jaxbin.Dense and no jaxbin.Conv; accepted: a network "
+            "that has, or jaxbin.binarizable(network, ...)"
+        )
     for path, mask in masks.items():
         if path.endswith("/mask") and mask.shape:
             raise UserError(
@@ -235,15 +240,19 @@ def write_mask(layer_names: Sequence[str], mask: Sequence[bool]) -> dict[str, An
     Returns:
       A nested dict with two NumPy scalars per layer, the shape that `network.init` gives: whether
       it is binary, and the progress 1 if it is, else 0.
+
+    Raises:
+      UserError: there are more masks than layers, or fewer.
     """
-    kinds = (("mask", bool), ("progress", np.float32))
-    return nested(
-        {
-            f"{name}/{variable}": np.array(on, kind)
-            for name, on in zip(layer_names, mask, strict=True)
-            for variable, kind in kinds
-        }
-    )
+    if len(mask) != len(layer_names):
+        raise UserError(
+            f"a mask of {len(mask)} values is not accepted; accepted: {len(layer_names)}, one for "
+            f"each of the layers {', '.join(layer_names)}"
+        )
+    flat: dict[str, Any] = {}
+    for name, on in zip(layer_names, mask, strict=True):
+        flat |= {f"{name}/mask": np.array(on), f"{name}/progress": np.array(on, np.float32)}
+    return nested(flat)
 
 
 def write_progress(

@@ -88,8 +88,8 @@ def _named(name: str, layers: int, network: str) -> tuple[int, ...]:
     if "ascend" not in published:
         raise UserError(
             f"order={name!r} is not published for {network} (only for {', '.join(PUBLISHED)}); "
-            "measure it and give the path of a JSON list, or use forward, reverse, random or "
-            "layer numbers"
+            "measure it (experiments.measure) and give the path of the JSON file, or use forward, "
+            "reverse, random or layer numbers"
         )
     return published["ascend"] if name == "ascend" else published["ascend"][::-1]
 
@@ -111,9 +111,12 @@ def _written(order: str) -> tuple[int, ...]:
     except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or "not valid JSON"
         raise UserError(f"order={shown(order)} cannot be read: {reason}") from None
+    if isinstance(numbers, dict):
+        numbers = numbers.get("ascending")
     if not isinstance(numbers, list):
         raise UserError(
-            f"order={shown(order)} holds no list; accepted: a JSON list of layer numbers"
+            f"order={shown(order)} holds no list; accepted: a JSON list of layer numbers, or what "
+            "experiments.measure wrote"
         )
     return tuple(numbers)
 

@@ -76,6 +76,7 @@ TEXT = Check("text", is_text)
 TEXTS = Check("a list of texts", lambda value: is_list(value, is_text))
 TEXT_OR_NULL = Check("text or null", lambda value: value is None or is_text(value))
 OBJECT = Check("an object", lambda value: isinstance(value, dict))
+OBJECTS = Check("a list of objects", lambda value: is_list(value, OBJECT.fits))
 
 LARGEST_SIDE = 4096
 """Of an image, in pixels; also the most channels."""

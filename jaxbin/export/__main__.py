@@ -9,6 +9,7 @@ What is written follows from the name of the output:
   .stablehlo  a serialized jax.export.Exported
   .c          one function in C99 and its header, for devices without Python
   .html       a page that classifies drawings and pictures; needs pip install 'jaxbin[c]'
+  .wasm       the WebAssembly module of such a page, for a page of your own; needs it, too
 """
 
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ from jaxbin.export import c_source, inference, page
 from jaxbin.export.artifact import Artifact
 from jaxbin.runs.terminal import aligned
 
-SUFFIXES = (".jaxbin", ".onnx", ".stablehlo", ".c", ".html")
+SUFFIXES = (".jaxbin", ".onnx", ".stablehlo", ".c", ".html", ".wasm")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -66,7 +67,7 @@ def main(arguments: Sequence[str]) -> None:
     content = to_bytes(artifact, flags.output.suffix)
     table = size_table(artifact, len(content))  # whatever fails, fails before there is a file
     files.write_bytes(flags.output, content)
-    if flags.output.suffix != ".html":
+    if flags.output.suffix not in (".html", ".wasm"):
         print(table)
     print(f"{flags.output}: {len(content):,} bytes")
 
@@ -97,6 +98,8 @@ def to_bytes(artifact: Artifact, suffix: str) -> bytes:
         return artifacts.to_bytes(artifact)
     if suffix == ".html":
         return page.to_html(artifact)
+    if suffix == ".wasm":
+        return page.to_wasm(artifact)
     from jaxbin.export import interchange  # jax.export and the ONNX packages
 
     make = {".onnx": interchange.to_onnx, ".stablehlo": interchange.to_stablehlo}[suffix]
@@ -138,7 +141,7 @@ def size_table(artifact: Artifact, file_bytes: int) -> str:
         f"{aligned(rows)}\n"
         f"{reference / file_bytes:.1f} times smaller than its float32 parameters; of the file "
         f"{weights / file_bytes:.1%} are weights, {channels / file_bytes:.1%} float32 for output "
-        f"channels ({what}), {rest / file_bytes:.1%} header"
+        f"channels ({what}), {rest / file_bytes:.1%} the rest of the file"
         + (f", {others / file_bytes:.1%} all other variables" if others else "")
     )
 

@@ -139,7 +139,7 @@ def read_configuration(workdir: Path, network: str = "") -> config.Config:
     if own.is_reference(run.network) and network != run.network:
         raise UserError(
             f"{path} is of network={shown(run.network)}, which would be imported; accepted: "
-            f"network={shown(run.network)} from you, too, if you trust that code"
+            f"--network={run.network} from you, too, if you trust that code"
         )
     if network and network != run.network:
         raise UserError(f"network={shown(network)} is not the run's, {shown(run.network)}")

@@ -56,7 +56,8 @@ def check_network(path: Path, header: Mapping[str, Any], network: Any) -> None:
     if own and network is None:
         raise UserError(
             f"{path} holds weights of {shown(header.get('network'))}, a network that jaxbin does "
-            "not know; accepted: network=, that network or module:Name, of code that you trust"
+            "not know; accepted: --network=module:Name of code that you trust (in Python network=, "
+            "the module too)"
         )
     if network is not None and not own:
         raise UserError(f"{path} is of {shown(header.get('network'))}, which takes no network=")

@@ -52,10 +52,11 @@ def to_onnx(artifact: Artifact) -> bytes:
             output_names=[OUTPUT],
         )
     except Exception as error:  # jax2onnx raises whatever it trips over
+        by_name = "; it takes window_shape= and strides= of a pooling by name only"
         raise UserError(
-            f"{artifact.network_label} cannot be written as ONNX: jax2onnx: "
-            f"{kind_and_line(error)}; accepted: .jaxbin, and .stablehlo unless "
-            "the network has to know how many images there are"
+            f"{artifact.network_label} cannot be written as ONNX: jax2onnx: {kind_and_line(error)}"
+            f"{by_name if '_pool()' in str(error) else ''}; accepted: .jaxbin, and .stablehlo "
+            "unless the network has to know how many images there are"
         ) from None
     # Some of the intermediate shapes it notes are those of another layout, which onnxruntime warns
     # of; every runtime infers them itself.

@@ -48,8 +48,6 @@ def to_html(artifact: Artifact) -> bytes:
             f"a page takes pictures, of 1 or 3 channels, and the network's images have {channels}; "
             "accepted: .jaxbin, .stablehlo, .onnx, .c"
         )
-    if ziglang() is None:
-        raise UserError("a page needs a compiler for WebAssembly: pip install 'jaxbin[c]'")
     network = {
         "shape": artifact.image_shape,
         "classes": artifact.class_names,
@@ -70,11 +68,13 @@ def _title(artifact: Artifact) -> str:
 
 
 def to_wasm(artifact: Artifact) -> bytes:
-    """The network as a WebAssembly module that imports nothing.
+    """The network as a WebAssembly module that imports nothing and exports `_FUNCTIONS`.
 
     Raises:
-      UserError: the network cannot be written in C, or does not compile.
+      UserError: ziglang is missing, or the network cannot be written in C, or does not compile.
     """
+    if ziglang() is None:
+        raise UserError("this needs a compiler for WebAssembly: pip install 'jaxbin[c]'")
     sources = to_c(artifact, NAME)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

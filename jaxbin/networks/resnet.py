@@ -7,7 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxbin.binarization.layers import Conv, Dense, Initializer, he_fan_out, uniform_fan_in
+from jaxbin.binarization.initializers import Initializer, he_fan_out, uniform_fan_in
+from jaxbin.binarization.layers import Conv, Dense
 from jaxbin.binarization.methods import Rules
 from jaxbin.networks.norm import batch_norm
 

@@ -1,14 +1,40 @@
 """What a person should know before a run begins: what it will not do, what would be faster."""
 
 import jax
+import numpy as np
 
+from jaxbin.common.errors import shown
 from jaxbin.config import Config
+from jaxbin.data import Dataset
 from jaxbin.engine.plan import binary_at_end
+from jaxbin.networks import own
 
 
 def before(config: Config) -> list[str]:
     """Lines to be read before the run begins; none if there is nothing to say."""
-    return [line for line in (partly_binary(config), _faster_precision(config)) if line]
+    lines = (partly_binary(config), _bare_signs(config), _faster_precision(config))
+    return [line for line in lines if line]
+
+
+def on_dataset(dataset: Dataset) -> list[str]:
+    """What was read, and what of it may be a mistake."""
+    spec, labels = dataset.spec, getattr(dataset.train, "labels", None)
+    counts = (spec.train_examples, spec.validation_examples, spec.test_examples)
+    training, validation, test = (f"{count:,}" for count in counts)
+    shape = "x".join(map(str, spec.image_shape))
+    lines = [
+        f"{training} training, {validation} validation and {test} test images, {shape}, in "
+        f"{spec.classes:,} classes"
+    ]
+    if spec.image_shape[0] in (1, 3) and spec.image_shape[2] > 4:
+        lines.append(f"note: {shape} is height x width x channels; channels come last")
+    if labels is not None:
+        empty = np.flatnonzero(np.bincount(labels, minlength=spec.classes) == 0)
+        if len(empty):
+            name, more = shown(spec.class_names[empty[0]]), len(empty) - 1
+            others = f" and {more} other classes have" if more else " has"
+            lines.append(f"note: class {empty[0]} ({name}){others} no training image")
+    return lines
 
 
 def partly_binary(config: Config) -> str:
@@ -22,6 +48,20 @@ def partly_binary(config: Config) -> str:
         f"this run ends with {binary} of {due} layers binary: epochs={config.epochs}, "
         f"epochs_per_layer={config.epochs_per_layer}; all are binary with epochs="
         f"{last_turn + max(1, config.span_epochs)} or more, or fewer epochs_per_layer"
+    )
+
+
+def _bare_signs(config: Config) -> str:
+    """Says what bare signs do to weights or a network that are not the paper's; "" elsewhere."""
+    whose = f"network={config.network}" if own.is_reference(config.network) else ""
+    whose = whose or (f"initialize_from={config.initialize_from}" if config.initialize_from else "")
+    bare = config.scale == "none" and not config.layer_scales
+    if not whose or not bare or config.method not in ("binary", "iterative"):
+        return ""
+    return (
+        f"{whose} with scale=none: binary layers compute with -1 and +1, whatever the size of "
+        "their float weights, which only a batch norm behind each makes up for; "
+        "--config.scale=channel keeps the size"
     )
 
 

@@ -9,6 +9,7 @@ from jaxbin.common.checks import (
     NUMBER,
     NUMBERS,
     OBJECT,
+    OBJECTS,
     TEXT,
     TEXT_OR_NULL,
     TEXTS,
@@ -69,7 +70,12 @@ def read_environment(workdir: Path) -> dict[str, Any]:
 def check_environment(environment: Any, source: str) -> dict[str, Any]:
     """`environment`, if it is one; `source` names it in messages."""
     accepted = {"command": TEXTS, "commit": TEXT_OR_NULL, "versions": OBJECT, "devices": TEXTS}
-    return check_fields(environment, source, accepted)
+    content = check_fields(environment, source, accepted)
+    went_on = content.get("went_on", [])
+    check_fields({"went_on": went_on}, source, {"went_on": OBJECTS})
+    for one in went_on:
+        check_fields(one, f"{source}, 'went_on'", accepted)
+    return content
 
 
 def read_metrics(workdir: Path, metric: str) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxbin.binarization.initializers import uniform_bias
 from jaxbin.binarization.layers import (
     BINARIZATION,
     Conv,
@@ -17,10 +18,10 @@ from jaxbin.binarization.layers import (
     latent_weights,
     read_mask,
     replace_latent_weights,
-    uniform_bias,
     write_mask,
     write_progress,
 )
+from jaxbin.common.errors import UserError
 from jaxbin.common.paths import by_path
 
 KERNEL = ((0.5, -2.0), (-0.25, 0.0), (3.0, 1.0))
@@ -203,11 +204,6 @@ def test_progress_is_written_and_leaves_the_masks():
     assert read_mask(changed, NAMES) == read_mask(written, NAMES)
 
 
-def test_as_many_masks_as_layers():
-    with pytest.raises(ValueError, match="shorter"):
-        write_mask(NAMES, (True,) * 4)
-
-
 @functools.cache
 def own_variables():
     images = jnp.zeros((1, 4, 4, 2))
@@ -256,3 +252,36 @@ def test_replace_latent_weights_replaces_nothing_else():
         "norm": {"scale": 4},
     }
     assert by_path(params)["a/kernel"] == 1
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (Conv(2, strides=(2, 2)), r"strides=\(2, 2\)\) is not accepted; accepted: two sizes"),  # pyright: ignore
+        (Conv(2, (3, 3, 3)), r"kernel_size=\(3, 3, 3\), .* accepted: two sizes or one, one stride"),  # pyright: ignore
+        (Conv(2, rules="channel"), "rules='channel' is not accepted; accepted: jaxbin.Rule"),  # pyright: ignore
+        (Dense(2, rules="channel"), "rules='channel' is not accepted; accepted: jaxbin.Rule"),  # pyright: ignore
+    ],
+)
+def test_what_a_layer_does_not_take_is_a_line(layer: nn.Module, message: str):
+    with pytest.raises(UserError, match=message):
+        layer.init(jax.random.key(0), jnp.ones((1, 4, 4, 1)))
+
+
+def test_one_size_is_that_of_both_directions():
+    images = jax.random.normal(jax.random.key(0), (2, 5, 4, 3))
+    one, two = (Conv(4, size).init_with_output(jax.random.key(1), images) for size in (3, (3, 3)))
+    np.testing.assert_array_equal(one[0], two[0])
+
+
+def test_a_network_without_layers_and_a_mask_of_other_layers_are_a_line():
+    with pytest.raises(UserError, match=r"Alien has no jaxbin.Dense and no jaxbin.Conv; accepted"):
+        forward_order(Alien(), (4,))
+    with pytest.raises(UserError, match=r"a mask of 3 values is not .*accepted: 2, .*layers a, b$"):
+        write_mask(("a", "b"), (True, False, True))
+
+
+class Alien(nn.Module):
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+        return nn.Dense(2)(images)

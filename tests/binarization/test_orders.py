@@ -86,6 +86,15 @@ def test_json_list(tmp_path: Path):
     assert orders.resolve(str(path), 3, "mlp300") == (2, 3, 1)
 
 
+def test_the_order_of_a_measure(tmp_path: Path):
+    path = tmp_path / "zero_shot.json"
+    path.write_text('{"measure": "zero_shot", "scores": [3, 1, 2], "ascending": [2, 3, 1]}')
+    assert orders.resolve(str(path), 3, "mlp300") == (2, 3, 1)
+    path.write_text('{"measure": "zero_shot"}')
+    with pytest.raises(UserError, match=r"holds no list; accepted: .* what experiments.measure"):
+        orders.resolve(str(path), 3, "mlp300")
+
+
 def test_a_measured_order_leaves_float_layers_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "measured.json").write_text("[2, 3, 1]")
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -315,6 +316,26 @@ def test_tables_say_how_many_layers_are_binary():
     )
 
 
+def test_where_a_run_went_on_is_told():
+    origin = {"commit": "abc", "versions": {"jax": "0.1"}, "devices": ["cpu"], "cpu_count": 2}
+    later = origin | {"devices": ["A", "A"], "versions": {"jax": "0.2"}, "commit": "def"}
+    expected = "2 x86-64 cores, jax 0.1; 2 x A, jax 0.2, commit abc, def"
+    assert tables.conditions([origin | {"went_on": [later]}]) == expected
+
+
+def test_a_collection_says_where_a_run_went_on(runs: Path, tmp_path: Path):
+    directory = tmp_path / "run"
+    shutil.copytree(runs / "float", directory)
+    path = directory / "environment.json"
+    begun = json.loads(path.read_text())
+    path.write_text(json.dumps(begun | {"went_on": [begun | {"devices": ["A"]}]}))
+    collect.main([str(directory), f"--output={tmp_path / 'runs.json'}"])
+    (run,) = json.loads((tmp_path / "runs.json").read_text())
+    assert [one["devices"] for one in run["went_on"]] == [["A"]]
+    (result,) = loading.load([tmp_path / "runs.json"])
+    assert result.conditions["devices it went on with"] == [["A"]]
+
+
 def test_unlike_runs_are_not_pooled():
     """Only seeds are; whatever else differs makes a group of its own, and its title says what."""
     runs = [
@@ -328,13 +349,17 @@ def test_unlike_runs_are_not_pooled():
     ]
     runs.append(dataclasses.replace(runs[0], origin={"devices": ["cpu", "cpu"]}))
     runs.append(dataclasses.replace(runs[0], origin={"split_file_sha256": "abc"}))
+    began, went_on = ({"devices": ["cpu"] * count} for count in (2, 4))
+    moved = {**began, "went_on": [began, went_on]}
+    runs.append(dataclasses.replace(runs[0], origin=moved))
     groups = {title: [run.fields["seed"] for run in of] for title, of in report.alike(runs)}
-    assert list(groups.values()) == [[1, 2, 7], [3], [4], [5], [6], [1], [1]]
+    assert list(groups.values()) == [[1, 2, 7], [3], [4], [5], [6], [1], [1], [1]]
     titles = list(groups)
     assert titles[2].startswith("mlp300, mnist_5k, full, 450 epochs, 150 per layer, ")
     assert "precision='bfloat16'" in titles[2]
     assert "batch_size=50" in titles[3]
     assert "devices=['cpu', 'cpu']" in titles[5]
+    assert "devices it went on with=[['cpu', 'cpu', 'cpu', 'cpu']]" in titles[7]
     assert report.alike(runs[:2])[0][0] == "mlp300, mnist, full, 450 epochs, 150 per layer"
     # stopped by patience at different epochs, and still seeds of each other
     summary = {**runs[2].summary, "epochs": 7}

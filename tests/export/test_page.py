@@ -29,6 +29,9 @@ CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
 )
 
+NODE = shutil.which("node") or ""
+DOCUMENT = (Path(page.__file__).parents[2] / "docs" / "export.md").read_text(encoding="utf-8")
+
 _HEADLESS = ("--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=300000")
 _HEADLESS += ("--dump-dom",)
 
@@ -122,6 +125,22 @@ def test_digits(tmp_path: Path):
     shares = np.array([[float(text.rstrip("%")) for text in row] for row in told["shares"]])
     np.testing.assert_allclose(shares, 100 * prediction.probabilities, atol=0.0501)
     assert told["drawn"] == ["7", "0", "1"]
+
+
+@needs_zig
+@pytest.mark.skipif(not NODE, reason="no Node.js")
+def test_a_module_alone_computes_as_the_document_says(tmp_path: Path):
+    (script,) = re.findall(r"^```js\n(.*?)^```", DOCUMENT, re.MULTILINE | re.DOTALL)
+    (digit,) = data.load(data.spec("mnist_5k"), stage="full", data_dir="").evaluation.images[:1]
+    blank = re.search(r"new Uint8Array\(28 \* 28\)", script)
+    assert blank
+    script = script.replace(blank[0], f"new Uint8Array({json.dumps(digit.ravel().tolist())})")
+    export.main(["--model=mnist_300", f"--output={tmp_path / 'mnist_300.wasm'}"])
+    printed = subprocess.run(
+        [NODE, "-e", script], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=60
+    ).stdout
+    logits = jaxbin.load("mnist_300").predict(digit).logits
+    np.testing.assert_allclose([json.loads(printed)], logits, rtol=1e-5, atol=1e-5)
 
 
 @needs_zig

@@ -62,6 +62,8 @@ METRICS: list[tuple[str, Any, str]] = [
     ("metrics.jsonl", "{}\n", "metrics.jsonl, line 1 has no 'epoch'"),
     ("metrics.jsonl", "[\n", "metrics.jsonl cannot be read"),
     ("environment.json", "{}", "environment.json has no 'command'"),
+    ("environment.json", changed(went_on=[5]), "'went_on' is [5]; accepted: a list of objects"),
+    ("environment.json", changed(went_on=[{}]), "'went_on' has no 'command'"),
 ]
 
 

@@ -138,7 +138,7 @@ def test_weights_of_one_bit_take_one_bit(trained: Path, tmp_path: Path, capsys: 
 def test_no_file_names_code_that_is_imported(trained: Path, tmp_path: Path):
     output = tmp_path / "model.jaxbin"
     argument = f"--workdir={trained}"
-    with pytest.raises(UserError, match=r"would be imported; accepted: network='own_networks:S"):
+    with pytest.raises(UserError, match=r"would be imported; accepted: --network=own_networks:S"):
         export.main([argument, f"--output={output}"])
     with pytest.raises(UserError, match="would be imported"):
         export.main([argument, f"--output={output}", "--network=own_networks:Plain"])

@@ -3,9 +3,10 @@
 from typing import Any
 
 import jax
+import numpy as np
 import pytest
 
-from jaxbin import config
+from jaxbin import config, data
 from jaxbin.common.errors import UserError
 from jaxbin.export import __main__ as export
 from jaxbin.runs import advice
@@ -45,6 +46,39 @@ def test_least_epochs_with_float_layers_float_epochs_and_annealing(fields: dict,
         return
     (line,) = advice.before(config.parse(short))
     assert f"all are binary with epochs={least} or more" in line
+
+
+@pytest.mark.parametrize("method", ["binary", "iterative"])
+def test_bare_signs_of_other_weights_say_what_they_lose(method: str):
+    fields = {"method": method, "initialize_from": "float.safetensors"}
+    (line,) = advice.before(config.parse(fields))
+    assert line.startswith("initialize_from=float.safetensors with scale=none: ")
+    assert line.endswith("--config.scale=channel keeps the size")
+    for more in ({"scale": "channel"}, {"layer_scales": "dense3=he"}, {"method": "float"}):
+        assert advice.before(config.parse(fields | more)) == []
+    own = {"network": "own_networks:SmallViT", "method": method, "order": "forward"}
+    (line,) = advice.before(config.parse(own | {"dataset": "mnist_5k", "epochs": 10**4}))
+    assert line.startswith("network=own_networks:SmallViT with scale=none: ")
+
+
+def dataset(shape: tuple[int, int, int], labels: list[int]) -> data.Dataset:
+    names = tuple(map(str, range(4)))
+    spec = data.DatasetSpec("npz:a", shape, 4, names, (), (), len(labels), 1, 2)
+    split = data.Split(np.zeros((len(labels), *shape), np.uint8), np.array(labels, np.int32))
+    return data.Dataset(spec, split, split)
+
+
+def test_what_was_read_is_told():
+    said = "3 training, 1 validation and 2 test images, 28x28x1, in 4 classes"
+    assert advice.on_dataset(dataset((28, 28, 1), [0, 1, 2, 3]))[0] == said.replace("3", "4", 1)
+    assert advice.on_dataset(dataset((28, 28, 1), [1, 2, 3])) == [
+        said,
+        "note: class 0 ('0') has no training image",
+    ]
+    assert advice.on_dataset(dataset((3, 28, 28), [1, 1, 3]))[1:] == [
+        "note: 3x28x28 is height x width x channels; channels come last",
+        "note: class 0 ('0') and 1 other classes have no training image",
+    ]
 
 
 def test_a_gpu_without_its_matrix_units(monkeypatch: pytest.MonkeyPatch):

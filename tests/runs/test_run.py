@@ -10,10 +10,11 @@ import pytest
 import tqdm
 
 from jaxbin import config
+from jaxbin.common import provenance
 from jaxbin.common.errors import UserError
 from jaxbin.engine.program import initial_state
 from jaxbin.engine.stopping import Requests, Stopped
-from jaxbin.runs import records
+from jaxbin.runs import finished, records
 from jaxbin.runs.opening import open_run, sound_checkpoints
 from jaxbin.runs.run import Run
 from jaxbin.runs.watch import Watch
@@ -44,6 +45,36 @@ def line(epoch: int, accuracy: float) -> dict[str, Any]:
         **{"validation_loss": 1.0, "validation_accuracy": accuracy},
         **{"flip_ratio": 0.0, "layer_flip_ratios": [0.0] * 3, "duration_seconds": 1.0},
     }
+
+
+def test_going_on_elsewhere_is_said_and_recorded(tmp_path: Path, state: Any):
+    path = tmp_path / "environment.json"
+    here = provenance.environment()
+    there = here | {"devices": ["gpu A", "gpu A"], "versions": here["versions"] | {"jax": "0.1"}}
+    path.write_text(json.dumps(there))
+    with opened(tmp_path, state) as run:
+        run.save(STEPS, state)
+    said = "note: this run goes on where results differ (devices 2 x gpu A there, "
+    for _ in range(2):  # the second time it goes on where it was
+        with opened(tmp_path, state):
+            pass
+    log = (tmp_path / "log.txt").read_text()
+    assert log.count("going on after epoch 0") == 2
+    assert log.count(said) == 1
+    assert f"; jax 0.1 there, {jax.__version__} here): " in log
+    found = finished.read_environment(tmp_path)
+    assert {name: found[name] for name in there} == there
+    assert [one["devices"] for one in found["went_on"]] == [here["devices"]]
+
+
+@pytest.mark.parametrize("content", ["{}", '{"commit": 5', ""])
+def test_a_damaged_environment_keeps_no_run_from_going_on(tmp_path: Path, state: Any, content: str):
+    with opened(tmp_path, state) as run:
+        run.save(STEPS, state)
+    (tmp_path / "environment.json").write_text(content)
+    with opened(tmp_path, state) as run:
+        assert run.start_at == STEPS
+    assert (tmp_path / "environment.json").read_text() == content
 
 
 def test_the_best_epoch_is_kept_whose_evaluation_was_interrupted(tmp_path: Path, state: Any):

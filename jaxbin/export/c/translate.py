@@ -37,8 +37,9 @@ def translate(program: Program) -> list[Operation]:
         except UnknownStepError as error:
             what = f"{step.name} {error}".strip()
             raise UserError(
-                f"operation {what!r} of the network cannot be written in C; "
-                f"accepted: {', '.join(sorted(_STEPS))}"
+                f"operation {what!r} of the network cannot be written in C; accepted: Dense, Conv "
+                "without dilation, batch norm, ReLU, max and average pooling, sums of branches, "
+                "zeros around"
             ) from None
     result = state.values[program.logits]
     if len(result.shape) != 2 or result.order is not None:
