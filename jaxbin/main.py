@@ -84,7 +84,7 @@ def _run(parsed: config.Config) -> None:
     """Train, evaluate or list what a configuration says."""
     # Only here: --help and refusals need not wait for Orbax and the rest.
     from jaxbin import train
-    from jaxbin.runs import advice, run_directory, terminal
+    from jaxbin.runs import run_directory, terminal
 
     if parsed.list_layers:
         print(terminal.layer_table(parsed))
@@ -95,8 +95,6 @@ def _run(parsed: config.Config) -> None:
     )
     if processes.is_first():
         terminal.log_to_terminal()
-        for line in [] if parsed.evaluate_only else advice.before(parsed):
-            terminal.logger.warning("note: %s", line)
     train.run(parsed, workdir, stopping.requests())
 
 

@@ -62,6 +62,9 @@ def run(config: Config, workdir: Path, requests: Requests | None = None) -> dict
         logger.info("%s has already ended", workdir)
         logger.info(terminal.summary_lines(summary))
         return summary
+    if processes.is_first() and not config.evaluate_only:
+        for line in advice.before(config):
+            logger.warning("note: %s", line)
     with concurrent.futures.ThreadPoolExecutor(1) as meanwhile:
         meanwhile.submit(_compile_initialization, config)
         dataset = load_dataset(config)

@@ -94,7 +94,7 @@ def run(command: Callable[[Sequence[str]], None]) -> NoReturn:
         command(sys.argv[1:])
         sys.stdout.flush()
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:  # who read it, as `head` does, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

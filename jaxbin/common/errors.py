@@ -7,7 +7,14 @@ class UserError(Exception):
     """Something the user can mend: the message is one line and names what was wrong.
 
     `jaxbin.main` prints it without a traceback and exits with status 2.
+
+    >>> str(UserError("first\\n  second"))
+    'first second'
     """
+
+    def __init__(self, message: str) -> None:
+        """See the class; names of files and classes may hold line breaks."""
+        super().__init__(" ".join(message.split()))
 
 
 _SHORT = reprlib.Repr()

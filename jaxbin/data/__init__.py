@@ -8,7 +8,7 @@ from jaxbin.data.known import ACCEPTED, DATASETS, HELP, spec
 from jaxbin.data.loading import DEFAULT_DIRECTORY, check_directory, load
 from jaxbin.data.originals.preparation import prepare
 from jaxbin.data.own import names, recorded
-from jaxbin.data.specs import DataError, Dataset, DatasetSpec, Split, Stream
+from jaxbin.data.specs import Dataset, DatasetSpec, Split, Stream
 from jaxbin.data.splits import SplitPositions, read_split_file
 
 __all__ = [
@@ -16,7 +16,6 @@ __all__ = [
     "DATASETS",
     "DEFAULT_DIRECTORY",
     "HELP",
-    "DataError",
     "Dataset",
     "DatasetSpec",
     "Split",

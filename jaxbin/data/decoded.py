@@ -36,7 +36,7 @@ def decoded_split(directory: Path, split: str, spec: DatasetSpec) -> Decoded:
     """All of the stored split "train" or "test"; from the cache if it is there.
 
     Raises:
-      DataError: the directory cannot be read, or holds something other than the spec says.
+      UserError: the directory cannot be read, or holds something other than the spec says.
     """
     path = _path(directory, split, spec)
     found = _read(path, split, spec) if path else None

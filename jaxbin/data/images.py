@@ -11,8 +11,7 @@ from functools import cache
 import numpy as np
 from PIL import Image
 
-from jaxbin.common.errors import kind_and_line
-from jaxbin.data.specs import DataError
+from jaxbin.common.errors import UserError, kind_and_line
 
 DRAWS = 23
 """Uniform numbers that `training_image` takes: ten tries of a shape, a place, a flip."""
@@ -74,7 +73,7 @@ def training_image(
       `image`.
 
     Raises:
-      DataError: the file cannot be decoded.
+      UserError: the file cannot be decoded.
     """
     cv2 = _opencv()
     side = image.shape[0]
@@ -135,7 +134,7 @@ def _size(encoded: bytes, source: str) -> tuple[int, int]:
         with Image.open(io.BytesIO(encoded), formats=("JPEG", "PNG")) as image:
             return image.size
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{source} is damaged: {kind_and_line(error)}") from None
+        raise UserError(f"{source} is damaged: {kind_and_line(error)}") from None
 
 
 def _decode(encoded: bytes, shrink: float, source: str) -> np.ndarray:
@@ -149,5 +148,5 @@ def _decode(encoded: bytes, shrink: float, source: str) -> np.ndarray:
     flags = kind | cv2.IMREAD_IGNORE_ORIENTATION
     pixels = cv2.imdecode(np.frombuffer(encoded, np.uint8), flags)
     if pixels is None:
-        raise DataError(f"{source} is damaged: OpenCV cannot decode it")
+        raise UserError(f"{source} is damaged: OpenCV cannot decode it")
     return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB) if reduction > 1 else pixels

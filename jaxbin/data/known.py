@@ -2,9 +2,10 @@
 
 from collections.abc import Callable
 
+from jaxbin.common.errors import UserError
 from jaxbin.data.imagenet.synsets import synsets
 from jaxbin.data.own import names
-from jaxbin.data.specs import DataError, DatasetSpec
+from jaxbin.data.specs import DatasetSpec
 
 DATASETS: tuple[str, ...] = ("mnist_5k", "mnist", "cifar10", "imagenet2012", "synthetic")
 
@@ -52,7 +53,7 @@ def spec(
     examples; its validation and test splits have a quarter as many.
 
     Raises:
-      DataError: the name is unknown, a synthetic size is not positive, or a dataset of the user's
+      UserError: the name is unknown, a synthetic size is not positive, or a dataset of the user's
         own is not what it should be.
     """
     if name in ("mnist", "mnist_5k"):
@@ -77,7 +78,7 @@ def spec(
         from jaxbin.data.own import finding, found  # and with them Pillow
 
         return found.spec_of(finding.find(name, data_dir), image_size)
-    raise DataError(f"unknown dataset {name!r}: known are {ACCEPTED[0]}")
+    raise UserError(f"unknown dataset {name!r}: known are {ACCEPTED[0]}")
 
 
 def _mnist_spec(name: str) -> DatasetSpec:
@@ -112,7 +113,7 @@ def _imagenet_spec(image_size: int) -> DatasetSpec:
 
 def _synthetic_spec(shape: tuple[int, int, int], classes: int, examples: int) -> DatasetSpec:
     if len(shape) != 3 or min(*shape, classes, examples) < 1:
-        raise DataError(
+        raise UserError(
             f"synthetic data needs a positive (height, width, channels), class and example count,"
             f" not {shape}, {classes}, {examples}"
         )

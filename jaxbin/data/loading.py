@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from jaxbin.common.errors import UserError
 from jaxbin.common.files import expanded
 from jaxbin.data import digits, splits, synthetic
 from jaxbin.data.decoded import Decoded, decoded_split
@@ -13,7 +14,7 @@ from jaxbin.data.imagenet import dataset
 from jaxbin.data.originals.files import ORIGINALS
 from jaxbin.data.originals.preparation import find_version, ignore_message, prepare_spec
 from jaxbin.data.own import names
-from jaxbin.data.specs import DataError, Dataset, DatasetSpec, Split
+from jaxbin.data.specs import Dataset, DatasetSpec, Split
 from jaxbin.data.splits import SplitPositions
 
 DEFAULT_DIRECTORY = "~/tensorflow_datasets"
@@ -28,14 +29,14 @@ def check_directory(name: str, data_dir: str, download: bool = False) -> None:
       download: whether any other may be made, too.
 
     Raises:
-      DataError: the directory does not exist.
+      UserError: the directory does not exist.
     """
     kept = name in ORIGINALS or name == dataset.NAME
     if not kept or download or data_dir == DEFAULT_DIRECTORY:
         return
     if not expanded(data_dir).is_dir():
         hint = ", or config.download=True to make it" if name in ORIGINALS else ""
-        raise DataError(
+        raise UserError(
             f"data_dir={data_dir!r} does not exist; accepted: a TFDS data directory{hint}"
         )
 
@@ -59,10 +60,10 @@ def load(
     has mean and deviation; so many `workers` may decode it, see `streaming.open_batches`.
 
     Raises:
-      DataError: data is missing, damaged or asked for wrongly.
+      UserError: data is missing, damaged or asked for wrongly.
     """
     if stage not in ("validation", "full"):
-        raise DataError(f"unknown stage {stage!r}: known are validation and full")
+        raise UserError(f"unknown stage {stage!r}: known are validation and full")
     # Before any download, which a wrong split file would make pointless.
     positions = splits.read_split_file(split_file, spec) if split_file else None
     evaluation = "validation" if stage == "validation" else "test"

@@ -11,9 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from jaxbin.common.errors import kind_and_line
+from jaxbin.common.errors import UserError, kind_and_line
 from jaxbin.data.images import crop_box
-from jaxbin.data.specs import DataError
 
 FORMATS = ("PNG", "JPEG")
 """What a dataset's images may be."""
@@ -91,7 +90,7 @@ def looks(file: Path, source: str) -> tuple[int, int, bool]:
     """Height, width and whether it is in colour, from an image file's header.
 
     Raises:
-      DataError: it is no PNG or JPEG.
+      UserError: it is no PNG or JPEG.
     """
     try:
         with Image.open(file, formats=FORMATS) as image:
@@ -130,7 +129,7 @@ def evaluation_picture(encoded: bytes, source: str, image: np.ndarray) -> np.nda
       `image`.
 
     Raises:
-      DataError: the file is damaged, or no image that has one meaning.
+      UserError: the file is damaged, or no image that has one meaning.
     """
     picture = _decoded(encoded, source)
     return _write(fitted(picture, (image.shape[1], image.shape[0])), image)
@@ -176,13 +175,13 @@ def _decoded(encoded: bytes, source: str) -> Image.Image:
         raise damaged(source, error) from None
     if picture is None or frames:
         what = "an animation" if frames else "transparent in places, and nothing is behind them"
-        raise DataError(f"{source} is {what}; accepted: opaque images, one a file")
+        raise UserError(f"{source} is {what}; accepted: opaque images, one a file")
     return picture
 
 
-def damaged(source: str, error: Exception) -> DataError:
+def damaged(source: str, error: Exception) -> UserError:
     """What is said of a file that cannot be decoded."""
-    return DataError(f"{source} is damaged, or no PNG or JPEG: {_reason(error)}")
+    return UserError(f"{source} is damaged, or no PNG or JPEG: {_reason(error)}")
 
 
 def _reason(error: Exception) -> str:

@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxbin.common.errors import kind_and_line
-from jaxbin.data.specs import DataError
+from jaxbin.common.errors import UserError, kind_and_line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +108,7 @@ def stored_images(directory: Path, split: str) -> StoredImages:
     """A split of the TFDS directory of one version.
 
     Raises:
-      DataError: it cannot be read, or does not hold what it says.
+      UserError: it cannot be read, or does not hold what it says.
     """
     import tensorflow_datasets as tfds
 
@@ -121,9 +120,9 @@ def stored_images(directory: Path, split: str) -> StoredImages:
         images.read([0, len(images) - 1])
     # TFDS, protobuf and array_record document no exceptions for damaged or foreign files.
     except Exception as error:
-        raise DataError(f"{where} cannot be read: {kind_and_line(error)}") from error
+        raise UserError(f"{where} cannot be read: {kind_and_line(error)}") from error
     if len(images) != info.splits[split].num_examples:
-        raise DataError(
+        raise UserError(
             f"{where} holds {len(images)} images, its dataset_info.json says "
             f"{info.splits[split].num_examples}"
         )

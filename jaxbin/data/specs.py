@@ -7,18 +7,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from jaxbin.common.errors import UserError
 from jaxbin.data.own import names
 
 RESIDENT_BYTES = 2 * 2**30
 """Of a user's dataset: as many bytes of decoded images live in memory; more are streamed."""
-
-
-class DataError(UserError):
-    """Data is missing, damaged or asked for wrongly; the message is always one line."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.split()))
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from jaxbin.common.errors import UserError
 from jaxbin.common.files import expanded
-from jaxbin.data.specs import DataError, DatasetSpec
+from jaxbin.data.specs import DatasetSpec
 
 # A constant, not the run's seed: runs with different seeds must share their validation split.
 _SPLIT_SEED = 316
@@ -44,18 +45,18 @@ def read_split_file(path: str, spec: DatasetSpec) -> SplitPositions:
     they are to be loaded. They need not cover the training set.
 
     Raises:
-      DataError: the dataset takes no split file, or the file is unreadable or invalid.
+      UserError: the dataset takes no split file, or the file is unreadable or invalid.
     """
     if spec.name != "cifar10":
-        raise DataError(f"a split file is for cifar10 only, not for {spec.name}: {path}")
+        raise UserError(f"a split file is for cifar10 only, not for {spec.name}: {path}")
     try:
         content = json.loads(expanded(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise DataError(f"split file {path} cannot be read: {error.strerror}") from error
+        raise UserError(f"split file {path} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise DataError(f"split file {path} is not valid JSON: {error}") from error
+        raise UserError(f"split file {path} is not valid JSON: {error}") from error
     if not isinstance(content, dict) or set(content) != {"train", "validation"}:
-        raise DataError(
+        raise UserError(
             f'split file {path} must be one object with the keys "train" and "validation" only'
         )
     size = spec.original_train_examples
@@ -63,7 +64,7 @@ def read_split_file(path: str, spec: DatasetSpec) -> SplitPositions:
     validation = _positions(content["validation"], size, f'split file {path}, "validation"')
     shared = np.intersect1d(train, validation)
     if shared.size:
-        raise DataError(
+        raise UserError(
             f"split file {path}: {shared.size} positions are in both lists, the first {shared[0]}"
         )
     return SplitPositions(train, validation)
@@ -71,17 +72,17 @@ def read_split_file(path: str, spec: DatasetSpec) -> SplitPositions:
 
 def _positions(values: object, size: int, where: str) -> np.ndarray:
     if not isinstance(values, list) or not values:
-        raise DataError(f"{where}: not a list of positions, or an empty one")
+        raise UserError(f"{where}: not a list of positions, or an empty one")
     for value in values:
         # bool is a subclass of int, and true would pass for position 1.
         if type(value) is not int:
-            raise DataError(f"{where}: {_shown(value)} is not an integer")
+            raise UserError(f"{where}: {_shown(value)} is not an integer")
         if not 0 <= value < size:
-            raise DataError(f"{where}: {str(value)[:40]} is outside 0..{size - 1}")
+            raise UserError(f"{where}: {str(value)[:40]} is outside 0..{size - 1}")
     positions = np.asarray(values, dtype=np.int64)
     distinct, counts = np.unique(positions, return_counts=True)
     if distinct.size != positions.size:
-        raise DataError(f"{where}: {distinct[counts > 1][0]} appears more than once")
+        raise UserError(f"{where}: {distinct[counts > 1][0]} appears more than once")
     return positions
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from jaxbin.common.errors import kind_and_line
+from jaxbin.common.errors import UserError, kind_and_line
 from jaxbin.data import sources
-from jaxbin.data.specs import DataError, DatasetSpec
+from jaxbin.data.specs import DatasetSpec
 
 _CHUNK_RECORDS = 1000
 _NAMES = ("image", "label", "id")
@@ -35,27 +35,27 @@ def read_records(directory: Path, split: str, spec: DatasetSpec) -> Records:
     """Reads the stored split "train" or "test" and checks its size and labels.
 
     Raises:
-      DataError: the directory cannot be read, or holds something other than the spec says.
+      UserError: the directory cannot be read, or holds something other than the spec says.
     """
     source = f"{directory} ({split})"
     if not (directory / "dataset_info.json").is_file():
-        raise DataError(
+        raise UserError(
             f"{directory} is not a complete TFDS directory: it has no dataset_info.json"
         )
     try:
         examples = _read_examples(directory, split)
     # TFDS, protobuf and array_record document no exceptions for damaged or foreign files.
     except Exception as error:
-        raise DataError(f"{source} cannot be read: {kind_and_line(error)}") from error
+        raise UserError(f"{source} cannot be read: {kind_and_line(error)}") from error
     empty = sum(not {"image", "label"} <= example.keys() for example in examples)
     if empty:
-        raise DataError(f"{source} is damaged: {empty} of its {len(examples)} records are empty")
+        raise UserError(f"{source} is damaged: {empty} of its {len(examples)} records are empty")
     expected = spec.original_train_examples if split == "train" else spec.test_examples
     if len(examples) != expected:
-        raise DataError(f"{source} holds {len(examples)} images, expected {expected}")
+        raise UserError(f"{source} holds {len(examples)} images, expected {expected}")
     labels = np.asarray([example["label"] for example in examples], np.int32)
     if labels.min() < 0 or labels.max() >= spec.classes:
-        raise DataError(
+        raise UserError(
             f"{source} holds labels {labels.min()}..{labels.max()}, expected 0..{spec.classes - 1}"
         )
     encoded = [example["image"] for example in examples]
@@ -85,21 +85,21 @@ def stored_positions(records: Records) -> np.ndarray:
     """Where each original position is stored: int64 (n,), from ids such as "train_00042".
 
     Raises:
-      DataError: the ids are not those of n distinct original positions.
+      UserError: the ids are not those of n distinct original positions.
     """
     size = len(records.labels)
     stored = np.full(size, -1, np.int64)
     for index, identity in enumerate(records.ids):
         match = re.fullmatch(r"train_(\d{5})", identity)
         if match is None or int(match[1]) >= size:
-            raise DataError(
+            raise UserError(
                 f"{records.source} has the id {identity!r}, expected train_00000 to"
                 f" train_{size - 1:05d}"
             )
         stored[int(match[1])] = index
     missing = np.flatnonzero(stored < 0)
     if missing.size:
-        raise DataError(
+        raise UserError(
             f"{records.source} lacks {missing.size} ids, the first train_{missing[0]:05d}"
         )
     return stored
@@ -109,7 +109,7 @@ def decode(records: Records, spec: DatasetSpec) -> np.ndarray:
     """The records' images, uint8 (n, height, width, channels), in stored order.
 
     Raises:
-      DataError: an image is damaged or of another shape than the spec's.
+      UserError: an image is damaged or of another shape than the spec's.
     """
     import cv2  # three to four times as fast as Pillow, with the same pixels
 
@@ -123,9 +123,9 @@ def decode(records: Records, spec: DatasetSpec) -> np.ndarray:
         except cv2.error:  # of nothing at all, for one
             pixels = None
         if pixels is None:
-            raise DataError(f"{records.source}: image {index} is damaged")
+            raise UserError(f"{records.source}: image {index} is damaged")
         if pixels.shape != shape or pixels.dtype != np.uint8:
-            raise DataError(
+            raise UserError(
                 f"{records.source} holds an image of shape {pixels.shape}, {pixels.dtype},"
                 f" expected {shape}, uint8"
             )

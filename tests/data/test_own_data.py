@@ -323,7 +323,7 @@ def test_a_png_is_turned_wherever_it_says_so(tmp_path: Path, way: str):
 def test_the_home_of_no_one(tmp_path: Path):
     for name in ("folder:~nosuchuser/x", "npz:~nosuchuser/x.npz"):
         assert "'~nosuchuser/x" in refused(lambda name=name: data.spec(name))
-    with pytest.raises(data.DataError, match="data_dir='~nosuchuser' does not exist"):
+    with pytest.raises(UserError, match="data_dir='~nosuchuser' does not exist"):
         data.check_directory("mnist", "~nosuchuser")
 
 

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxbin.common.errors import UserError
 from jaxbin.common.files import expanded
 from jaxbin.data.imagenet.synsets import synsets
 from jaxbin.data.sources import ImageFolder, stored_images
-from jaxbin.data.specs import DataError, Dataset, DatasetSpec, Stream
+from jaxbin.data.specs import Dataset, DatasetSpec, Stream
 
 NAME = "imagenet2012"
 SUFFIXES = (".jpeg", ".jpg", ".png")
@@ -19,20 +20,20 @@ def list_folder(root: Path) -> ImageFolder:
     """The images in `root/SYNSET/`.
 
     Raises:
-      DataError: there are none, or a folder is not one of the synsets.
+      UserError: there are none, or a folder is not one of the synsets.
     """
     known = {synset: label for label, synset in enumerate(synsets())}
     names, labels = [], []
     for folder in sorted(path for path in root.iterdir() if path.is_dir()):
         if folder.name not in known:
-            raise DataError(f"{folder} is not named by one of ImageNet's 1,000 synsets")
+            raise UserError(f"{folder} is not named by one of ImageNet's 1,000 synsets")
         files = sorted(
             entry.name for entry in os.scandir(folder) if entry.name.lower().endswith(SUFFIXES)
         )
         names.extend(os.fsencode(f"{folder.name}/{file}") for file in files)
         labels.extend([known[folder.name]] * len(files))
     if not names:
-        raise DataError(f"{root} holds no images; expected {root}/n01440764/*.JPEG and so on")
+        raise UserError(f"{root} holds no images; expected {root}/n01440764/*.JPEG and so on")
     return ImageFolder(str(root), np.array(names), np.array(labels, np.int32))
 
 
@@ -54,7 +55,7 @@ def load_imagenet(spec: DatasetSpec, data_dir: str, stored: Path | None) -> Data
       stored: the TFDS directory in it, if there is one.
 
     Raises:
-      DataError: there is no such data, or it cannot be read.
+      UserError: there is no such data, or it cannot be read.
     """
     from jaxbin.data.images import evaluation_image, training_image  # and with them Pillow
 
@@ -64,7 +65,7 @@ def load_imagenet(spec: DatasetSpec, data_dir: str, stored: Path | None) -> Data
     else:
         folders = find_tree(root / NAME) or find_tree(root)
         if folders is None:
-            raise DataError(
+            raise UserError(
                 f"{NAME} is in none of {root / NAME}/5.*, {root / NAME}/train, {root}/train; "
                 "python -m jaxbin.prepare imagenet2012 --source=DIR makes the first of the "
                 "original archives"
@@ -72,7 +73,7 @@ def load_imagenet(spec: DatasetSpec, data_dir: str, stored: Path | None) -> Data
         try:
             train, validation = (list_folder(folders[split]) for split in ("train", "validation"))
         except OSError as error:
-            raise DataError(f"{error.filename} cannot be read: {error.strerror}") from error
+            raise UserError(f"{error.filename} cannot be read: {error.strerror}") from error
     found = dataclasses.replace(
         spec,
         train_examples=len(train),

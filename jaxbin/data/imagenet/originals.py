@@ -11,10 +11,9 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from jaxbin.common.errors import one_line
+from jaxbin.common.errors import UserError, one_line
 from jaxbin.data.imagenet.dataset import find_tree, list_folder
 from jaxbin.data.imagenet.synsets import synsets, validation_synsets
-from jaxbin.data.specs import DataError
 
 TRAIN, VALIDATION = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 DEVELOPMENT_KIT = "ILSVRC2012_devkit_t12.tar.gz"
@@ -56,7 +55,7 @@ def find_pieces(source: Path) -> list[Piece]:
     """The pieces of the training images, then those of the validation images, below `source`.
 
     Raises:
-      DataError: neither the archives nor the folders are there, or they are damaged.
+      UserError: neither the archives nor the folders are there, or they are damaged.
     """
     folders = find_tree(source)
     try:
@@ -67,14 +66,14 @@ def find_pieces(source: Path) -> list[Piece]:
             ]
         for file in (TRAIN, VALIDATION):
             if not (source / file).is_file():
-                raise DataError(
+                raise UserError(
                     f"{source} holds neither {file} nor the folders train and val; accepted: "
                     f"{TRAIN}, {VALIDATION} and, to check labels, {DEVELOPMENT_KIT}; or folders"
                 )
         check_development_kit(source / DEVELOPMENT_KIT)
         return [*_training_archive(source / TRAIN), *_validation_archive(source / VALIDATION)]
     except OSError as error:
-        raise DataError(f"{error.filename or source} cannot be read: {error.strerror}") from error
+        raise UserError(f"{error.filename or source} cannot be read: {error.strerror}") from error
 
 
 def _by_label(split: str, root: Path) -> list[Piece]:
@@ -109,7 +108,7 @@ def _training_archive(path: Path) -> list[Piece]:
     pieces = []
     for name, offset, size in _members_of(path):
         if name not in labels:
-            raise DataError(f"{path} holds {name!r}, which is the archive of no synset")
+            raise UserError(f"{path} holds {name!r}, which is the archive of no synset")
         pieces.append(
             Piece("train", "archive", str(path), (Member(name, labels[name], offset, size),))
         )
@@ -123,7 +122,7 @@ def _validation_archive(path: Path) -> list[Piece]:
     for name, offset, size in _members_of(path):
         match = _VALIDATION_NAME.fullmatch(name)
         if match is None or not 1 <= int(match[1]) <= len(published):
-            raise DataError(f"{path} holds {name!r}, which is no validation image")
+            raise UserError(f"{path} holds {name!r}, which is no validation image")
         members.append(Member(name, numbers[published[int(match[1]) - 1]], offset, size))
     return _groups("validation", "members", path, sorted(members, key=lambda member: member.name))
 
@@ -137,10 +136,10 @@ def _members_of(path: Path) -> list[tuple[str, int, int]]:
                 for member in _files_in(archive)
             ]
     except (tarfile.TarError, EOFError, ValueError, RecursionError) as error:
-        raise DataError(f"{path} is damaged: {one_line(error)}") from error
+        raise UserError(f"{path} is damaged: {one_line(error)}") from error
     end = max((offset + size for _, offset, size in found), default=0)
     if not found or end > path.stat().st_size:
-        raise DataError(f"{path} is damaged: it ends before its last file, or holds none")
+        raise UserError(f"{path} is damaged: it ends before its last file, or holds none")
     return found
 
 
@@ -163,7 +162,7 @@ def check_development_kit(path: Path) -> None:
     the labels agree if each of the kit's numbers stands for one synset and each synset for one.
 
     Raises:
-      DataError: the kit is damaged, or disagrees.
+      UserError: the kit is damaged, or disagrees.
     """
     if not path.is_file():
         return
@@ -174,22 +173,22 @@ def check_development_kit(path: Path) -> None:
             file = archive.extractfile(next(found))
             text = file.read(10_000_000).decode("ascii") if file is not None else ""
     except StopIteration:
-        raise DataError(f"{path} is damaged: it has no file {_GROUND_TRUTH}") from None
+        raise UserError(f"{path} is damaged: it has no file {_GROUND_TRUTH}") from None
     except (tarfile.TarError, OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
-        raise DataError(f"{path} is damaged: {one_line(error)}") from error
+        raise UserError(f"{path} is damaged: {one_line(error)}") from error
     pairs = set(zip(text.split(), validation_synsets(), strict=False))
     kit_numbers, names = {number for number, _ in pairs}, {synset for _, synset in pairs}
     if len(text.split()) != len(validation_synsets()) or not (
         len(pairs) == len(kit_numbers) == len(names)
     ):
-        raise DataError(f"{path}: its validation labels are not those of ILSVRC2012")
+        raise UserError(f"{path}: its validation labels are not those of ILSVRC2012")
 
 
 def read_piece(piece: Piece) -> Iterator[tuple[str, int, bytes]]:
     """File name, label and content of a piece's images, in their order.
 
     Raises:
-      DataError: an archive is damaged.
+      UserError: an archive is damaged.
       OSError: a file cannot be read.
     """
     if piece.kind == "folder":
@@ -210,8 +209,8 @@ def read_piece(piece: Piece) -> Iterator[tuple[str, int, bytes]]:
                     for inner in _files_in(archive):
                         image = archive.extractfile(inner)
                         if image is None or inner.offset_data + inner.size > end:
-                            raise DataError(f"{piece.path}: {member.name} is damaged")
+                            raise UserError(f"{piece.path}: {member.name} is damaged")
                         yield inner.name.rsplit("/", 1)[-1], member.label, image.read()
             except (tarfile.TarError, EOFError, ValueError, RecursionError) as error:
                 reason = one_line(error)
-                raise DataError(f"{piece.path}: {member.name} is damaged: {reason}") from error
+                raise UserError(f"{piece.path}: {member.name} is damaged: {reason}") from error

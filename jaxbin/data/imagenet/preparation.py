@@ -17,10 +17,11 @@ from typing import Any
 import tqdm
 from PIL import Image
 
+from jaxbin.common.errors import UserError
 from jaxbin.data.imagenet.dataset import NAME
 from jaxbin.data.imagenet.originals import Piece, find_pieces, read_piece
 from jaxbin.data.imagenet.synsets import synsets
-from jaxbin.data.specs import DataError, DatasetSpec
+from jaxbin.data.specs import DatasetSpec
 
 VERSION = "5.1.0"
 
@@ -47,17 +48,17 @@ def prepare_imagenet(
       report: takes messages.
 
     Raises:
-      DataError: something is missing, or too much is damaged.
+      UserError: something is missing, or too much is damaged.
     """
     final = data_dir / NAME / VERSION
     if final.exists():
-        raise DataError(f"{final} exists; remove it to prepare {NAME} again")
+        raise UserError(f"{final} exists; remove it to prepare {NAME} again")
     pieces = find_pieces(source)
     unfinished = data_dir / NAME / f"{VERSION}.unfinished"
     try:
         unfinished.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DataError(f"{unfinished} cannot be written: {error.strerror}") from None
+        raise UserError(f"{unfinished} cannot be written: {error.strerror}") from None
     jobs = _jobs(pieces, unfinished)
     done = [result for job in jobs if (result := _finished(*job)) is not None]
     # Those that lack images are written again: the images may have been mended.
@@ -126,7 +127,7 @@ def _write_all(
             for name in result["damaged"]:
                 report(f"damaged, left out: {name}")
             if damaged > damaged_limit:
-                raise DataError(
+                raise UserError(
                     f"{damaged} images are damaged, the last {result['damaged'][-1]}; accepted: "
                     f"--damaged_limit={damaged_limit}"
                 )
@@ -148,7 +149,7 @@ def _written(jobs: Sequence[tuple[Piece, Path]], workers: int) -> Iterator[dict[
         for future in concurrent.futures.as_completed(futures):
             yield future.result()
     except concurrent.futures.process.BrokenProcessPool:
-        raise DataError(
+        raise UserError(
             "a worker process died, for want of memory perhaps (fewer --workers take less); "
             "the same command goes on"
         ) from None
@@ -163,7 +164,7 @@ def write_shard(piece: Piece, shard: Path) -> dict[str, Any]:
     grey JPEG files and have become such.
 
     Raises:
-      DataError: the originals cannot be read, or the shard cannot be written.
+      UserError: the originals cannot be read, or the shard cannot be written.
     """
     # Before the worker's first image, both take more than a second to import.
     import tensorflow_datasets as tfds
@@ -188,7 +189,7 @@ def write_shard(piece: Piece, shard: Path) -> dict[str, Any]:
             examples += 1
         writer.close()
         if not examples:
-            raise DataError(f"{piece.path}: all images of {piece.members[0].name} are damaged")
+            raise UserError(f"{piece.path}: all images of {piece.members[0].name} are damaged")
         result = {
             "shard": shard.name,
             "split": piece.split,
@@ -202,7 +203,7 @@ def write_shard(piece: Piece, shard: Path) -> dict[str, Any]:
         temporary.replace(shard)
     except OSError as error:
         where = error.filename or shard
-        raise DataError(f"{where} cannot be read or written: {error.strerror}") from error
+        raise UserError(f"{where} cannot be read or written: {error.strerror}") from error
     return result
 
 
@@ -251,7 +252,7 @@ def _check_counts(
             f"{converted:,} converted to RGB"
         )
         if examples + damaged != expected and not partial:
-            raise DataError(
+            raise UserError(
                 f"{split} has {examples + damaged:,} images, {expected:,} were published; "
                 "with --partial that is accepted"
             )

@@ -10,8 +10,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from jaxbin.common.errors import UserError
 from jaxbin.common.files import expanded
-from jaxbin.data.specs import DataError, DatasetSpec, Split
+from jaxbin.data.specs import DatasetSpec, Split
 
 
 def build(spec: DatasetSpec, originals: Mapping[str, Split], data_dir: str) -> Path:
@@ -20,7 +21,7 @@ def build(spec: DatasetSpec, originals: Mapping[str, Split], data_dir: str) -> P
     It is written under another name and renamed, so that it is there completely or not at all.
 
     Raises:
-      DataError: the directory cannot be written.
+      UserError: the directory cannot be written.
     """
     builder_class = {"mnist": Mnist, "cifar10": Cifar10}[spec.name]
     builder = builder_class(spec, originals, expanded(data_dir))
@@ -33,7 +34,7 @@ def build(spec: DatasetSpec, originals: Mapping[str, Split], data_dir: str) -> P
     except OSError as error:
         # Where another process has prepared the same meanwhile, the rename fails.
         if not (directory / "dataset_info.json").is_file():
-            raise DataError(f"{directory} cannot be written: {error}") from error
+            raise UserError(f"{directory} cannot be written: {error}") from error
     return directory
 
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from jaxbin.common import files
+from jaxbin.common.errors import UserError
 from jaxbin.data.originals.files import Original, check_bytes
-from jaxbin.data.specs import DataError
 
 _TIMEOUT_SECONDS = 20.0
 
@@ -18,7 +18,7 @@ def download_original(original: Original, folder: Path, report: Callable[[str], 
     A file with its final name is complete and has the right checksum.
 
     Raises:
-      DataError: no URL gave the file; the message has one reason for each.
+      UserError: no URL gave the file; the message has one reason for each.
     """
     problems = []
     for url in original.urls:
@@ -28,9 +28,10 @@ def download_original(original: Original, folder: Path, report: Callable[[str], 
                 # One byte more than expected shows that a file is too long.
                 content = response.read(original.size + 1)
             check_bytes(content, original, "the download")
-            files.write_bytes(folder / original.file, content)
-            return
         # urllib.error.URLError and a timeout are OSErrors.
-        except (OSError, http.client.HTTPException, DataError) as error:
+        except (OSError, http.client.HTTPException, UserError) as error:
             problems.append(f"{url}: {error}")
-    raise DataError("; ".join(problems))
+            continue
+        files.write_bytes(folder / original.file, content)
+        return
+    raise UserError("; ".join(problems))

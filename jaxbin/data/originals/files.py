@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxbin.data.specs import DataError, DatasetSpec, Split
+from jaxbin.common.errors import UserError
+from jaxbin.data.specs import DatasetSpec, Split
 
 
 @dataclass(frozen=True)
@@ -85,26 +86,26 @@ def missing_originals(name: str, folder: Path) -> list[Original]:
 
 
 def check_bytes(content: bytes, original: Original, source: str) -> None:
-    """Raises DataError, naming `source`, unless `content` is that of the original."""
+    """Raises UserError, naming `source`, unless `content` is that of the original."""
     if len(content) != original.size:
-        raise DataError(
+        raise UserError(
             f"{source} is damaged: it has {len(content)} bytes, expected {original.size}"
         )
     found = hashlib.sha256(content).hexdigest()
     if found != original.sha256:
-        raise DataError(f"{source} is damaged: its SHA-256 is {found}, expected {original.sha256}")
+        raise UserError(f"{source} is damaged: its SHA-256 is {found}, expected {original.sha256}")
 
 
 def read_originals(spec: DatasetSpec, folder: Path) -> dict[str, Split]:
     """Returns the published training and test set, "train" and "test", in original order.
 
     Raises:
-      DataError: a file is missing or damaged; the message names it.
+      UserError: a file is missing or damaged; the message names it.
     """
     try:
         return _READERS[spec.name](spec, folder)
     except OSError as error:
-        raise DataError(f"{error.filename} cannot be read: {error.strerror}") from error
+        raise UserError(f"{error.filename} cannot be read: {error.strerror}") from error
 
 
 def _read_packed(folder: Path, original: Original) -> bytes:
@@ -138,14 +139,14 @@ def _read_idx(folder: Path, original: Original, shape: tuple[int, ...]) -> np.nd
         try:
             content = gzip.decompress(packed)
         except (OSError, EOFError, zlib.error) as error:
-            raise DataError(f"{path} is damaged: {error}") from error
+            raise UserError(f"{path} is damaged: {error}") from error
     else:
         path = folder / original.unpacked
         content = path.read_bytes()
     # An idx file starts with its type (8: uint8), its rank and its dimensions.
     header = struct.pack(f">{1 + len(shape)}I", 0x800 + len(shape), *shape)
     if content[: len(header)] != header or len(content) != len(header) + int(np.prod(shape)):
-        raise DataError(f"{path} is damaged: it is not an idx file of {shape} bytes")
+        raise UserError(f"{path} is damaged: it is not an idx file of {shape} bytes")
     return np.frombuffer(content, np.uint8, offset=len(header)).reshape(shape)
 
 
@@ -162,7 +163,7 @@ def _read_cifar10(spec: DatasetSpec, folder: Path) -> dict[str, Split]:
         files = {file: (source / file).read_bytes() for file in (*train_files, "test_batch.bin")}
     for file in (*train_files, "test_batch.bin"):
         if file not in files:
-            raise DataError(f"{source} is damaged: it has no {file}")
+            raise UserError(f"{source} is damaged: it has no {file}")
     train_size = spec.original_train_examples // len(train_files)
     batches = [_parse_batch(files[file], train_size, spec, source / file) for file in train_files]
     test = _parse_batch(
@@ -184,7 +185,7 @@ def _members(packed: bytes, wanted: set[str], source: Path) -> Iterator[tuple[st
                 if file is not None and member.name in wanted:
                     yield member.name, file.read()
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{source} is damaged: {error}") from error
+        raise UserError(f"{source} is damaged: {error}") from error
 
 
 def _parse_batch(content: bytes, count: int, spec: DatasetSpec, source: Path) -> Split:
@@ -192,7 +193,7 @@ def _parse_batch(content: bytes, count: int, spec: DatasetSpec, source: Path) ->
     height, width, channels = spec.image_shape
     record_bytes = 1 + height * width * channels
     if len(content) != count * record_bytes:
-        raise DataError(
+        raise UserError(
             f"{source} is damaged: it has {len(content)} bytes, expected {count * record_bytes}"
         )
     records = np.frombuffer(content, np.uint8).reshape(count, record_bytes)
@@ -203,7 +204,7 @@ def _parse_batch(content: bytes, count: int, spec: DatasetSpec, source: Path) ->
 
 def _checked_labels(labels: np.ndarray, spec: DatasetSpec, source: str) -> np.ndarray:
     if labels.max() >= spec.classes:
-        raise DataError(
+        raise UserError(
             f"{source} is damaged: it has the label {labels.max()}, expected 0..{spec.classes - 1}"
         )
     return labels.astype(np.int32)

@@ -4,11 +4,12 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from jaxbin.common.errors import UserError
 from jaxbin.common.files import expanded
 from jaxbin.data.known import spec
 from jaxbin.data.originals.download import download_original
 from jaxbin.data.originals.files import ORIGINALS, missing_originals, read_originals
-from jaxbin.data.specs import DataError, DatasetSpec
+from jaxbin.data.specs import DatasetSpec
 
 
 def ignore_message(message: str) -> None:
@@ -27,7 +28,7 @@ def prepare(
     `source` is where the original files lie, or are downloaded to; by default below `data_dir`.
 
     Raises:
-      DataError: the dataset needs no preparation, or its originals are missing or damaged.
+      UserError: the dataset needs no preparation, or its originals are missing or damaged.
     """
     return prepare_spec(spec(name), data_dir, report, source)
 
@@ -37,7 +38,7 @@ def prepare_spec(
 ) -> Path:
     """Prepares the dataset that `spec` describes; see `prepare`."""
     if spec.name not in ORIGINALS:
-        raise DataError(f"{spec.name} needs no preparation")
+        raise UserError(f"{spec.name} needs no preparation")
     directory = find_version(spec.name, data_dir)
     if directory is not None:
         return directory
@@ -77,11 +78,11 @@ def _fetch_missing(name: str, data_dir: str, folder: Path, report: Callable[[str
         for original in missing:
             download_original(original, folder, report)
     except OSError as error:
-        raise DataError(f"{folder} cannot be written: {error.strerror}") from error
-    except DataError as error:
+        raise UserError(f"{folder} cannot be written: {error.strerror}") from error
+    except UserError as error:
         still_missing = missing_originals(name, folder)
         files = ", ".join(f"{original.file} (or {original.unpacked})" for original in still_missing)
-        raise DataError(
+        raise UserError(
             f"{name} is not in {expanded(data_dir) / name} and cannot be downloaded:"
             f" put {files} into {folder} and start again ({error})"
         ) from error

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxbin.common.errors import UserError
 from jaxbin.common.files import expanded
 from jaxbin.data.own import names
 from jaxbin.data.own.found import Found, check_classes, divided
 from jaxbin.data.own.headers import looks_of
 from jaxbin.data.pictures import SUFFIXES, evaluation_picture, training_picture
 from jaxbin.data.sources import ImageFolder
-from jaxbin.data.specs import DataError, Source
+from jaxbin.data.specs import Source
 
 _FOLDERS = {"train": ("train",), "validation": ("validation", "val", "valid"), "test": ("test",)}
 _LAYOUT = "train/CLASS/*.png (or .jpg, .jpeg)"
@@ -40,14 +41,14 @@ def find_folder(name: str) -> Found:
     """The dataset in a folder.
 
     Raises:
-      DataError: it has not the layout that it should.
+      UserError: it has not the layout that it should.
       OSError: a folder cannot be listed.
     """
     root = expanded(names.place(name))
     folders = _split_folders(name, root)
     class_names = tuple(path.name for path in _class_folders(folders["train"]))
     if not class_names:
-        raise DataError(f"dataset={name!r}: {folders['train']} has no folder; accepted: {_LAYOUT}")
+        raise UserError(f"dataset={name!r}: {folders['train']} has no folder; accepted: {_LAYOUT}")
     check_classes(name, class_names)
     listing = _Listing()
     listing.content.append(str(root.absolute()))
@@ -78,18 +79,18 @@ def find_folder(name: str) -> Found:
 def _split_folders(name: str, root: Path) -> dict[str, Path]:
     if not root.is_dir():
         what = "is no folder" if root.exists() else "does not exist"
-        raise DataError(
+        raise UserError(
             f"dataset={name!r}: {str(root)!r} {what}; accepted: a folder that holds {_LAYOUT}"
         )
     found: dict[str, Path] = {}
     for split, called in _FOLDERS.items():
         there = [root / one for one in called if (root / one).is_dir()]
         if len(there) > 1:
-            raise DataError(f"dataset={name!r} has both {there[0]} and {there[1]}; accepted: one")
+            raise UserError(f"dataset={name!r} has both {there[0]} and {there[1]}; accepted: one")
         if there:
             found[split] = there[0]
     if "train" not in found:
-        raise DataError(
+        raise UserError(
             f"dataset={name!r}: {str(root)!r} has no folder train; accepted: {_LAYOUT}, and if you "
             "like validation/ and test/ likewise"
         )
@@ -122,10 +123,10 @@ def _listed(folder: Path, class_names: tuple[str, ...], listing: _Listing) -> Im
     for path in _class_folders(folder):
         if path.name not in labels:
             few = ", ".join(class_names[:5]) + (", ..." if len(class_names) > 5 else "")
-            raise DataError(f"{path} is called like no class of train; accepted: {few}")
+            raise UserError(f"{path} is called like no class of train; accepted: {few}")
         files = _images_in(path, listing)
         if not files:
-            raise DataError(f"{path} holds no image; accepted: {', '.join(SUFFIXES)}")
+            raise UserError(f"{path} holds no image; accepted: {', '.join(SUFFIXES)}")
         found += [os.fsencode(f"{path.name}/{file.name}") for file in files]
         numbers += [labels[path.name]] * len(files)
         sizes = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
@@ -133,7 +134,7 @@ def _listed(folder: Path, class_names: tuple[str, ...], listing: _Listing) -> Im
         listing.names += [f"{path.name}/{file.name}" for file in files]
         listing.encoded_bytes += sum(size for _, size, _ in sizes)
     if not found:
-        raise DataError(f"{folder} holds no folder of a class; accepted: {folder}/CLASS/*")
+        raise UserError(f"{folder} holds no folder of a class; accepted: {folder}/CLASS/*")
     return ImageFolder(str(folder), np.array(found), np.array(numbers, np.int32))
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxbin.common.checks import LARGEST_SIDE, MOST_CLASSES
 from jaxbin.common.errors import UserError, kind_and_line
-from jaxbin.data.specs import DataError, DatasetSpec, Source
+from jaxbin.data.specs import DatasetSpec, Source
 from jaxbin.data.splits import constant_permutation
 
 SPLITS = ("train", "validation", "test")
@@ -32,7 +32,7 @@ class Chosen:
         """The images at `positions`, with their labels.
 
         Raises:
-          DataError: one cannot be read, or its label is none.
+          UserError: one cannot be read, or its label is none.
         """
         chosen = self.positions[list(positions)].tolist()
         try:
@@ -41,7 +41,7 @@ class Chosen:
             found = [self._read_one(position) for position in chosen]
         for position, (_, label) in zip(chosen, found, strict=True):
             if not 0 <= label < self.classes:
-                raise DataError(
+                raise UserError(
                     f"{self.source.describe(position)} has the label {label}; accepted: 0 to "
                     f"{self.classes - 1}"
                 )
@@ -54,7 +54,7 @@ class Chosen:
             raise
         except Exception as error:
             reason = kind_and_line(error)
-            raise DataError(
+            raise UserError(
                 f"{self.source.describe(position)} is damaged or cannot be read: {reason}"
             ) from None
 
@@ -104,14 +104,14 @@ def divided(name: str, given: Mapping[str, Source], classes: int) -> dict[str, S
     ones of them are of all classes.
 
     Raises:
-      DataError: there are too few.
+      UserError: there are too few.
     """
     total = len(given["train"])
     order = constant_permutation(total)
     missing = [split for split in ("test", "validation") if split not in given]
     held = max(1, total // _HELD_OUT)
     if total <= held * len(missing):
-        raise DataError(
+        raise UserError(
             f"dataset={name!r} has {total} training images, too few to set {' and '.join(missing)} "
             f"images apart; accepted: {len(missing) + 1} or more"
         )
@@ -127,41 +127,41 @@ def divided(name: str, given: Mapping[str, Source], classes: int) -> dict[str, S
 
 
 def check_classes(name: str, class_names: Sequence[str]) -> None:
-    """Raise a DataError unless these can be the names of classes."""
+    """Raise a UserError unless these can be the names of classes."""
     if not 2 <= len(class_names) <= MOST_CLASSES:
-        raise DataError(
+        raise UserError(
             f"dataset={name!r} has {len(class_names)} classes; accepted: 2 to {MOST_CLASSES:,}"
         )
     for class_name in class_names:
         if not class_name or not class_name.isprintable():
-            raise DataError(
+            raise UserError(
                 f"dataset={name!r} has a class called {class_name!r}; accepted: printable names"
             )
     if len(set(class_names)) != len(class_names):
-        raise DataError(f"dataset={name!r} has two classes of one name; accepted: distinct names")
+        raise UserError(f"dataset={name!r} has two classes of one name; accepted: distinct names")
 
 
 def spec_of(found: Found, image_size: int) -> DatasetSpec:
     """What is known of it, but for the mean and deviation of its images.
 
     Raises:
-      DataError: its images have no size in common, or not one that can be had.
+      UserError: its images have no size in common, or not one that can be had.
     """
     if image_size and not found.scalable:
-        raise DataError(
+        raise UserError(
             f"image_size={image_size} is for images in files; the arrays of dataset="
             f"{found.name!r} are taken as they are; accepted: 0"
         )
     size = (image_size, image_size) if image_size else found.size
     if size is None:
-        raise DataError(
+        raise UserError(
             f"image_size=0 is for images of one size; those of dataset={found.name!r} differ: "
             f"{found.unlike}; accepted: the side, in pixels, that they are scaled to"
         )
     shape = (*size, found.channels)
     if not 1 <= min(shape) <= max(shape) <= LARGEST_SIDE:
         shown = "x".join(map(str, shape))
-        raise DataError(
+        raise UserError(
             f"dataset={found.name!r} has images of {shown}; accepted: sides of 1 to "
             f"{LARGEST_SIDE}" + (", or image_size=SIDE" if found.scalable else "")
         )

@@ -38,7 +38,7 @@ def looks_of(folders: Sequence[ImageFolder], fingerprint: str) -> Looks:
       fingerprint: of their files, which what is known of them is kept by.
 
     Raises:
-      DataError: a file is no PNG or JPEG.
+      UserError: a file is no PNG or JPEG.
     """
     if fingerprint not in _KNOWN:
         home = cache.user_directory()

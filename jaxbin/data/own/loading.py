@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 
 from jaxbin.common import cache
+from jaxbin.common.errors import UserError
 from jaxbin.data import kept, streaming
 from jaxbin.data.own import npz, statistics
 from jaxbin.data.own.finding import find
 from jaxbin.data.own.found import Found
 from jaxbin.data.own.recorded import differences
 from jaxbin.data.own.statistics import Statistics
-from jaxbin.data.specs import DataError, Dataset, DatasetSpec, Split, Stream
+from jaxbin.data.specs import Dataset, DatasetSpec, Split, Stream
 
 _ROWS = 256
 
@@ -37,12 +38,12 @@ def load_own(
     """The training split and `evaluation`, "validation" or "test"; mean and deviation known.
 
     Raises:
-      DataError: it is not there, damaged, or not what the spec says.
+      UserError: it is not there, damaged, or not what the spec says.
     """
     found = find(spec.name, data_dir)
     changed = differences(spec, _as_described(found, spec))
     if changed:
-        raise DataError(f"dataset={spec.name!r} has changed: {', '.join(changed)}")
+        raise UserError(f"dataset={spec.name!r} has changed: {', '.join(changed)}")
     for note in found.notes:
         report(note)
     streams = {

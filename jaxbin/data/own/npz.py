@@ -13,13 +13,13 @@ from typing import IO
 import numpy as np
 
 from jaxbin.common.checks import MOST_CLASSES
-from jaxbin.common.errors import kind_and_line
+from jaxbin.common.errors import UserError, kind_and_line
 from jaxbin.common.files import expanded
 from jaxbin.data import specs
 from jaxbin.data.own import names
 from jaxbin.data.own.arrays import evaluation_array, training_array
 from jaxbin.data.own.found import Found, check_classes, divided
-from jaxbin.data.specs import DataError, Source
+from jaxbin.data.specs import Source
 
 _PREFIXES = {"train": "", "validation": "validation_", "test": "test_"}
 _ARRAYS = tuple(f"{prefix}{what}" for prefix in _PREFIXES.values() for what in ("images", "labels"))
@@ -80,13 +80,13 @@ def find_npz(name: str) -> Found:
     """The dataset in an npz file.
 
     Raises:
-      DataError: it is damaged, or an array is not what it should be.
+      UserError: it is damaged, or an array is not what it should be.
       OSError: it cannot be read.
     """
     path = expanded(names.place(name))
     if not path.is_file():
         what = "is no file" if path.exists() else "does not exist"
-        raise DataError(f"dataset={name!r}: {str(path)!r} {what}; accepted: a file of numpy.savez")
+        raise UserError(f"dataset={name!r}: {str(path)!r} {what}; accepted: a file of numpy.savez")
     members = _checked(name, path, _members(name, path))
     labels = {
         split: _labels(name, members[f"{prefix}labels"], len_of=members[f"{prefix}images"])
@@ -138,7 +138,7 @@ def _is_mapped(name: str, members: dict[str, Member]) -> bool:
         return False
     for member in images:
         if member.offset < 0:
-            raise DataError(
+            raise UserError(
                 f"dataset={name!r} is too large to live in memory, and its array {member.name} is "
                 "compressed; accepted: a file of numpy.savez, or a folder"
             )
@@ -193,7 +193,7 @@ def _checked(name: str, path: Path, members: dict[str, Member]) -> dict[str, Mem
     """The members, their names, types and shapes as they should be."""
     for array in members:
         if array not in (*_ARRAYS, _NAMES):
-            raise DataError(f"dataset={name!r} holds an array {array!r}; accepted: {_ACCEPTED}")
+            raise UserError(f"dataset={name!r} holds an array {array!r}; accepted: {_ACCEPTED}")
     for prefix in _PREFIXES.values():
         pair = f"{prefix}images", f"{prefix}labels"
         given = [array for array in pair if array in members]
@@ -201,15 +201,15 @@ def _checked(name: str, path: Path, members: dict[str, Member]) -> dict[str, Mem
             continue
         if len(given) < 2:
             missing = next(array for array in pair if array not in members)
-            raise DataError(f"dataset={name!r} has no array {missing!r}; accepted: {_ACCEPTED}")
+            raise UserError(f"dataset={name!r} has no array {missing!r}; accepted: {_ACCEPTED}")
         images, first = members[pair[0]], members["images"]
         if images.dtype != np.uint8 or len(images.shape) not in (3, 4) or not images.shape[0]:
-            raise DataError(
+            raise UserError(
                 f"dataset={name!r}: {pair[0]} is {images.dtype} {images.shape}; accepted: uint8 "
                 "(n, height, width) or (n, height, width, channels)"
             )
         if images.shape[1:] != first.shape[1:]:
-            raise DataError(
+            raise UserError(
                 f"dataset={name!r}: {pair[0]} has images of {images.shape[1:]}, images of "
                 f"{first.shape[1:]}; accepted: one shape"
             )
@@ -219,14 +219,14 @@ def _checked(name: str, path: Path, members: dict[str, Member]) -> dict[str, Mem
 def _labels(name: str, member: Member, *, len_of: Member) -> np.ndarray:
     """int32 (n,)."""
     if member.dtype.kind not in "iu" or member.shape != len_of.shape[:1]:
-        raise DataError(
+        raise UserError(
             f"dataset={name!r}: {member.name} is {member.dtype} {member.shape}; accepted: whole "
             f"numbers {len_of.shape[:1]}"
         )
     values = _read(name, member)
     for value in (values.min(), values.max()):
         if not 0 <= value < MOST_CLASSES:
-            raise DataError(
+            raise UserError(
                 f"dataset={name!r}: {member.name} holds {value}; accepted: 0 to {MOST_CLASSES - 1}"
             )
     return values.astype(np.int32)
@@ -243,7 +243,7 @@ def _class_names(
         or len(member.shape) != 1
         or member.dtype.itemsize > _LONGEST_NAME_BYTES
     ):
-        raise DataError(
+        raise UserError(
             f"dataset={name!r}: {_NAMES} is {member.dtype} {member.shape}; accepted: texts "
             "(classes,)"
         )
@@ -251,7 +251,7 @@ def _class_names(
         found = tuple(str(one) for one in _read(name, member))
         check_classes(name, found)
         if most >= len(found):
-            raise DataError(
+            raise UserError(
                 f"dataset={name!r} has {len(found)} class_names, and a label {most}; accepted: 0 "
                 f"to {len(found) - 1}"
             )
@@ -283,7 +283,7 @@ def _mapped(member: Member) -> np.ndarray:
     return np.memmap(member.path, member.dtype, "r", member.offset, member.shape, order)
 
 
-def _damaged(name: str, error: Exception) -> DataError:
-    return DataError(
+def _damaged(name: str, error: Exception) -> UserError:
+    return UserError(
         f"dataset={name!r} is damaged, or no file of numpy.savez: {kind_and_line(error)}"
     )

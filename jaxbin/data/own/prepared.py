@@ -6,14 +6,14 @@ import re
 from pathlib import Path
 from typing import Any
 
-from jaxbin.common.errors import kind_and_line
+from jaxbin.common.errors import UserError, kind_and_line
 from jaxbin.common.files import expanded
 from jaxbin.data import kept
 from jaxbin.data.own import names
 from jaxbin.data.own.found import SPLITS, Found, check_classes, divided
 from jaxbin.data.pictures import evaluation_picture, training_picture
 from jaxbin.data.sources import stored_images
-from jaxbin.data.specs import DataError, Source
+from jaxbin.data.specs import Source
 
 _DESCRIPTION = "dataset_info.json"
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
@@ -23,7 +23,7 @@ def find_prepared(name: str, data_dir: str) -> Found:
     """The dataset in `data_dir/NAME`, NAME being as "mnist", "mnist/3.0.1" or "name/config".
 
     Raises:
-      DataError: it is not prepared, holds no labeled images, or is in another format.
+      UserError: it is not prepared, holds no labeled images, or is in another format.
       OSError: a directory cannot be listed.
     """
     directory = _directory(name, expanded(data_dir))
@@ -31,12 +31,12 @@ def find_prepared(name: str, data_dir: str) -> Found:
     channels, size, class_names = _features(name, info)
     check_classes(name, class_names)
     if "train" not in info.splits:
-        raise DataError(
+        raise UserError(
             f"dataset={name!r} has no split train, but {', '.join(sorted(info.splits)) or 'none'}; "
             "accepted: train, and if you like validation and test"
         )
     if info.file_format.value != "array_record":
-        raise DataError(
+        raise UserError(
             f"dataset={name!r} is prepared in the format {info.file_format.value}, which needs "
             "TensorFlow; accepted: array_record (tfds build --file_format=array_record)"
         )
@@ -76,7 +76,7 @@ def _directory(name: str, data_dir: Path) -> Path:
     )
     others = sorted(path.parent.parent.name for path in data_dir.glob(f"*/*/{_DESCRIPTION}"))
     hint = ", ".join(f"tfds:{other}" for other in dict.fromkeys(deeper or others)) or "none yet"
-    raise DataError(
+    raise UserError(
         f"dataset={name!r} is not prepared: {root} holds no version with a {_DESCRIPTION}; "
         f"prepared in data_dir={str(data_dir)!r}: {hint}"
     )
@@ -89,7 +89,7 @@ def _described(name: str, directory: Path) -> Any:
         return tfds.builder_from_directory(directory).info
     # TFDS documents no exceptions for damaged or foreign files.
     except Exception as error:
-        raise DataError(
+        raise UserError(
             f"dataset={name!r}: {directory} is damaged: {kind_and_line(error)}"
         ) from None
 
@@ -105,13 +105,13 @@ def _features(name: str, info: Any) -> tuple[int, tuple[int, int] | None, tuple[
     label: Any = kinds.get("label")
     if type(image) is not features.Image or type(label) is not features.ClassLabel:
         held = ", ".join(f"{key} ({type(kind).__name__})" for key, kind in kinds.items())
-        raise DataError(
+        raise UserError(
             f"dataset={name!r} is no image classification: its features are {held or 'none'}; "
             "accepted: image (Image), label (ClassLabel)"
         )
     height, width, channels = image.shape
     if channels not in (1, 3) or str(image.np_dtype) != "uint8":
-        raise DataError(
+        raise UserError(
             f"dataset={name!r} has images of {image.np_dtype}, {channels} channels; accepted: "
             "uint8, 1 or 3 channels"
         )
