@@ -89,7 +89,7 @@ def _run(
 
 
 @dataclasses.dataclass(frozen=True)
-class Request:
+class Asked:
     """A comparison as a command asks for it.
 
     Attributes:
@@ -105,7 +105,7 @@ class Request:
     there: Outcomes
 
 
-def searched(asked: Request, arms: Collection[str]) -> dict[str, float]:
+def searched(asked: Asked, arms: Collection[str]) -> dict[str, float]:
     """The rate of each of `arms` with the highest accuracy in the last epoch of its search.
 
     Raises:
@@ -131,7 +131,7 @@ def main(argv: Sequence[str]) -> None:
     execution.check_failures(failures)
 
 
-def _carry_out(asked: Request, jobs: int) -> dict[Path, str]:
+def _carry_out(asked: Asked, jobs: int) -> dict[Path, str]:
     """Run what has not ended, `jobs` at a time; what failed, and why."""
     there = asked.there
 
@@ -157,14 +157,14 @@ def _carry_out(asked: Request, jobs: int) -> dict[Path, str]:
     return execute(run for run in again if run.name in names)
 
 
-def _left_of_search(asked: Request) -> list[Run]:
+def _left_of_search(asked: Asked) -> list[Run]:
     searches = _searches(asked)
     runs = [run for run in search(asked.network, asked.choices) if run.variant in searches]
     asked.there.check(runs)
     return [run for run in runs if not asked.there.knows(run)]
 
 
-def _left(asked: Request, rates: Mapping[str, float]) -> tuple[list[Run], list[Run]]:
+def _left(asked: Asked, rates: Mapping[str, float]) -> tuple[list[Run], list[Run]]:
     """The full runs that are not known, and those of them that take the measured order.
 
     The latter have another order, which costs the same, until it is measured. Of what it is
@@ -180,7 +180,7 @@ def _left(asked: Request, rates: Mapping[str, float]) -> tuple[list[Run], list[R
     return [*measured, *(run for run in left if run not in [*guided, *measured])], guided
 
 
-def _print_costs(asked: Request) -> None:
+def _print_costs(asked: Asked) -> None:
     searches = _left_of_search(asked)
     rates, unknown = _foreseen_rates(asked)
     runs, guided = _left(asked, rates)
@@ -192,7 +192,7 @@ def _print_costs(asked: Request) -> None:
         print(costs.table(asked.network, stage, placed, notes))
 
 
-def _foreseen_rates(asked: Request) -> tuple[dict[str, float], list[str]]:
+def _foreseen_rates(asked: Asked) -> tuple[dict[str, float], list[str]]:
     """The rates that the search has found, and what is not known yet, as a line."""
     rates: dict[str, float] = {}
     published: float = declarations.published(asked.network)["learning_rate"]
@@ -208,7 +208,7 @@ def _foreseen_rates(asked: Request) -> tuple[dict[str, float], list[str]]:
     return rates, [f"{said}{published:g} stands in"] if unknown else []
 
 
-def _searches(asked: Request) -> set[str]:
+def _searches(asked: Asked) -> set[str]:
     """The arms whose search says at which rates others run; guided runs need a float one."""
     arms, wanted = COMPARISONS[asked.network].arms, asked.wanted
     guided = {"float"} if any(_is_guided(asked.network, name) for name in wanted) else set[str]()
@@ -219,7 +219,7 @@ def _is_guided(network: str, arm: str) -> bool:
     return COMPARISONS[network].arms[arm].variant.endswith(_GUIDED)
 
 
-def _measured_run(asked: Request, rates: Mapping[str, float]) -> Run:
+def _measured_run(asked: Asked, rates: Mapping[str, float]) -> Run:
     """The run whose layers' sensitivity is measured."""
     every = full(asked.network, asked.choices, rates)
     return next(run for run in every if run.variant == "float")
@@ -248,7 +248,7 @@ def _measured_order(there: Outcomes, run: Run) -> Path:
     return path
 
 
-def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Request]:
+def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Asked]:
     parser = command_line.make_parser("python -m experiments.protocol", __doc__ or "")
     parser.add_argument("network", choices=COMPARISONS)
     parser.add_argument("--output", type=files.expanded, default=Path("logs/protocol"))
@@ -271,7 +271,7 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Request]:
         wanted |= matching
     choices = Choices(overrides=overrides(others))
     there = outcomes.load(network, arguments.output / network, arguments.known)
-    return arguments, Request(network, choices, tuple(filter(wanted.__contains__, arms)), there)
+    return arguments, Asked(network, choices, tuple(filter(wanted.__contains__, arms)), there)
 
 
 if __name__ == "__main__":

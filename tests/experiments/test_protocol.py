@@ -103,12 +103,12 @@ def test_the_last_epoch_decides_the_search(tmp_path: Path):
         rate = run.config.learning_rate
         finish(tmp_path / "search" / run.name, best=rate, last=0.5 if rate != 0.003 else 0.4)
     arms = ("float", "binary", "forward", "recipe")
-    asked = protocol.Request("vgg5", Choices(), arms, Outcomes(tmp_path))
+    asked = protocol.Asked("vgg5", Choices(), arms, Outcomes(tmp_path))
     assert protocol.searched(asked, arms) == dict.fromkeys(arms, 0.001)
 
 
 def test_the_search_has_to_have_ended(tmp_path: Path):
-    asked = protocol.Request("vgg5", Choices(), ("float",), Outcomes(tmp_path))
+    asked = protocol.Asked("vgg5", Choices(), ("float",), Outcomes(tmp_path))
     with pytest.raises(UserError, match=r"float-lr0\.0003-seed316-10epochs has not ended"):
         protocol.searched(asked, ["float"])
 

@@ -38,11 +38,11 @@ def build(spec: DatasetSpec, originals: Mapping[str, Split], data_dir: str) -> P
     return directory
 
 
-# Unregistered: TFDS has builders of its own with these names.
-class Mnist(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """MNIST as TFDS 3.0.1 has it, but stored in the original order."""
+class _InOrder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """A dataset as TFDS has it, but stored in the original order.
 
-    VERSION = tfds.core.Version("3.0.1")
+    Unregistered, as are those made of it: TFDS has builders of its own with their names.
+    """
 
     def __init__(self, spec: DatasetSpec, originals: Mapping[str, Split], data_dir: Path) -> None:
         # The constructor of TFDS calls _info, which needs the spec.
@@ -51,30 +51,24 @@ class Mnist(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         super().__init__(data_dir=data_dir)
 
     def _info(self) -> tfds.core.DatasetInfo:
-        return _dataset_info(self, self._spec, {})
+        spec = self._spec
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=f"{spec.name}, by jaxbin from the published files, in their order.",
+            features=tfds.features.FeaturesDict(
+                {
+                    **({"id": tfds.features.Text()} if self._has_ids else {}),
+                    "image": tfds.features.Image(shape=spec.image_shape),
+                    "label": tfds.features.ClassLabel(names=list(spec.class_names)),
+                }
+            ),
+            supervised_keys=("image", "label"),
+            disable_shuffling=True,
+        )
 
-    def _split_generators(
-        self, dl_manager: object
-    ) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
-        return {name: self._generate_examples(part) for name, part in self._originals.items()}
-
-    def _generate_examples(self, part: Split) -> Iterator[tuple[int, dict[str, Any]]]:
-        for index, (image, label) in enumerate(zip(part.images, part.labels, strict=True)):
-            yield index, {"image": _encode_png(image), "label": int(label)}
-
-
-class Cifar10(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """CIFAR-10 as TFDS 3.0.2 has it, but stored in the original order."""
-
-    VERSION = tfds.core.Version("3.0.2")
-
-    def __init__(self, spec: DatasetSpec, originals: Mapping[str, Split], data_dir: Path) -> None:
-        self._spec = spec
-        self._originals = originals
-        super().__init__(data_dir=data_dir)
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        return _dataset_info(self, self._spec, {"id": tfds.features.Text()})
+    @property
+    def _has_ids(self) -> bool:
+        return self._spec.name == "cifar10"
 
     def _split_generators(
         self, dl_manager: object
@@ -83,26 +77,20 @@ class Cifar10(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _generate_examples(self, part: Split, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
         for index, (image, label) in enumerate(zip(part.images, part.labels, strict=True)):
-            identity = f"{name}_{index:05d}"
-            yield index, {"id": identity, "image": _encode_png(image), "label": int(label)}
+            identity = {"id": f"{name}_{index:05d}"} if self._has_ids else {}
+            yield index, identity | {"image": _encode_png(image), "label": int(label)}
 
 
-def _dataset_info(
-    builder: tfds.core.DatasetBuilder, spec: DatasetSpec, more_features: dict[str, Any]
-) -> tfds.core.DatasetInfo:
-    return tfds.core.DatasetInfo(
-        builder=builder,
-        description=f"{spec.name}, prepared by jaxbin from the published files, in their order.",
-        features=tfds.features.FeaturesDict(
-            {
-                **more_features,
-                "image": tfds.features.Image(shape=spec.image_shape),
-                "label": tfds.features.ClassLabel(names=list(spec.class_names)),
-            }
-        ),
-        supervised_keys=("image", "label"),
-        disable_shuffling=True,
-    )
+class Mnist(_InOrder, skip_registration=True):
+    """MNIST as TFDS 3.0.1 has it."""
+
+    VERSION = tfds.core.Version("3.0.1")
+
+
+class Cifar10(_InOrder, skip_registration=True):
+    """CIFAR-10 as TFDS 3.0.2 has it."""
+
+    VERSION = tfds.core.Version("3.0.2")
 
 
 def _encode_png(image: np.ndarray) -> io.BytesIO:
