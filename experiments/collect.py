@@ -88,7 +88,7 @@ def _origin(environment: dict[str, Any]) -> dict[str, Any]:
         "versions": environment["versions"],
         "devices": environment["devices"],
         "cpu_count": environment.get("cpu_count"),
-        **({"went_on": list(map(_origin, later))} if later else {}),
+        **({"went_on": [_origin(one) | {"step": one["step"]} for one in later]} if later else {}),
     }
 
 

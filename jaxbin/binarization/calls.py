@@ -31,17 +31,22 @@ def traced_calls(
     ) -> Any:
         if context.method_name != "__call__":
             return call(*args, **kwargs)
-        its = calls.setdefault("/".join(context.module.path), [])
+        name = "/".join(context.module.path)
+        calls.setdefault(name, [])  # in the order in which calls begin
         outputs = call(*args, **kwargs)
-        its.append(describe(context.module))
+        calls[name].append(describe(context.module))
         return outputs
+
+    def ended() -> dict[str, list[T]]:
+        return {name: its for name, its in calls.items() if its}  # a call may have failed
 
     with nn.intercept_methods(note):
         variables: dict[str, Any] = dict(jax.eval_shape(init, *inputs))
     owners = {path[:-1] for tree in variables.values() for path in flatten_dict(tree)}
-    if {"/".join(owner) for owner in owners} <= {"", *calls}:
-        return variables, calls
+    if {"/".join(owner) for owner in owners} <= {"", *ended()}:
+        return variables, ended()
     # Under nn.jit a module is not called again where one like it has been: then without.
     calls.clear()
     with jax.disable_jit(), nn.intercept_methods(note):
-        return dict(jax.eval_shape(lambda *given: init(*given), *inputs)), calls
+        variables = dict(jax.eval_shape(lambda *given: init(*given), *inputs))
+    return variables, ended()

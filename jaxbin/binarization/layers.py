@@ -104,20 +104,21 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
-        size: Any = self.kernel_size
-        strides: Any = self.strides
-        size = (size, size) if isinstance(size, int) else tuple(size)
-        if len(size) != 2 or not isinstance(strides, int):
+        sizes: Any = self.kernel_size
+        sizes = tuple(sizes) if isinstance(sizes, (tuple, list)) else (sizes, sizes)
+        numbers = (*sizes, self.strides)
+        if len(sizes) != 2 or not all(isinstance(n, (int, np.integer)) and n > 0 for n in numbers):
             raise UserError(
-                f"Conv(kernel_size={shown(size)}, strides={shown(strides)}) is not accepted; "
-                "accepted: two sizes or one, one stride for both directions"
+                f"Conv(kernel_size={shown(self.kernel_size)}, strides={shown(self.strides)}) is "
+                "not accepted; accepted: one size or two, one stride for both directions, whole "
+                "numbers >= 1"
             )
-        shape = (*size, inputs.shape[-1], self.features)
+        shape = (*sizes, inputs.shape[-1], self.features)
         kernel = _weights(self, self.kernel_init, shape, self.rules)
         fan_in = int(np.prod(shape[:-1]))
         bias = self.param("bias", uniform_bias(fan_in), (self.features,)) if self.use_bias else None
         inputs, kernel, bias = promote_dtype(inputs, kernel, bias, dtype=self.dtype)
-        outputs = convolve(inputs, kernel, strides)
+        outputs = convolve(inputs, kernel, self.strides)
         return outputs if bias is None else outputs + bias
 
 
@@ -199,8 +200,12 @@ def forward_order(
             )
     return tuple(
         name
-        for name, (call, *_) in outline.calls.items()
-        if (f"{name}/mask" in masks if kinds is None else issubclass(call.kind, kinds))
+        for name, calls in outline.calls.items()
+        if (
+            f"{name}/mask" in masks
+            if kinds is None
+            else any(issubclass(call.kind, kinds) for call in calls)
+        )
     )
 
 
@@ -247,7 +252,7 @@ def write_mask(layer_names: Sequence[str], mask: Sequence[bool]) -> dict[str, An
     if len(mask) != len(layer_names):
         raise UserError(
             f"a mask of {len(mask)} values is not accepted; accepted: {len(layer_names)}, one for "
-            f"each of the layers {', '.join(layer_names)}"
+            f"each of the layers {shown(list(layer_names))}"
         )
     flat: dict[str, Any] = {}
     for name, on in zip(layer_names, mask, strict=True):

@@ -77,12 +77,7 @@ def load(
         parts = digits.load_digits(spec)
         return Dataset(spec, parts["train"], parts[evaluation])
     if spec.name == dataset.NAME:
-        loaded = dataset.load_imagenet(spec, data_dir, find_version(spec.name, data_dir, "5"))
-        report(
-            f"{spec.name}: {len(loaded.train):,} training images of {spec.train_examples:,} "
-            f"published, {len(loaded.evaluation):,} to evaluate on"
-        )
-        return loaded
+        return dataset.load_imagenet(spec, data_dir, find_version(spec.name, data_dir, "5"))
     if names.scheme(spec.name):
         from jaxbin.data.own.loading import load_own  # what streams imports more
 

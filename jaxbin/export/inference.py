@@ -213,7 +213,7 @@ def _check_kind(path: str) -> None:
         )
     if os.path.isdir(path):
         raise UserError(f"{shown(path)} is a directory; accepted: a {SUFFIX} file")
-    if path.endswith((".onnx", ".stablehlo", ".c", ".h", ".html")):
+    if path.endswith((".onnx", ".stablehlo", ".c", ".h", ".html", ".wasm")):
         raise UserError(
             f"{shown(path)} is for other runtimes; accepted: the {SUFFIX} file of the same network "
             "(docs/export.md)"

@@ -19,21 +19,23 @@ def before(config: Config) -> list[str]:
 def on_dataset(dataset: Dataset) -> list[str]:
     """What was read, and what of it may be a mistake."""
     spec, labels = dataset.spec, getattr(dataset.train, "labels", None)
-    counts = (spec.train_examples, spec.validation_examples, spec.test_examples)
-    training, validation, test = (f"{count:,}" for count in counts)
     shape = "x".join(map(str, spec.image_shape))
     lines = [
-        f"{training} training, {validation} validation and {test} test images, {shape}, in "
-        f"{spec.classes:,} classes"
+        f"{len(dataset.train):,} training images and {len(dataset.evaluation):,} to evaluate on, "
+        f"{shape}, in {spec.classes:,} classes"
     ]
     if spec.image_shape[0] in (1, 3) and spec.image_shape[2] > 4:
         lines.append(f"note: {shape} is height x width x channels; channels come last")
     if labels is not None:
         empty = np.flatnonzero(np.bincount(labels, minlength=spec.classes) == 0)
         if len(empty):
-            name, more = shown(spec.class_names[empty[0]]), len(empty) - 1
-            others = f" and {more} other classes have" if more else " has"
-            lines.append(f"note: class {empty[0]} ({name}){others} no training image")
+            first = f"{empty[0]} ({shown(spec.class_names[empty[0]])})"
+            several = f"{len(empty)} classes have no training image, the first"
+            lines.append(
+                f"note: {several} {first}"
+                if len(empty) > 1
+                else f"note: class {first} has no training image"
+            )
     return lines
 
 
@@ -55,12 +57,16 @@ def _bare_signs(config: Config) -> str:
     """Says what bare signs do to weights or a network that are not the paper's; "" elsewhere."""
     whose = f"network={config.network}" if own.is_reference(config.network) else ""
     whose = whose or (f"initialize_from={config.initialize_from}" if config.initialize_from else "")
-    bare = config.scale == "none" and not config.layer_scales
+    bare = [
+        name
+        for number, name in enumerate(config.layer_names, start=1)
+        if number not in config.float_layer_numbers and config.rules.of(name).scale == "none"
+    ]
     if not whose or not bare or config.method not in ("binary", "iterative"):
         return ""
     return (
-        f"{whose} with scale=none: binary layers compute with -1 and +1, whatever the size of "
-        "their float weights, which only a batch norm behind each makes up for; "
+        f"{whose} with scale=none of {len(bare)} layers: they compute with -1 and +1, whatever the "
+        "size of their float weights, which only a batch norm behind each makes up for; "
         "--config.scale=channel keeps the size"
     )
 

@@ -74,7 +74,7 @@ def check_environment(environment: Any, source: str) -> dict[str, Any]:
     went_on = content.get("went_on", [])
     check_fields({"went_on": went_on}, source, {"went_on": OBJECTS})
     for one in went_on:
-        check_fields(one, f"{source}, 'went_on'", accepted)
+        check_fields(one, f"{source}, 'went_on'", accepted | {"step": WHOLE})
     return content
 
 

@@ -10,12 +10,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxbin.common import files, provenance
-from jaxbin.common.errors import UserError
+from jaxbin.common import files
 from jaxbin.config import Config
 from jaxbin.engine import processes
 from jaxbin.engine.step import TrainState
-from jaxbin.runs import checkpoints, finished, records, terminal, weights
+from jaxbin.runs import checkpoints, origin, records, terminal, weights
 from jaxbin.runs.checksums import sound
 from jaxbin.runs.run import Run
 
@@ -79,39 +78,9 @@ def open_run(
             epoch, step = divmod(start_at, steps)
             where = f"after epoch {epoch - 1}" if step == 0 else f"in epoch {epoch}, step {step}"
             logger.info("going on %s", where)
-            if elsewhere := _goes_on_elsewhere(workdir):
-                logger.warning("note: %s", elsewhere)
+        if elsewhere := origin.record(workdir, start_at):
+            logger.warning("note: %s", elsewhere)
         yield run
-
-
-def _goes_on_elsewhere(workdir: Path) -> str:
-    """Record that a run goes on on other devices or by other versions, and say so; "" if not."""
-    path = workdir / "environment.json"
-    try:
-        begun = finished.read_environment(workdir)
-    except UserError:  # of an older version, or damaged, which keeps nobody from going on
-        return ""
-    now = provenance.environment()
-    went_on = begun.get("went_on", [])
-    last = [begun, *went_on][-1]
-    differing = [
-        f"{name} {last['versions'].get(name)} there, {version} here"
-        for name, version in now["versions"].items()
-        if last["versions"].get(name) != version
-    ]
-    if last["devices"] != now["devices"]:
-        there, here = (
-            f"{len(one['devices'])} x {'/'.join(dict.fromkeys(one['devices']))}"
-            for one in (last, now)
-        )
-        differing.insert(0, f"devices {there} there, {here} here")
-    if not differing:
-        return ""
-    files.write_json(path, begun | {"went_on": [*went_on, now]})
-    return (
-        f"this run goes on where results differ ({'; '.join(differing)}): it will not be what an "
-        "uninterrupted one is"
-    )
 
 
 def state_from_first(like: TrainState, function: Callable[[], TrainState]) -> TrainState:

@@ -22,7 +22,7 @@ from typing import Any
 
 from jaxbin import data
 from jaxbin.binarization import orders
-from jaxbin.common import files, provenance
+from jaxbin.common import files
 from jaxbin.common.errors import UserError, shown
 from jaxbin.config import FIELDS, Config, to_json
 from jaxbin.runs import locks, weights
@@ -257,7 +257,6 @@ def claim(workdir: Path, config: Config, spec: data.DatasetSpec) -> Generator[No
         kept = {_CONTENT: spec.content} if spec.content else {}
         if not (workdir / "config.json").exists():
             content |= {SPEC: data.recorded.to_json(spec)} if own else kept
-            files.write_json(workdir / "environment.json", provenance.environment())
         else:
             there = read_configuration(workdir)
             content |= {SPEC: there[SPEC]} if own else kept

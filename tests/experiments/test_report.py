@@ -328,7 +328,7 @@ def test_a_collection_says_where_a_run_went_on(runs: Path, tmp_path: Path):
     shutil.copytree(runs / "float", directory)
     path = directory / "environment.json"
     begun = json.loads(path.read_text())
-    path.write_text(json.dumps(begun | {"went_on": [begun | {"devices": ["A"]}]}))
+    path.write_text(json.dumps(begun | {"went_on": [begun | {"devices": ["A"], "step": 5}]}))
     collect.main([str(directory), f"--output={tmp_path / 'runs.json'}"])
     (run,) = json.loads((tmp_path / "runs.json").read_text())
     assert [one["devices"] for one in run["went_on"]] == [["A"]]

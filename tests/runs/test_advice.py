@@ -52,13 +52,16 @@ def test_least_epochs_with_float_layers_float_epochs_and_annealing(fields: dict,
 def test_bare_signs_of_other_weights_say_what_they_lose(method: str):
     fields = {"method": method, "initialize_from": "float.safetensors"}
     (line,) = advice.before(config.parse(fields))
-    assert line.startswith("initialize_from=float.safetensors with scale=none: ")
+    assert line.startswith("initialize_from=float.safetensors with scale=none of 3 layers: ")
     assert line.endswith("--config.scale=channel keeps the size")
-    for more in ({"scale": "channel"}, {"layer_scales": "dense3=he"}, {"method": "float"}):
+    (line,) = advice.before(config.parse(fields | {"layer_scales": "dense3=he"}))
+    assert "scale=none of 2 layers" in line
+    every = {"layer_scales": "dense3=he,dense1=mean", "float_layers": "dense2"}
+    for more in ({"scale": "channel"}, every, {"method": "float"}):
         assert advice.before(config.parse(fields | more)) == []
     own = {"network": "own_networks:SmallViT", "method": method, "order": "forward"}
     (line,) = advice.before(config.parse(own | {"dataset": "mnist_5k", "epochs": 10**4}))
-    assert line.startswith("network=own_networks:SmallViT with scale=none: ")
+    assert line.startswith("network=own_networks:SmallViT with scale=none of 8 layers: ")
 
 
 def dataset(shape: tuple[int, int, int], labels: list[int]) -> data.Dataset:
@@ -69,15 +72,14 @@ def dataset(shape: tuple[int, int, int], labels: list[int]) -> data.Dataset:
 
 
 def test_what_was_read_is_told():
-    said = "3 training, 1 validation and 2 test images, 28x28x1, in 4 classes"
-    assert advice.on_dataset(dataset((28, 28, 1), [0, 1, 2, 3]))[0] == said.replace("3", "4", 1)
-    assert advice.on_dataset(dataset((28, 28, 1), [1, 2, 3])) == [
-        said,
-        "note: class 0 ('0') has no training image",
+    said = "4 training images and 4 to evaluate on, 28x28x8, in 4 classes"
+    assert advice.on_dataset(dataset((28, 28, 8), [0, 1, 2, 3])) == [said]
+    assert advice.on_dataset(dataset((28, 28, 1), [1, 2, 3]))[1:] == [
+        "note: class 0 ('0') has no training image"
     ]
     assert advice.on_dataset(dataset((3, 28, 28), [1, 1, 3]))[1:] == [
         "note: 3x28x28 is height x width x channels; channels come last",
-        "note: class 0 ('0') and 1 other classes have no training image",
+        "note: 2 classes have no training image, the first 0 ('0')",
     ]
 
 

@@ -14,7 +14,7 @@ from jaxbin.common import provenance
 from jaxbin.common.errors import UserError
 from jaxbin.engine.program import initial_state
 from jaxbin.engine.stopping import Requests, Stopped
-from jaxbin.runs import finished, records
+from jaxbin.runs import finished, origin, records
 from jaxbin.runs.opening import open_run, sound_checkpoints
 from jaxbin.runs.run import Run
 from jaxbin.runs.watch import Watch
@@ -47,24 +47,47 @@ def line(epoch: int, accuracy: float) -> dict[str, Any]:
     }
 
 
-def test_going_on_elsewhere_is_said_and_recorded(tmp_path: Path, state: Any):
-    path = tmp_path / "environment.json"
-    here = provenance.environment()
-    there = here | {"devices": ["gpu A", "gpu A"], "versions": here["versions"] | {"jax": "0.1"}}
-    path.write_text(json.dumps(there))
+def test_going_on_elsewhere_is_said(tmp_path: Path, state: Any, monkeypatch: pytest.MonkeyPatch):
     with opened(tmp_path, state) as run:
         run.save(STEPS, state)
-    said = "note: this run goes on where results differ (devices 2 x gpu A there, "
-    for _ in range(2):  # the second time it goes on where it was
-        with opened(tmp_path, state):
-            pass
-    log = (tmp_path / "log.txt").read_text()
-    assert log.count("going on after epoch 0") == 2
-    assert log.count(said) == 1
-    assert f"; jax 0.1 there, {jax.__version__} here): " in log
-    found = finished.read_environment(tmp_path)
-    assert {name: found[name] for name in there} == there
-    assert [one["devices"] for one in found["went_on"]] == [here["devices"]]
+    here = provenance.environment()
+    monkeypatch.setattr(provenance, "environment", lambda: here | {"devices": ["A", "A"]})
+    with opened(tmp_path, state):
+        pass
+    said = "note: results may differ from those of an uninterrupted run: devices 1 x cpu before, 2"
+    assert (tmp_path / "log.txt").read_text().count(said) == 1
+
+
+def test_where_a_run_was_computed_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    here = provenance.environment()
+    gpus = here | {"devices": ["A", "A"], "versions": here["versions"] | {"jax": "0.1"}}
+    other = here | {"commit": "def", "versions": here["versions"] | {"clu": "0.1"}}
+
+    def go_on(environment: dict[str, Any], start_at: int) -> str:
+        monkeypatch.setattr(provenance, "environment", lambda: environment)
+        return origin.record(tmp_path, start_at)
+
+    def places() -> list[tuple[int, Any]]:
+        found = finished.read_environment(tmp_path)
+        return [(one["step"], one["devices"]) for one in found.get("went_on", [])]
+
+    assert go_on(gpus, 0) == ""  # and is killed before its first checkpoint
+    assert go_on(here, 0) == ""
+    assert finished.read_environment(tmp_path) == here
+    moved = f"devices 1 x cpu before, 2 x A now; jax {jax.__version__} before, 0.1 now"
+    assert go_on(gpus, 10).endswith(f"run: {moved}")  # where it comes to nothing
+    assert places() == [(10, ["A", "A"])]
+    assert go_on(here, 10) == ""
+    assert places() == []
+    assert go_on(gpus, 20).endswith(moved)
+    assert go_on(gpus, 30) == ""
+    back = go_on(other, 40)
+    assert "run: devices 2 x A before, 1 x cpu now; commit " in back
+    assert "clu" not in back
+    assert places() == [(20, ["A", "A"]), (40, ["cpu"])]
+    older = {name: value for name, value in other.items() if name != "python"}
+    (tmp_path / "environment.json").write_text(json.dumps(older))
+    assert go_on(other, 40) == ""
 
 
 @pytest.mark.parametrize("content", ["{}", '{"commit": 5', ""])
@@ -193,3 +216,8 @@ def test_a_file_where_a_directory_belongs_is_one_line(tmp_path: Path, state: Any
     (tmp_path / "checkpoints").touch()
     with pytest.raises(UserError, match="checkpoints cannot be written"), opened(tmp_path, state):
         pass
+
+
+def test_of_equal_epochs_the_first_is_the_best():
+    first, second = (records.score(line(epoch, 0.5), "validation_accuracy") for epoch in (0, 1))
+    assert first > second
