@@ -2,7 +2,7 @@
 
 lock              held by the process that trains the run
 config.json       the resolved configuration
-environment.json  commit, versions, devices
+environment.json  commit, versions, devices, see `jaxbin.runs.origin`
 log.txt           what the terminal showed
 metrics.jsonl     one object per epoch
 tensorboard/      the same scalars as event files
