@@ -38,7 +38,7 @@ def sign(latent: jax.Array) -> jax.Array:
     """The sign of latent weights, with the unclipped straight-through gradient.
 
     Every value is -1 or +1. Zero, of either sign, gives +1: a binary weight has two values, where
-    `torch.sign` and `jnp.sign` have three. The gradient is not clipped, as in arXiv 2111.07046.
+    `torch.sign` and `jnp.sign` have three. As in arXiv 2111.07046 the gradient is not clipped.
 
     Args:
       latent: latent weights, any shape, floating point.
