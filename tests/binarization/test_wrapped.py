@@ -1,5 +1,6 @@
 """Linen modules that know nothing of masks, with masks."""
 
+import contextlib
 from typing import Any
 
 import flax.linen as nn
@@ -274,3 +275,21 @@ def test_every_place_of_a_local_convolution_has_its_own_outputs():
     rule = Rule(scale="he")
     weights = network.layers[0].weights(kernel, np.array(True), np.float32(1), rule)
     np.testing.assert_allclose(weights, np.sqrt(2 / 25), rtol=1e-6)
+
+
+class Failing(nn.Module):
+    @nn.compact
+    def __call__(self, inputs):
+        raise ValueError
+
+
+class Trying(nn.Module):
+    @nn.compact
+    def __call__(self, inputs):
+        with contextlib.suppress(ValueError):
+            return Failing()(inputs)
+        return nn.Dense(2)(inputs)
+
+
+def test_a_call_that_fails_is_none():
+    assert [layer.name for layer in binarizable(Trying(), jnp.ones((1, 3))).layers] == ["Dense_0"]

@@ -64,6 +64,7 @@ METRICS: list[tuple[str, Any, str]] = [
     ("environment.json", "{}", "environment.json has no 'command'"),
     ("environment.json", changed(went_on=[5]), "'went_on' is [5]; accepted: a list of objects"),
     ("environment.json", changed(went_on=[{}]), "'went_on' has no 'command'"),
+    ("environment.json", lambda it: it | {"went_on": [it]}, "'went_on' has no 'step'"),
 ]
 
 
