@@ -34,10 +34,7 @@ CHANNELS = own.RESERVED
 """Name of the tensor that holds what a layer's outputs have each, `Artifact.rows` says what."""
 
 VARIABLES = "variables/"
-"""What names of tensors begin with that a network of one's own has besides its layers' kernels.
-
-After it comes COLLECTION/PATH.
-"""
+"""What the names of other tensors of one's own network begin with; after it COLLECTION/PATH."""
 
 _FLOATS = (np.dtype(np.float32), np.dtype(np.float16))
 
