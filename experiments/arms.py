@@ -9,7 +9,8 @@ from experiments.result import Result
 from jaxbin.networks import registry
 
 BARE: Mapping[str, Any] = {"scale": "none"}
-_DISTINGUISHING = ("scale", "map", "layer_scales", "optimizer")
+DISTINGUISHING = ("scale", "map", "layer_scales", "optimizer")
+"""Fields in which arms of one variant differ."""
 _CHANNEL: Mapping[str, Any] = {"scale": "channel"}
 _SGD: Mapping[str, Any] = {"optimizer": "sgd"}
 
@@ -127,9 +128,9 @@ def arm_of(network: str, run: Result) -> str:
     measured = run.variant.startswith("iterative-ascend-") and not run.fields["latent_reset"]
     guided = measured and run.variant not in variants
     variant = "iterative-guided" if guided else run.variant
-    sets = {name: run.fields[name] for name in _DISTINGUISHING}
+    sets = {name: run.fields[name] for name in DISTINGUISHING}
     for name, arm in arms.items():
-        wanted = {name: arm.fields.get(name, defaults[name]) for name in _DISTINGUISHING}
+        wanted = {name: arm.fields.get(name, defaults[name]) for name in DISTINGUISHING}
         if (variant, sets) == (arm.variant, wanted):
             return name
     return ""

@@ -4,7 +4,7 @@
 
 A run contributes what identifies it, the metrics of its best and last epoch, and a curve. Beside
 run directories there may be files of measured sensitivity (`measures/*.json`), and earlier
-collections, whose content goes into the new one.
+collections, whose content goes into the new one. What is given twice is kept once.
 """
 
 import json
@@ -17,7 +17,7 @@ from typing import Any
 from jaxbin import config
 from jaxbin.binarization import orders
 from jaxbin.common import checks, command_line, files, provenance
-from jaxbin.common.errors import UserError
+from jaxbin.common.errors import UserError, shown
 from jaxbin.runs import finished
 from jaxbin.runs.configuration import read_configuration
 
@@ -80,6 +80,43 @@ def collect_measure(path: Path) -> dict[str, Any]:
     return {**_origin(environment), **kept}
 
 
+def checked_runs(entries: Any, path: Path) -> list[dict[str, Any]]:
+    """The runs among the entries of a file that this program wrote, if it is one.
+
+    Raises:
+      UserError: it is none.
+    """
+    if not isinstance(entries, list):
+        raise UserError(f"{path} is {shown(entries)}; accepted: a JSON list of runs")
+    runs = [entry for entry in entries if not (isinstance(entry, dict) and "measure" in entry)]
+    for count, run in enumerate(runs, start=1):
+        where = f"{path}, run {count}"
+        checks.check_fields(run, where, {"fields": checks.OBJECT, "summary": checks.OBJECT})
+        finished.check_summary(run["summary"], where)
+        if "late_accuracy" in run:
+            checks.check_fields(run, where, {"late_accuracy": checks.NUMBER})
+        if "commit" in run:
+            finished.check_environment(run, where)
+        curve = run.get("curve", {})
+        if curve != {}:
+            _check_curve(curve, f"{where}, curve")
+        try:
+            for name, value in run["fields"].items():
+                config.check_name(name)
+                config.check_value(name, value)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
+    return runs
+
+
+def _check_curve(curve: Any, where: str) -> None:
+    accepted = {"epoch": checks.NUMBERS, "accuracy": checks.NUMBERS}
+    checks.check_fields(curve, where, accepted | {"layer_flip_ratios": checks.ROWS})
+    lengths = {len(curve[name]) for name in ("epoch", "accuracy", "layer_flip_ratios")}
+    if len(lengths) > 1 or 0 in lengths:
+        raise UserError(f"{where} has lists of {sorted(lengths)} epochs; accepted: equal numbers")
+
+
 def _origin(environment: dict[str, Any]) -> dict[str, Any]:
     later = environment.get("went_on", [])
     return {
@@ -96,7 +133,10 @@ def _entries(path: Path) -> list[dict[str, Any]]:
     if os.path.isdir(path):  # which, unlike Path.is_dir, no name can make raise
         return [collect(path)]
     content = files.read_json(path)
-    return content if isinstance(content, list) else [collect_measure(path)]
+    if not isinstance(content, list):
+        return [collect_measure(path)]
+    checked_runs(content, path)
+    return content
 
 
 def _curve(lines: Sequence[Mapping[str, Any]], metric: str) -> dict[str, list[Any]]:
@@ -120,7 +160,7 @@ def main(argv: Sequence[str]) -> None:
     arguments = parser.parse_args(argv)
     # A line for each run: small, and a new one is one line in a diff.
     entries = [entry for path in arguments.runs for entry in _entries(path)]
-    lines = [json.dumps(entry, allow_nan=False) for entry in entries]
+    lines = list(dict.fromkeys(json.dumps(entry, allow_nan=False) for entry in entries))
     files.write_text(arguments.output, "[\n" + ",\n".join(lines) + "\n]\n")
 
 

@@ -123,11 +123,11 @@ def interval(differences: Sequence[float]) -> tuple[float, float, float]:
     return mean, mean - half, mean + half
 
 
-def mean_and_interval(differences: Sequence[float], sign: str = "+") -> str:
+def mean_and_interval(differences: Sequence[float]) -> str:
     """ "+0.10 (-0.02 to +0.22)": mean and 95 % interval, in points; one value has no interval."""
     if not differences:
         return "-"
     if len(differences) == 1:
-        return f"{100 * differences[0]:{sign}.2f}"
-    mean, low, high = (f"{100 * value:{sign}.2f}" for value in interval(differences))
+        return f"{100 * differences[0]:+.2f}"
+    mean, low, high = (f"{100 * value:+.2f}" for value in interval(differences))
     return f"{mean} ({low} to {high})"

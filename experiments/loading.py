@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments import selection, tables
-from experiments.collect import collect
+from experiments.collect import checked_runs, collect
 from experiments.declarations import variant_of
 from experiments.result import Result
 from jaxbin import config
@@ -14,7 +14,6 @@ from jaxbin.binarization import schedule
 from jaxbin.common import checks, files
 from jaxbin.common.errors import UserError, shown
 from jaxbin.networks import registry
-from jaxbin.runs import finished
 
 
 def load(paths: Iterable[Path]) -> list[Result]:
@@ -27,9 +26,9 @@ def load(paths: Iterable[Path]) -> list[Result]:
     for path in paths:
         if os.path.isdir(path):
             summaries = sorted(path.rglob("summary.json"))
-            runs = _checked_runs([collect(summary.parent) for summary in summaries], path)
+            runs = checked_runs([collect(summary.parent) for summary in summaries], path)
         elif path.suffix == ".json" and os.path.exists(path):
-            runs = _checked_runs(files.read_json(path), path)
+            runs = checked_runs(files.read_json(path), path)
         else:
             raise UserError(f"{shown(str(path))} is no directory and no JSON file of results")
         found += [result_of(run) for run in runs]
@@ -37,39 +36,6 @@ def load(paths: Iterable[Path]) -> list[Result]:
     if not found:
         raise UserError(f"no finished run in {', '.join(map(str, paths))}")
     return arranged(found)
-
-
-def _checked_runs(entries: Any, path: Path) -> list[dict[str, Any]]:
-    """The runs in a file that `experiments.collect` wrote, if it is one."""
-    if not isinstance(entries, list):
-        raise UserError(f"{path} is {shown(entries)}; accepted: a JSON list of runs")
-    runs = [entry for entry in entries if not (isinstance(entry, dict) and "measure" in entry)]
-    for count, run in enumerate(runs, start=1):
-        where = f"{path}, run {count}"
-        checks.check_fields(run, where, {"fields": checks.OBJECT, "summary": checks.OBJECT})
-        finished.check_summary(run["summary"], where)
-        if "late_accuracy" in run:
-            checks.check_fields(run, where, {"late_accuracy": checks.NUMBER})
-        if "commit" in run:
-            finished.check_environment(run, where)
-        curve = run.get("curve", {})
-        if curve != {}:
-            _check_curve(curve, f"{where}, curve")
-        try:
-            for name, value in run["fields"].items():
-                config.check_name(name)
-                config.check_value(name, value)
-        except UserError as error:
-            raise UserError(f"{where}: {error}") from None
-    return runs
-
-
-def _check_curve(curve: Any, where: str) -> None:
-    accepted = {"epoch": checks.NUMBERS, "accuracy": checks.NUMBERS}
-    checks.check_fields(curve, where, accepted | {"layer_flip_ratios": checks.ROWS})
-    lengths = {len(curve[name]) for name in ("epoch", "accuracy", "layer_flip_ratios")}
-    if len(lengths) > 1 or 0 in lengths:
-        raise UserError(f"{where} has lists of {sorted(lengths)} epochs; accepted: equal numbers")
 
 
 def result_of(run: Mapping[str, Any]) -> Result:

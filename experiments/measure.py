@@ -2,7 +2,7 @@
 
     python -m experiments.measure RUN --output=DIR [--measures=zero_shot,hessian]
 
-RUN is a finished run of method "float", stage "validation". DIR/MEASURE.json gets the scores of
+RUN is a finished run of method "float". DIR/MEASURE.json gets the scores of
 layers 1..L, the order from the least to the most sensitive, and the seconds that it took.
 """
 

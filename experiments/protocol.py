@@ -22,7 +22,7 @@ from typing import Any
 import jax
 
 from experiments import costs, declarations, execution, outcomes, selection
-from experiments.arms import BARE, COMPARISONS, best_rate
+from experiments.arms import COMPARISONS, DISTINGUISHING, best_rate
 from experiments.declarations import Choices, Run
 from experiments.outcomes import Outcomes
 from experiments.run import names_of, overrides
@@ -66,7 +66,8 @@ def full(network: str, choices: Choices, rates: Mapping[str, float], order: str 
                 continue
             fields = {"order": order} if guided else {}
             compared.append(_run(network, "full", name, choices, found, seed, **fields))
-            if arm.fields == BARE and "reset" not in name and found != published:
+            bare = arm.fields.get("scale") == "none" and "reset" not in name
+            if bare and found != published:
                 shown.append(_run(network, "full", name, choices, published, seed, **fields))
     return compared + shown
 
@@ -144,11 +145,13 @@ def _carry_out(asked: Asked, jobs: int) -> dict[Path, str]:
             jobs=jobs,
         )
 
-    if failures := execute(_left_of_search(asked)):
-        return failures
-    rates = searched(asked, _searches(asked))
+    searches = _left_of_search(asked)
+    failures = execute(searches)
+    # An arm whose search failed keeps no other from its runs.
+    failed = {run.variant for run in searches if there.where(run) in failures}
+    rates = searched(asked, _searches(asked) - failed)
     runs, guided = _left(asked, rates)
-    failures = execute(runs)
+    failures |= execute(runs)
     if failures or not guided:
         return failures
     order = _measured_order(there, _measured_run(asked, rates))
@@ -175,7 +178,7 @@ def _left(asked: Asked, rates: Mapping[str, float]) -> tuple[list[Run], list[Run
     asked.there.check(compared)
     left = [run for run in compared if not asked.there.knows(run)]
     guided = [run for run in left if _is_guided(asked.network, run.variant)]
-    run = _measured_run(asked, rates) if guided else None
+    run = _measured_run(asked, rates) if guided and "float" in rates else None
     measured = [run] if run and not _is_measured(asked.there, run) else []
     return [*measured, *(run for run in left if run not in [*guided, *measured])], guided
 
@@ -270,6 +273,12 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Asked]:
             raise UserError(f"--only={pattern} matches no arm; there are: {', '.join(arms)}")
         wanted |= matching
     choices = Choices(overrides=overrides(others))
+    for name in (*DISTINGUISHING, "anneal_epochs"):
+        if name in choices.overrides:
+            raise UserError(
+                f"--config.{name} is not accepted: arms differ in it; accepted: --only=ARM, and "
+                "fields that all runs share"
+            )
     there = outcomes.load(network, arguments.output / network, arguments.known)
     return arguments, Asked(network, choices, tuple(filter(wanted.__contains__, arms)), there)
 

@@ -10,6 +10,7 @@ from experiments import curves, declarations, loading, tables
 from experiments.arms import COMPARISONS, arm_of, best_rate, compared_in
 from experiments.comparisons import interval, mean_and_interval
 from experiments.result import Result
+from jaxbin.common.errors import UserError, shown
 
 _DECIDES = 3
 """Seeds: an arm of fewer is described and decides nothing."""
@@ -76,7 +77,7 @@ def protocol_tables(runs: Sequence[dict[str, Any]]) -> str:
         comparison.search_table(),
         "Full runs, test accuracy of the last epoch, %, seed by seed:",
         comparison.arms_table(),
-        f"Not run yet: {', '.join(comparison.missing())}." if comparison.missing() else "",
+        f"Without a result: {', '.join(comparison.missing())}." if comparison.missing() else "",
         "Questions, answered by the rules of the protocol; differences in points, seed by seed, "
         "with 95 % intervals:",
         comparison.questions_table(),
@@ -94,7 +95,7 @@ _SHORT = {
         "binary, as published",
     ),
     ("binary", _SEARCHED): ("the same at the rate that the search chose", ""),
-    ("forward", _SEARCHED): (
+    ("forward", "published"): (
         "layer by layer (iterative, forward), bare sign, published rate",
         "iterative, as published",
     ),
@@ -117,7 +118,7 @@ def protocol_in_short(runs: Sequence[dict[str, Any]]) -> str:
         distance = "" if key[0] == "float" else f"{100 * below:.2f}"
         rows.append((text, f"{comparison.rate_of(*key):g}", each, mean, distance))
     heads = (
-        *("ResNet-20, all 20 layers binary but in float", "learning rate"),
+        *("ResNet-20; all 20 layers are binary, except in `float`", "learning rate"),
         *("test accuracy, %, seed by seed", "mean", "below float, points"),
     )
     epochs = max(run["summary"]["epochs"] for run in runs)
@@ -150,6 +151,7 @@ class _Comparison:
 
     def __init__(self, runs: Sequence[dict[str, Any]]):
         results = [loading.result_of(run) for run in runs]
+        _check_alike(results)
         network = compared_in(results[0])
         self._arms = COMPARISONS[network].arms
         self.published: float = declarations.published(network)["learning_rate"]
@@ -158,7 +160,10 @@ class _Comparison:
         for run in results:
             arm, rate = arm_of(network, run), run.fields["learning_rate"]
             if run.stage == "full":
-                self.full.setdefault((arm, rate), {})[run.fields["seed"]] = run
+                seed, of_arm = run.fields["seed"], self.full.setdefault((arm, rate), {})
+                if seed in of_arm:
+                    raise UserError(f"{arm} at {rate:g} with seed {seed} is there twice")
+                of_arm[seed] = run
             else:
                 self._search.setdefault(arm, {})[rate] = run.accuracy("last")
         best = {arm: best_rate(of_arm) for arm, of_arm in self._search.items()}
@@ -243,6 +248,29 @@ class _Comparison:
 
     def _differences(self, one: str, other: str) -> list[float]:
         return _paired(self.accuracies(one), self.accuracies(other))
+
+
+def _check_alike(results: Sequence[Result]) -> None:
+    """Refuse what PROTOCOL.md does not compare: other precisions, devices or lengths.
+
+    Raises:
+      UserError: runs of one table differ in one of them.
+    """
+    kept: dict[str, list[Any]] = {}
+    for run in results:
+        for name, value in (
+            ("precision", run.fields["precision"]),
+            ("devices", run.origin.get("devices")),
+            (f"epochs of stage {run.stage}", run.summary["epochs"]),
+        ):
+            kept.setdefault(name, []).append(value)
+    for name, values in kept.items():
+        others = [value for value in values if value != values[0]]
+        if others:
+            raise UserError(
+                f"runs of one comparison with {name} {shown(values[0])} and {shown(others[0])}; "
+                "accepted: one of them"
+            )
 
 
 def answer_of(question: Question, differences: Sequence[Sequence[float]]) -> str:

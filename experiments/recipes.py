@@ -1,18 +1,17 @@
 """The tables of runs that compare recipes: what differs, and what it was worth."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments import tables
-
-Run = dict[str, Any]
-
+from experiments import loading, tables
+from experiments.declarations import CONDITIONS
+from jaxbin.common.errors import UserError, shown
 
 _NAMED = ("weight_decay", "label_smoothing", "float_epochs")
 
 
-def recipe_table(runs: Sequence[Run]) -> str:
+def recipe_table(runs: Sequence[dict[str, Any]]) -> str:
     """A row for each recipe, the most accurate first, and how far it lies from float's best.
 
     Without a float run the distance is that from the best of all.
@@ -20,14 +19,25 @@ def recipe_table(runs: Sequence[Run]) -> str:
     Args:
       runs: as `experiments.collect` keeps them, of one network; runs of the full stage count, if
         there are any, and have one number of epochs.
+
+    Raises:
+      UserError: runs of one row differ in more than their seed.
     """
     runs = [run for run in runs if run["fields"].get("stage") == "full"] or runs
-    decays = {run["fields"].get("weight_decay", 0) for run in runs}
+    results = [loading.result_of(run) for run in runs]
+    decays = {result.fields["weight_decay"] for result in results}
     of_recipe: dict[tuple[str, ...], list[float]] = {}
-    for run in runs:
-        last = run["summary"]["last"]
-        recipe = _recipe(run["fields"], named=_NAMED if len(decays) > 1 else _NAMED[1:])
-        of_recipe.setdefault(recipe, []).append(100 * last[run["summary"]["metric"]])
+    fields: dict[tuple[str, ...], Mapping[str, Any]] = {}
+    for result in results:
+        recipe = _recipe(result.fields, named=_NAMED if len(decays) > 1 else _NAMED[1:])
+        first = fields.setdefault(recipe, result.fields)
+        for name in CONDITIONS:
+            if first[name] != result.fields[name]:
+                raise UserError(
+                    f"runs with {name}={shown(first[name])} and {shown(result.fields[name])} are "
+                    f"both the recipe {recipe}; accepted: one of them"
+                )
+        of_recipe.setdefault(recipe, []).append(100 * result.accuracy("last"))
     means = {recipe: statistics.fmean(values) for recipe, values in of_recipe.items()}
     floats = [mean for recipe, mean in means.items() if recipe[0].startswith("float")]
     best = max(floats or means.values())
@@ -43,26 +53,26 @@ def recipe_table(runs: Sequence[Run]) -> str:
     )
     return (
         f"{tables.conditions(runs)}, {summary['epochs']} epochs, cosine to 0, products in "
-        f"{runs[0]['fields'].get('precision', 'float32')}; accuracy after the last epoch:\n\n"
+        f"{results[0].fields['precision']}; accuracy after the last epoch:\n\n"
         f"{tables.markdown(heads, 'llllrrr', rows)}"
     )
 
 
-def _recipe(fields: dict[str, Any], named: Sequence[str]) -> tuple[str, ...]:
+def _recipe(fields: Mapping[str, Any], named: Sequence[str]) -> tuple[str, ...]:
     """What distinguishes a run, in words; of `named` what is not 0."""
-    method = fields.get("method", "iterative")
-    rate = f"{fields.get('learning_rate', 0.1):g}"
-    order = fields.get("order", "forward") if method == "iterative" else "forward"
+    method, rate = fields["method"], f"{fields['learning_rate']:g}"
+    order = fields["order"] if method == "iterative" else "forward"
     name = method
     if method == "iterative":
         epochs = fields["epochs_per_layer"]
         name += ", one layer " + ("an epoch" if epochs == 1 else f"in {epochs} epochs")
     name += f", {order}" if order != "forward" else ""
     for field in named:
-        if fields.get(field):
+        if fields[field]:
             name += f", {field.replace('_', ' ')} {fields[field]:g}"
+    name += ", latent reset" if fields["latent_reset"] else ""
     if method == "float":
         return name, "", "", rate
-    anneal = fields.get("anneal_epochs", 0)
-    map_ = fields.get("map", "sign") + (f", {anneal} epochs" if anneal else "")
-    return name, fields.get("scale", "none"), map_, rate
+    anneal, scales = fields["anneal_epochs"], fields["layer_scales"]
+    scale = fields["scale"] + (f", {scales}" if scales else "")
+    return name, scale, fields["map"] + (f", {anneal} epochs" if anneal else ""), rate

@@ -59,7 +59,7 @@ def device(origin: Mapping[str, Any]) -> str:
 
 
 def mean_and_deviation(values: Sequence[float]) -> str:
-    """ "98.12 % ± 0.05" of accuracies; one value has no deviation."""
+    """ "98.12 ± 0.05" of accuracies, in %; one value has no deviation."""
     mean = f"{100 * statistics.fmean(values):.2f}"
     return f"{mean} ± {100 * statistics.stdev(values):.2f}" if len(values) > 1 else mean
 

@@ -83,13 +83,16 @@ class Trained:
 def load_trained(workdir: Path, network: str = "") -> Trained:
     """The last checkpoint of a finished run of method "float", and its data.
 
+    These are the training and the validation split, whatever the run was evaluated on: no order may
+    be chosen by the test set.
+
     Args:
       workdir: the run directory.
       network: the run's, if it is one of your own, see `jaxbin.export.freeze.read_configuration`.
 
     Raises:
-      UserError: there is no such run, or it used the test set, by which no order may be chosen, or
-        its dataset is streamed.
+      UserError: there is no such run, or the test set may have ended it, or its dataset is
+        streamed.
     """
     run = freeze.read_configuration(workdir, network)
     if run.streamed:
@@ -97,10 +100,12 @@ def load_trained(workdir: Path, network: str = "") -> Trained:
             f"{workdir} is a run of dataset={run.dataset!r}, which is streamed: its sensitivity "
             "can be measured by training only"
         )
-    if run.method != "float" or run.stage != "validation":
+    if run.method != "float":
+        raise UserError(f"{workdir} is a run of method={run.method!r}; accepted: method='float'")
+    if run.stage == "full" and run.patience:
         raise UserError(
-            f"{workdir} is a run of method={run.method!r}, stage={run.stage!r}; accepted: "
-            "method='float', stage='validation'"
+            f"{workdir} is a run of stage='full' with patience={run.patience}, whose last epoch "
+            "the test set may have chosen; accepted: stage='validation', or no patience"
         )
     number = finished.checkpoint_of(freeze.read_summary(workdir, run)["last"])
     spec = run.dataset_spec
@@ -108,7 +113,8 @@ def load_trained(workdir: Path, network: str = "") -> Trained:
     variables = freeze.stored_variables(workdir, built, spec, number)
     names = forward_order(built, spec.image_shape)
     precision = matmul_precision_of(run.precision)
-    return Trained(built, variables, names, load_dataset(run), run.rules, precision)
+    dataset = load_dataset(dataclasses.replace(run, stage="validation"))
+    return Trained(built, variables, names, dataset, run.rules, precision)
 
 
 def measure(

@@ -149,6 +149,15 @@ def test_every_measure_of_a_run(tmp_path: Path):
     )
 
 
+def test_a_run_of_the_full_stage_is_measured_on_the_validation_split(tmp_path: Path):
+    scores = []
+    for stage in ("validation", "full"):
+        programs.run(config.parse(SHORT | {"method": "float", "stage": stage}), tmp_path / stage)
+        trained = sensitivity.load_trained(tmp_path / stage)
+        scores.append([sensitivity.measure(trained, name, 1, 3) for name in sensitivity.MEASURES])
+    assert scores[0] == scores[1]  # the same weights: both train on the same split
+
+
 def test_measures_compute_in_the_precision_of_the_run(
     small: Trained, monkeypatch: pytest.MonkeyPatch
 ):
@@ -176,8 +185,11 @@ def test_a_streamed_run_is_refused(tmp_path: Path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"method": "binary"}, "accepted: method='float', stage='validation'"),
-        ({"method": "float", "stage": "full"}, "accepted: method='float', stage='validation'"),
+        ({"method": "binary"}, "is a run of method='binary'; accepted: method='float'"),
+        (
+            {"method": "float", "stage": "full", "patience": 1},
+            "with patience=1, whose last epoch the test set may have chosen; accepted: stage=",
+        ),
     ],
 )
 def test_other_runs_are_refused(tmp_path: Path, fields: dict, message: str):

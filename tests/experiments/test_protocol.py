@@ -80,6 +80,13 @@ def test_the_published_rate_is_that_of_the_configuration():
     }
 
 
+def test_bare_signs_are_shown_at_the_published_rate_whatever_trains_them():
+    arms = protocol.COMPARISONS["mnist_300"].arms
+    runs = protocol.full("mnist_300", Choices(), dict.fromkeys(arms, 0.3))
+    shown = {run.variant for run in runs if run.config.learning_rate == 0.1}
+    assert shown == {"binary", "forward", "sgd-binary", "sgd-forward"}
+
+
 def test_a_measured_order_is_taken(tmp_path: Path):
     path = tmp_path / "order.json"
     path.write_text(json.dumps([*range(20, 0, -1)]))
@@ -132,6 +139,27 @@ def test_what_is_carried_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert carried_out == [("vgg5", 3), ("vgg5", 2 * 2)]  # forward's search
     with pytest.raises(UserError, match="1 run failed: broken: it broke"):
         protocol.main(["vgg5", f"--output={tmp_path / 'third'}", "--only=float,binary"])
+
+
+def test_an_arm_whose_search_fails_keeps_no_other_from_its_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    carried_out: list[set[str]] = []
+
+    def execute(network: str, runs: list, **_: object) -> dict[Path, str]:
+        carried_out.append({run.variant for run, _ in runs})
+        failures = {}
+        for run, directory in runs:
+            if (run.variant, run.config.learning_rate) == ("binary", 0.003):
+                failures[directory] = "the loss is not finite"
+            elif run.stage == "search":
+                finish(directory, 0.5, 0.5)
+        return failures
+
+    monkeypatch.setattr(execution, "execute", execute)
+    with pytest.raises(UserError, match=r"1 run failed: binary-lr0\.003-.*: the loss is not finite"):
+        protocol.main(["vgg5", f"--output={tmp_path}", "--only=float,binary"])
+    assert carried_out == [{"float", "binary"}, {"float"}]
 
 
 def test_a_guided_order_needs_the_float_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -213,6 +241,8 @@ def test_bad_input(capsys: pytest.CaptureFixture):
         protocol.main(["vgg5", "--only=bin"])
     with pytest.raises(UserError, match="invalid choice: 'vgg'"):
         protocol.main(["vgg"])
+    with pytest.raises(UserError, match=r"--config\.scale is not accepted: arms differ in it"):
+        protocol.main(["vgg5", "--config.scale=channel", "--dry_run"])
     protocol.main(["vgg5", "--dry_run", "--only=recipe"])
     printed = capsys.readouterr().out
     assert printed.count("recipe-lr") == 3 + 2

@@ -10,6 +10,7 @@ from experiments.arms import COMPARISONS, arm_of
 from experiments.declarations import Choices
 from experiments.loading import result_of
 from experiments.protocol_tables import QUESTIONS, answer_of
+from jaxbin.common.errors import UserError
 from jaxbin.config import FIELDS
 
 FLOAT = (0.85, 0.84, 0.86)
@@ -98,8 +99,28 @@ def test_the_tables_say_what_was_chosen_and_answered():
     assert "(+0.00 to +0.00) | not decided |\n|  | reverse - forward | 0 | - | - |  |" in text
     assert "| forward - binary, both at the published 0.1 | 3 | +11.00," in text
     assert "| recipe - float | 3 | -1.00, -1.00, -1.00 |" in text
-    assert "Not run yet: reverse (2 of 2 seeds), binary-last (2 of 2 seeds), " in text
+    assert "Without a result: reverse (2 of 2 seeds), binary-last (2 of 2 seeds), " in text
     assert "recipe (" not in text
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"fields": {"precision": "bfloat16"}}, "with precision 'float32' and 'bfloat16'"),
+        ({"devices": ["another GPU"]}, "with devices .'GPU'. and .'another GPU'."),
+        ({"summary": {"epochs": 3}}, "with epochs of stage full 30 and 3"),
+        ({}, "float at 0.3 with seed 318 is there twice"),
+    ],
+)
+def test_what_cannot_be_compared_is_in_no_table(change: dict[str, Any], message: str):
+    runs = ended()
+    last = next(run for run in runs[::-1] if run["fields"]["method"] == "float")
+    changed = {
+        name: last[name] | value if isinstance(value, dict) else value
+        for name, value in change.items()
+    }
+    with pytest.raises(UserError, match=message):
+        protocol_tables.protocol_tables([*runs, last | changed])
 
 
 def test_the_short_table_and_its_picture(tmp_path: Path):

@@ -2,7 +2,10 @@
 
 from typing import Any
 
+import pytest
+
 from experiments.recipes import recipe_table
+from jaxbin.common.errors import UserError
 
 
 def run(accuracy: float, **fields: Any) -> dict[str, Any]:
@@ -58,6 +61,18 @@ def test_orders_and_their_paces_are_told_apart():
         "| iterative, one layer an epoch",
         "| iterative, one layer in 2 epochs, ascend",
     ]
+
+
+def test_what_would_be_taken_for_seeds_of_one_recipe_is_told_or_refused():
+    bare = {"method": "binary"}
+    others = [run(0.7, **bare, latent_reset=True), run(0.6, **bare, layer_scales="dense=he")]
+    assert recipe_table([run(0.8, **bare), *others]).splitlines()[4:] == [
+        "| binary | none | sign | 0.003 | 1 | 80.00 | +0.00 |",
+        "| binary, latent reset | none | sign | 0.003 | 1 | 70.00 | -10.00 |",
+        "| binary | none, dense=he | sign | 0.003 | 1 | 60.00 | -20.00 |",
+    ]
+    with pytest.raises(UserError, match="runs with optimizer='adam' and 'sgd' are both the recipe"):
+        recipe_table([run(0.8, **bare), run(0.7, **bare, optimizer="sgd")])
 
 
 def test_without_float_the_best_is_what_others_are_measured_by():

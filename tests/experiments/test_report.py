@@ -160,7 +160,8 @@ def test_measures_and_earlier_collections_can_be_collected(runs: Path, tmp_path:
     measure.write_text(json.dumps(content | {"measure": "zero_shot", "environment": environment}))
     first, second = tmp_path / "first.json", tmp_path / "second.json"
     collect.main([str(runs / "float"), str(measure), f"--output={first}"])
-    collect.main([str(first), str(runs / "iterative-1"), f"--output={second}"])
+    # what is there twice is kept once
+    collect.main([str(first), str(first), str(runs / "iterative-1"), f"--output={second}"])
     entries = json.loads(second.read_text())
     assert [entry.get("measure") for entry in entries] == [None, "zero_shot", None]
     assert entries[1]["command"] == ["python", "-m", "x", "RUN"]
@@ -172,6 +173,10 @@ def test_measures_and_earlier_collections_can_be_collected(runs: Path, tmp_path:
     (tmp_path / "measure.json").write_text("{}")
     with pytest.raises(UserError, match="has no 'measure'"):
         collect.main([str(tmp_path / "measure.json"), f"--output={first}"])
+    (tmp_path / "list.json").write_text('[{"fields": {}}]')
+    with pytest.raises(UserError, match=r"list\.json, run 1 has no 'summary'"):
+        collect.main([str(tmp_path / "list.json"), f"--output={first}"])
+    assert len(json.loads(first.read_text())) == 2
 
 
 def test_measures_of_two_networks_are_not_mixed(tmp_path: Path):
