@@ -33,12 +33,14 @@ class Rule:
     """How binary weights come out of latent weights; fixed for a run, hashable.
 
     Attributes:
-      scale: one of `SCALES`; what v is in v * sign(u).
-      map: one of `MAPS`; what stands for v * sign(u) while the progress is below 1.
+      scale: what v is in v * sign(u): "none" (1), "he" (sqrt(2 / fan-in)), "mean" (mean abs u of
+        the layer) or "channel" (of each output).
+      map: what stands for v * sign(u) while the progress is below 1: "sign", "relax", "parq" or
+        "tanh".
       steepness: of the maps "parq" and "tanh", within `STEEPNESSES`.
-      grain: one of `GRAINS`; whether all weights of a layer become binary at once, or a share that
-        grows with the progress.
-      grain_order: one of `GRAIN_ORDERS`; which weights of `grain` "weight" come first.
+      grain: "layer", all weights become binary at once, or "weight", a share of them that grows
+        with the progress.
+      grain_order: which weights of `grain` "weight" come first: "magnitude" or "random".
 
     Raises:
       UserError: one of them is none of these.

@@ -30,22 +30,10 @@ def turns(
 ) -> tuple[int | None, ...]:
     """The epoch from which on each layer's mask is set; None for a layer that stays float.
 
-    Args:
-      method: "float" (no layer, ever), "binary" (every layer at once), "iterative" (one more layer
-        of the order every `epochs_per_layer` epochs) or "sensitivity" (one layer alone).
-      order: the numbers of 1..L that are not in `float_layers`; only "iterative" looks beyond which
-        these are.
-      epochs_per_layer: epochs between two layers of the order, at least 1.
-      sensitivity_layer: the number of the layer that "sensitivity" makes binary.
-      float_epochs: the first layer's turn.
-      float_layers: layers that stay float whatever the method.
+    Arguments and errors are those of `mask_at`.
 
     Returns:
       L epochs; element k - 1 belongs to layer k.
-
-    Raises:
-      UserError: there is no such method; `order` and `float_layers` are not the numbers 1..L, each
-        once; `sensitivity_layer` is none of them; a number of epochs is too small.
 
     >>> turns("iterative", (2, 4, 1), epochs_per_layer=5, float_epochs=1, float_layers=(3,))
     (11, 1, None, 6)
@@ -97,14 +85,21 @@ def mask_at(
 
     Args:
       epoch: the epoch, from 0.
-      method, order, epochs_per_layer, sensitivity_layer, float_epochs, float_layers: as for
-        `turns`.
+      method: "float" (no layer, ever), "binary" (every layer at once), "iterative" (one more layer
+        of the order every `epochs_per_layer` epochs) or "sensitivity" (one layer alone).
+      order: the numbers of 1..L that are not in `float_layers`; only "iterative" looks beyond which
+        these are.
+      epochs_per_layer: epochs between two layers of the order, at least 1.
+      sensitivity_layer: the number of the layer that "sensitivity" makes binary.
+      float_epochs: the first layer's turn.
+      float_layers: layers that stay float whatever the method.
 
     Returns:
       L booleans; element k - 1 belongs to layer k.
 
     Raises:
-      UserError: as `turns` does.
+      UserError: there is no such method; `order` and `float_layers` are not the numbers 1..L, each
+        once; `sensitivity_layer` is none of them; a number of epochs is too small.
 
     >>> mask_at(1, "iterative", (2, 3, 1), epochs_per_layer=1)
     (False, True, True)

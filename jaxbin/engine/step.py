@@ -103,7 +103,7 @@ def create_state(
     """The state before the first step, no layer binary.
 
     Args:
-      optimizer: from `make_optimizer`.
+      optimizer: from `make_optimizer`, or any Optax rule without a learning rate.
       layer_names: names of layers 1..L.
       variables: "params" and "batch_stats", as from `network.init` or
         `jaxbin.networks.torch_weights`.
@@ -137,7 +137,7 @@ def make_train_step(
 
     Args:
       network: the network; its own `axis_name` must be `axis_name`.
-      optimizer: from `make_optimizer`.
+      optimizer: from `make_optimizer`, or any Optax rule without a learning rate.
       layer_names: names of layers 1..L.
       axis_name: mapped axis over whose devices gradients are averaged; None for one device.
       latent_reset: keep the latent weights from before the step, for `reset_latents`.

@@ -243,12 +243,9 @@ def programs() -> set[str]:
         f"-m jaxbin.{path.parent.name}" for path in DOCS.parent.glob("jaxbin/*/__main__.py")
     }
     files = (DOCS.parent / "benchmarks").glob("*.py")
-    benchmarks = [
-        path
-        for path in files
-        if "__main__" in path.read_text(encoding="utf-8") and path.name != "gpu.py"  # a module
-    ]
-    return packages | {f"benchmarks/{path.name}" for path in benchmarks}
+    benchmarks = [path for path in files if "__main__" in path.read_text(encoding="utf-8")]
+    modules = {"gpu.py": "-m benchmarks.gpu"}  # takes the others as modules
+    return packages | {modules.get(path.name, f"benchmarks/{path.name}") for path in benchmarks}
 
 
 def test_commands(capsys: pytest.CaptureFixture):
@@ -264,7 +261,8 @@ def test_commands(capsys: pytest.CaptureFixture):
     defined = re.findall(r'DEFINE_\w+\(\s*"(\w+)"', source)
     assert first_cells(first.split("<!-- fields -->")[0]) == {f"--{name}" for name in defined}
     names = [section.split("`")[0] for section in (first, *sections)]
-    measured = {cell.split()[1] for cell in first_cells(benchmarks)}
+    program = re.compile(r"python (-m benchmarks\.\w+|benchmarks/\w+\.py)")
+    measured = {match[1] for cell in first_cells(benchmarks) if (match := program.match(cell))}
     assert len(names) == len(set(names))
     assert {*names, *measured} == programs()
     for name, section in zip(names[1:], sections, strict=True):
