@@ -33,7 +33,7 @@ from jaxbin.runs.configuration import as_run, read_configuration
 from jaxbin.runs.opening import open_shared_run, sound_checkpoints, state_from_first
 from jaxbin.runs.run import Run
 from jaxbin.runs.terminal import logger
-from jaxbin.runs.watch import Watch
+from jaxbin.runs.watch import Looks, Watch
 
 
 def run(config: Config, workdir: Path, requests: Requests | None = None) -> dict[str, Any]:
@@ -68,13 +68,14 @@ def run(config: Config, workdir: Path, requests: Requests | None = None) -> dict
     with concurrent.futures.ThreadPoolExecutor(1) as meanwhile:
         meanwhile.submit(_compile_initialization, config)
         dataset = load_dataset(config)
+    requests = requests or Requests()
     if config.evaluate_only:
-        return _evaluate_run(config, workdir, dataset)
+        return _evaluate_run(config, workdir, dataset, requests)
     start_at = processes.from_first(
         lambda: max(sound_checkpoints(workdir, logger.warning), default=0)
     )
     members = [(config, workdir)]
-    (outcome,) = train(members, Alone(), start_at, dataset, requests or Requests())
+    (outcome,) = train(members, Alone(), start_at, dataset, requests)
     if isinstance(outcome, UserError):
         raise outcome
     return outcome
@@ -145,6 +146,8 @@ def _loop(runs: Sequence[Run], program: Program, watch: Watch) -> None:
             state = program.train(state, inputs, batch)
             step = batch.first + batch.steps
             watch.after_training(state, epoch, step, batch.steps)
+            if not any(run.goes_on for run in runs):
+                return
         watch.wait(state)
         trained_seconds = time.perf_counter() - started
         evaluated = _evaluate(program, runs[0].config, state, watch, epoch)
@@ -207,7 +210,7 @@ def _place(runs: Sequence[Run]) -> tuple[int, int]:
 
 
 def _evaluate(
-    program: Program, config: Config, state: TrainState, watch: Watch | None, epoch: int
+    program: Program, config: Config, state: TrainState, watch: Watch | Looks, epoch: int
 ) -> list[dict[str, float]]:
     """Loss and accuracy of each member on the stage's split and, if wanted, the training split."""
     prefixes = {config.evaluated_split: config.evaluated_split}
@@ -216,19 +219,19 @@ def _evaluate(
     results: list[dict[str, float]] = [{} for _ in range(program.layout.members)]
     for split, prefix in prefixes.items():
         metrics = program.nothing_evaluated()
-        batches = program.batches_to_evaluate(split)
-        for batch in watch.until_there(batches) if watch else filter(None, batches):
+        for batch in watch.until_there(program.batches_to_evaluate(split)):
             metrics = program.evaluate(metrics, state, batch)
-            if watch is not None:
-                watch.after_evaluating(metrics, state, epoch)
+            watch.after_evaluating(metrics, state, epoch)
         for member, result in enumerate(results):
             result |= lines.named(config, program.fetch(metrics, member), prefix)
     return results
 
 
-def _evaluate_run(config: Config, workdir: Path, dataset: data.Dataset) -> dict[str, Any]:
+def _evaluate_run(
+    config: Config, workdir: Path, dataset: data.Dataset, requests: Requests
+) -> dict[str, Any]:
     """Metrics of a run's last checkpoint, its images normalized as they were in training."""
-    trained = as_run(read_configuration(workdir)).dataset_spec
+    trained = processes.from_first(lambda: as_run(read_configuration(workdir)).dataset_spec)
     normalized = dataclasses.replace(dataset.spec, mean=trained.mean, std=trained.std)
     dataset = dataclasses.replace(dataset, spec=normalized)
     parts = ("params", "batch_stats", "binarization")
@@ -236,7 +239,9 @@ def _evaluate_run(config: Config, workdir: Path, dataset: data.Dataset) -> dict[
         program = Program(config, dataset, Alone())
         initial = program.initial_state(config)
         state = state_from_first(initial, lambda: weights.of_run(workdir, initial, logger, parts))
-        (metrics,) = _evaluate(program, config, program.place([state]), None, 0)
+        (metrics,) = _evaluate(program, config, program.place([state]), Looks(requests), 0)
+    if not records.finite(metrics):
+        raise UserError(f"{workdir}: the loss of its last checkpoint is not finite: {metrics}")
     logger.info(json.dumps(metrics))
     return metrics
 

@@ -191,6 +191,16 @@ def test_a_member_that_had_come_further_alone_loses_nothing(tmp_path: Path):
     assert population.groups(group) == [(6, group[:1]), (9, group[1:])]
 
 
+def test_a_member_whose_summary_cannot_be_written_does_not_harm_the_others(tmp_path: Path):
+    (tmp_path / "0" / "summary.json.tmp").mkdir(parents=True)
+    members = [(config.parse(DENSE | {"seed": seed}), tmp_path / str(seed)) for seed in (0, 1)]
+    failed, ended = population.run_population(members)
+    assert isinstance(failed, UserError)
+    assert "summary.json cannot be written" in str(failed)
+    assert isinstance(ended, dict)
+    assert (tmp_path / "1" / "summary.json").exists()
+
+
 def test_a_member_that_fails_does_not_harm_the_others(alone: Path, tmp_path: Path):
     group = members(tmp_path, DENSE, [OWN[0], {"method": "float", "learning_rate": 1e38}])
     outcomes = population.run_population(group)

@@ -243,8 +243,13 @@ def test_a_signal_to_all_processes_does_not_keep_the_workers_from_the_last_step(
     assert kept(tmp_path / "run")[-1] >= 4 * len(untimed(tmp_path / "run"))
 
 
-def start_two(directory: Path, given: dict[str, Any], *flags: str) -> list[forks.Started]:
-    """A run in two processes with two devices each."""
+def start_two(
+    directory: Path,
+    given: dict[str, Any],
+    *flags: str,
+    places: tuple[str, str] = ("run", "run"),
+) -> list[forks.Started]:
+    """A run in two processes with two devices each; `places`: what they are told of its place."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -252,6 +257,7 @@ def start_two(directory: Path, given: dict[str, Any], *flags: str) -> list[forks
         start(
             *(directory, f"process{number}", given, 2, f"--coordinator=127.0.0.1:{port}"),
             *("--processes=2", f"--process={number}", *flags),
+            f"--workdir={directory / places[number]}",
         )
         for number in (0, 1)
     ]
@@ -297,7 +303,8 @@ def test_processes_devices_and_one_device_agree_and_a_death_ends_all(
     environment = json.loads((two / "run" / "environment.json").read_text())
     assert (environment["processes"], len(environment["devices"])) == (2, 4)
 
-    processes = start_two(two, given | {"evaluate_only": True})
+    # Process 1 need not see the run.
+    processes = start_two(two, given | {"evaluate_only": True}, places=("run", "elsewhere"))
     output = [process.wait(300) for process in processes]
     said = [(two / f"process{number}.txt").read_text() for number in (0, 1)]
     assert output == [0, 0], said

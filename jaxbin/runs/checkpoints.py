@@ -1,12 +1,10 @@
 """Checkpoints: the training state on disk, by Orbax, the best and the latest kept."""
 
 import concurrent.futures
-import contextlib
 import math
 import re
-import shutil
 import sys
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from jaxbin.common import files
 from jaxbin.common.errors import UserError, one_line
-from jaxbin.runs.checksums import CHECKSUMS, damage, sound, write_checksums
+from jaxbin.runs.checksums import damage, sound, write_checksums
 
 PyTree = Any
 
@@ -30,41 +28,54 @@ _ALONE = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0}
 # If the latest is damaged the run goes on from the one before it.
 _KEPT = 2
 
-# After the number of a checkpoint while another takes its place.
-_ASIDE = ".replaced"
-
 # A state is a few times as large as the weights that are wanted of it.
 _MOST_TIMES = 16
 
 _PROGRESS = re.compile(r"(^|\.)binarization\..*\.progress$")
 
 
+class _Kept(preservation_policy.PreservationPolicy):
+    """Keeps the latest checkpoints and, beside them, `best`."""
+
+    best: int | None = None
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """Of each of `checkpoints`, ascending, whether it is kept."""
+        del context
+        latest = len(checkpoints) - _KEPT
+        return [
+            place >= latest or checkpoint.step == self.best
+            for place, checkpoint in enumerate(checkpoints)
+        ]
+
+
 class Checkpoints:
     """The states of a run, each under its number of steps, counted through all epochs.
 
-    A state becomes visible only when it is complete, and only then is the one that it replaces
-    removed. Kept are the latest, and of those with a score the best.
+    A state becomes visible only when it is complete. Kept are the latest, and the best that `save`
+    was told of last.
     """
 
-    def __init__(self, manager: ocp.CheckpointManager):
+    def __init__(self, manager: ocp.CheckpointManager, kept: _Kept):
         """See `open_checkpoints`."""
-        self._manager = manager
+        self._manager, self._kept = manager, kept
         self._writer = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: concurrent.futures.Future[None] | None = None
 
-    def save(self, steps: int, state: PyTree, score: float | None = None) -> None:
+    def save(self, steps: int, state: PyTree, best: int | None = None) -> None:
         """Begin to store a state; `settle`, or the next save, says whether that worked.
 
         Args:
           steps: after how many steps of the run, more than of any that is stored.
           state: any tree of NumPy arrays, which must not change any more.
-          score: the larger, the better.
+          best: the number of the one to keep beside the latest ones.
 
         Raises:
           UserError: the save before this one failed.
         """
         self.settle()
-        self._pending = self._writer.submit(save, self._manager, steps, state, score)
+        self._kept.best = best
+        self._pending = self._writer.submit(save, self._manager, steps, state)
 
     def settle(self) -> None:
         """Wait until all is stored.
@@ -130,17 +141,9 @@ def open_checkpoints(directory: Path, read_only: bool = False) -> Generator[Chec
 
     Unless `read_only`, half-written checkpoints of a killed run are removed.
     """
-    policy = preservation_policy.AnyPreservationPolicy(
-        [
-            preservation_policy.LatestN(_KEPT),
-            preservation_policy.BestN(
-                get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False
-            ),
-        ]
-    )
+    kept = _Kept()
     options = ocp.CheckpointManagerOptions(
-        preservation_policy=policy,
-        best_fn=_score,  # without it Orbax stores no metrics
+        preservation_policy=kept,
         enable_async_checkpointing=False,  # `Checkpoints` saves in a thread of its own
         # Orbax's own read_only warns that it is.
         cleanup_tmp_directories=not read_only,
@@ -150,52 +153,28 @@ def open_checkpoints(directory: Path, read_only: bool = False) -> Generator[Chec
     if not read_only:
         with files.written(directory):
             directory.mkdir(exist_ok=True)
-        for aside in directory.glob(f"*{_ASIDE}"):
-            _take_back(aside)
-    checkpoints = Checkpoints(ocp.CheckpointManager(directory.absolute(), options=options))
+    checkpoints = Checkpoints(ocp.CheckpointManager(directory.absolute(), options=options), kept)
     try:
         yield checkpoints
     finally:
         checkpoints.close()
 
 
-def _take_back(aside: Path) -> None:
-    """A checkpoint that was to be replaced, and was not: it is there again."""
-    path = aside.with_name(aside.name.removesuffix(_ASIDE))
-    if not aside.exists():
-        return
-    if (path / CHECKSUMS).exists():
-        shutil.rmtree(aside)
-        return
-    shutil.rmtree(path, ignore_errors=True)
-    aside.rename(path)
-
-
-def save(
-    manager: ocp.CheckpointManager, steps: int, state: PyTree, score: float | None = None
-) -> None:
+def save(manager: ocp.CheckpointManager, steps: int, state: PyTree) -> None:
     """Store a state, see `Checkpoints.save`.
 
     Raises:
       UserError: it cannot be written. What was stored before is still there.
     """
-    metrics = None if score is None else {"score": score}
     arguments = ocp.args.Composite(state=ocp.args.StandardSave(_flat(state)))
     path = Path(manager.directory) / str(steps)
-    aside = path.with_name(path.name + _ASIDE)
     try:
         with _silent():
-            if path.exists():  # saved before its epoch was evaluated, without score
-                path.rename(aside)
-                manager.reload()
-            stored = manager.save(steps, args=arguments, metrics=metrics)
+            stored = manager.save(steps, args=arguments)
         if not stored:
             raise ValueError("a later one is there")
         write_checksums(path)
-        shutil.rmtree(aside, ignore_errors=True)
     except Exception as error:  # Orbax's storage raises what it likes
-        with contextlib.suppress(OSError):
-            _take_back(aside)
         raise UserError(
             f"{path} cannot be written: {_first_line(error)}; the checkpoints before it are kept, "
             "the same command goes on from there"
@@ -271,10 +250,6 @@ def _first_line(error: Exception) -> str:
     """What an error says, without where in Orbax's storage it happened if the system said why."""
     of_system = re.search(r"([^:\n]+) \[os_error_code", str(error))
     return of_system[1].strip() if of_system else one_line(error)
-
-
-def _score(metrics: Any) -> float:
-    return metrics["score"]
 
 
 def _flat(tree: PyTree) -> dict[str, np.ndarray]:

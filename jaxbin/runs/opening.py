@@ -44,7 +44,8 @@ def open_run(
       first_state: the state before the first epoch.
       steps: in an epoch.
       start_at: the number of the checkpoint, of `sound_checkpoints`, to go on from; 0: none.
-      alone: whether what it logs goes to the terminal too.
+      alone: whether it is no member of a population: it has all devices, and what it logs goes to
+        the terminal, too.
 
     Raises:
       UserError: what is there cannot be read, or the directory not be written to.
@@ -78,7 +79,7 @@ def open_run(
             epoch, step = divmod(start_at, steps)
             where = f"after epoch {epoch - 1}" if step == 0 else f"in epoch {epoch}, step {step}"
             logger.info("going on %s", where)
-        if elsewhere := origin.record(workdir, start_at):
+        if elsewhere := origin.record(workdir, start_at, alone):
             logger.warning("note: %s", elsewhere)
         yield run
 

@@ -11,15 +11,18 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "jaxbin")
 _OTHERS = ("commit", "python", "platform", "cpu_count", "processes")
 
 
-def record(workdir: Path, start_at: int) -> str:
+def record(workdir: Path, start_at: int, alone: bool = True) -> str:
     """Record where a run begins or goes on; what to say if that is elsewhere than before, or "".
 
     Args:
       workdir: the run directory.
       start_at: the steps that are done; what was recorded from there on computed nothing that is
         left.
+      alone: whether the run has all devices; a member of a population has one.
     """
     path, now = workdir / "environment.json", provenance.environment()
+    if not alone:
+        now["devices"] = now["devices"][:1]
     if start_at == 0:
         files.write_json(path, now)
         return ""

@@ -109,16 +109,14 @@ class Run:
         if self.checkpoints is None:
             return
         due = (epoch + 1) % self.config.checkpoint_every == 0 or not self.goes_on
-        # Stopped in this epoch's evaluation, the run has its checkpoint, but without a score, by
-        # which the best is kept.
-        due = due or line["step"] == self.start_at
         if due and self.best is not line:
             self._save_best()
-        if due or self.best is line:
+        # Stopped in this epoch's evaluation, the run has its checkpoint.
+        if (due or self.best is line) and line["step"] != self.start_at:
             state = fetch_state()
             self.unsaved_best = None if due else (line, state)
             if due:
-                self.checkpoints.save(line["step"], state, self._score(line))
+                self._store(line["step"], state)
         if self.config.histograms:
             names = self.config.layer_names
             self.records.add_latents(epoch, names, latent_weights(fetch_state().params, names))
@@ -132,7 +130,7 @@ class Run:
         Args:
           epoch: the epoch.
           step: the first whose loss was not finite, `NEVER` if that was the evaluation's.
-          state: the state after the epoch.
+          state: a state after it.
         """
         names = self.config.layer_names
         layers = [
@@ -151,7 +149,7 @@ class Run:
         if self.config.weight_decay:
             rates += f" or weight_decay={self.config.weight_decay:g}"
         self.failure = UserError(
-            f"epoch {epoch}: {problem}; of the latent weights, by its end, {weights}; the last "
+            f"epoch {epoch}: {problem}; of the latent weights, afterwards, {weights}; the last "
             f"checkpoint is kept; {rates} may be too large"
         )
         with contextlib.suppress(UserError):
@@ -161,7 +159,11 @@ class Run:
         """Save the best state, unless it is saved."""
         if self.unsaved_best is not None and self.checkpoints is not None:
             (line, state), self.unsaved_best = self.unsaved_best, None
-            self.checkpoints.save(line["step"], state, self._score(line))
+            self._store(line["step"], state)
+
+    def _store(self, steps_done: int, state: TrainState) -> None:
+        assert self.checkpoints is not None
+        self.checkpoints.save(steps_done, state, self.best["step"] if self.best else None)
 
     def save(self, steps_done: int, state: TrainState) -> None:
         """Save what so many steps, counted through all epochs, have led to.
@@ -175,7 +177,7 @@ class Run:
             self._save_best()
             self.checkpoints.settle()
             if steps_done not in self.checkpoints.steps():
-                self.checkpoints.save(steps_done, state)
+                self._store(steps_done, state)
             self.checkpoints.settle()
         except UserError as error:
             self.failure = error
@@ -206,6 +208,9 @@ class Run:
             "train_step_traces": traces,
         }
         if self.checkpoints is not None:
-            files.write_json(self.workdir / "summary.json", summary)
+            try:
+                files.write_json(self.workdir / "summary.json", summary)
+            except UserError as error:
+                return error
         self.logger.info(terminal.summary_lines(summary))
         return summary

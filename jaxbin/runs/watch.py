@@ -10,7 +10,7 @@ import tqdm
 
 from jaxbin.engine.batches import Batch
 from jaxbin.engine.program import Program
-from jaxbin.engine.step import TrainState
+from jaxbin.engine.step import NEVER, TrainState
 from jaxbin.engine.stopping import Requests, Stopped
 from jaxbin.runs import terminal
 from jaxbin.runs.run import Run
@@ -18,6 +18,30 @@ from jaxbin.runs.run import Run
 # Between two looks at what the devices have done: a look costs a GPU some of its time, and what is
 # not looked at cannot be stopped.
 _MOST_SECONDS, _MOST_STEPS = 1.0, 16
+
+
+class Looks:
+    """Obeys requests to stop between dispatches, where there is nothing to save."""
+
+    def __init__(self, requests: Requests):
+        self._requests, self._count = requests, 0
+
+    def until_there(self, batches: Generator[Batch | None]) -> Generator[Batch]:
+        """Those batches."""
+        with contextlib.closing(batches):
+            yield from filter(None, batches)
+
+    def after_evaluating(self, metrics: Any, state: TrainState, epoch: int) -> None:
+        """As that of `Watch`.
+
+        Raises:
+          Stopped: as requested.
+        """
+        del metrics, state, epoch
+        number = self._requests.pending(self._count)
+        self._count += 1
+        if number is not None:
+            raise Stopped(number)
 
 
 class Watch:
@@ -132,5 +156,11 @@ class Watch:
     def _save(self, state: TrainState, epoch: int, step: int) -> None:
         with self.saving():
             for index, run in enumerate(self._runs):
-                if run.goes_on:
-                    run.save(epoch * run.steps + step, self._program.fetch(state, index))
+                if not run.goes_on:
+                    continue
+                fetched = self._program.fetch(state, index)
+                nonfinite = int(fetched.measured.nonfinite_step)
+                if nonfinite == NEVER:
+                    run.save(epoch * run.steps + step, fetched)
+                else:
+                    run.fail(epoch, nonfinite, fetched)

@@ -117,8 +117,8 @@ def test_a_run_without_a_sound_checkpoint_is_left_as_it_is(interrupted: Path, tm
 def test_a_damaged_checkpoint_is_not_exported(whole: Path, tmp_path: Path):
     workdir = tmp_path / "run"
     shutil.copytree(whole, workdir)
-    (workdir / "checkpoints" / "18" / "metrics" / "metrics").write_text("{}")
-    with pytest.raises(UserError, match=r"checkpoints/18 is damaged: metrics/metrics is not what"):
+    (workdir / "checkpoints" / "18" / "_CHECKPOINT_METADATA").write_text("{}")
+    with pytest.raises(UserError, match=r"checkpoints/18 is damaged: _CHECKPOINT_METADATA is not"):
         freeze.freeze(workdir, "last")
 
 

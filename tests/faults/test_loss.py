@@ -38,7 +38,7 @@ def test_a_rate_that_becomes_too_large(
         run(workdir, dispatch=dispatch, checkpoint_every=4)
     # Weights of 1e38 overflow in the step after the one that made them.
     assert str(caught.value) == (
-        "epoch 2: the loss is not finite from its step 1 on; of the latent weights, by its end, "
+        "epoch 2: the loss is not finite from its step 1 on; of the latent weights, afterwards, "
         "those of layers 1 (dense1), 2 (dense2), 3 (dense3) are not; the last checkpoint is kept; "
         "learning_rate=0.001 may be too large"
     )
@@ -54,6 +54,21 @@ def test_a_rate_that_becomes_too_large(
     assert again["last"]["validation_loss"] == whole["last"]["validation_loss"]
 
 
+def test_what_is_not_finite_is_not_saved_within_an_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    rate = schedule.learning_rate_at
+    monkeypatch.setattr(
+        schedule,
+        "learning_rate_at",
+        lambda epoch, *rest: 1e38 if epoch == 2 else rate(epoch, *rest),
+    )
+    with pytest.raises(UserError, match="epoch 2: the loss is not finite from its step 1 on"):
+        run(tmp_path, dispatch="step", checkpoint_every_steps=2)
+    assert [path for path in kept(tmp_path) if path > 12] == []
+    assert kept(tmp_path)[-1] == 12
+
+
 def test_only_the_layers_that_are_not_finite_are_named(tmp_path: Path):
     parsed = config.parse(config.base_config(**FIELDS))
     params = {
@@ -66,7 +81,7 @@ def test_only_the_layers_that_are_not_finite_are_named(tmp_path: Path):
     assert "those of layers 2 (dense2), 3 (dense3) are not" in str(opened.failure)
     params["dense2"]["kernel"] = params["dense3"]["kernel"] = params["dense1"]["kernel"]
     opened.fail(0, 3, state)
-    assert "weights, by its end, all are" in str(opened.failure)
+    assert "weights, afterwards, all are" in str(opened.failure)
 
 
 def test_a_single_step_that_is_not_finite_is_noticed(

@@ -6,17 +6,18 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from jaxbin.common.errors import UserError
 from jaxbin.runs import checkpoints
 
 
-def kept(directory: Path, scores: list[float | None]) -> list[int]:
+def kept(directory: Path, best: list[int | None]) -> list[int]:
     directory.mkdir()
     with checkpoints.open_checkpoints(directory / "checkpoints") as saved:
-        for number, score in enumerate(scores):
-            saved.save(number, {"number": np.array(number)}, score)
+        for number, of_then in enumerate(best):
+            saved.save(number, {"number": np.array(number)}, of_then)
         saved.settle()
         for number in saved.steps():
             assert saved.restore(number, {"number": np.array(0)})["number"] == number
@@ -24,36 +25,29 @@ def kept(directory: Path, scores: list[float | None]) -> list[int]:
 
 
 def test_the_best_and_the_latest_are_kept(tmp_path: Path):
-    assert kept(tmp_path / "a", [0.9, 0.2, 0.5, 0.4]) == [0, 2, 3]
-    # those without a score are places within an epoch
-    assert kept(tmp_path / "b", [None, 0.2, None, 0.1, None, None]) == [1, 4, 5]
+    assert kept(tmp_path / "a", [0, 0, 0, 0]) == [0, 2, 3]
+    assert kept(tmp_path / "b", [None, 1, 1, 1, 1, 1]) == [1, 4, 5]
+    assert kept(tmp_path / "c", [0, 1, 2, 2, 2]) == [2, 3, 4]
+    assert kept(tmp_path / "d", [None] * 3) == [1, 2]
 
 
-def test_a_place_that_becomes_an_epoch_gets_its_score(tmp_path: Path):
-    with checkpoints.open_checkpoints(tmp_path / "checkpoints") as saved:
-        for number, score in ((3, None), (3, 0.9), (4, 0.1), (5, 0.1), (6, 0.1)):
-            saved.save(number, {"number": np.array(number)}, score)
-        saved.settle()
-        assert saved.steps() == [3, 5, 6]
-
-
-@pytest.mark.parametrize("written", [False, True])
-def test_a_replacement_that_was_killed_leaves_one_of_both(tmp_path: Path, written: bool):
-    """The old one, moved aside, unless the new one has its checksums."""
+def test_what_an_older_version_stored_is_read_and_kept(tmp_path: Path):
+    """It gave the scores of epochs to Orbax."""
     directory = tmp_path / "checkpoints"
+    directory.mkdir()
+    options = ocp.CheckpointManagerOptions(
+        best_fn=lambda metrics: metrics["score"], enable_async_checkpointing=False
+    )
+    with ocp.CheckpointManager(directory, options=options) as manager:
+        for number, score in enumerate((0.9, 0.1)):
+            state = ocp.args.StandardSave({"number": np.array(number)})
+            manager.save(number, args=ocp.args.Composite(state=state), metrics={"score": score})
     with checkpoints.open_checkpoints(directory) as saved:
-        saved.save(3, {"number": np.array(3)})
+        for number in (2, 3):
+            saved.save(number, {"number": np.array(number)}, best=0)
         saved.settle()
-    (directory / "3").rename(directory / "3.replaced")
-    with checkpoints.open_checkpoints(directory, read_only=True) as saved:
-        assert saved.steps() == []
-    if written:
-        (directory / "3").mkdir()
-        (directory / "3" / "checksums.json").touch()
-    with checkpoints.open_checkpoints(directory) as saved:
-        if not written:
-            assert saved.restore(3, {"number": np.array(0)})["number"] == 3
-        assert [path.name for path in directory.iterdir()] == ["3"]
+        assert saved.steps() == [0, 2, 3]
+        assert saved.restore(0, {"number": np.array(5)})["number"] == 0
 
 
 def test_what_comes_too_late_is_refused(tmp_path: Path):
@@ -73,7 +67,7 @@ def test_what_is_stored_has_to_fit():
 
 def test_a_size_is_not_believed(tmp_path: Path):
     with checkpoints.open_checkpoints(tmp_path / "checkpoints") as saved:
-        saved.save(0, {"a": np.zeros(3), "b": np.zeros(1_000_000)}, 0.5)
+        saved.save(0, {"a": np.zeros(3), "b": np.zeros(1_000_000)})
         saved.settle()
         with pytest.raises(UserError, match=r"holds 8,000,024 bytes; accepted: 1,048,960$"):
             saved.restore(0, {"a": np.zeros(3)})
@@ -98,12 +92,12 @@ def test_threads_that_outlive_a_failure_are_not_heard(
         raise OSError("File too large")
 
     with checkpoints.open_checkpoints(tmp_path / "checkpoints") as saved:
-        saved.save(0, {"a": np.zeros(3)}, 0.5)
+        saved.save(0, {"a": np.zeros(3)})
         saved.settle()
         speak()
         assert heard == ["Event loop is closed", "something else"]
         monkeypatch.setattr(saved._manager, "save", fail)
-        saved.save(1, {"a": np.zeros(3)}, 0.5)
+        saved.save(1, {"a": np.zeros(3)})
         with pytest.raises(UserError, match="1 cannot be written: File too large; the checkpoints"):
             saved.settle()
     speak()

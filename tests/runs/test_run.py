@@ -17,7 +17,7 @@ from jaxbin.engine.stopping import Requests, Stopped
 from jaxbin.runs import finished, origin, records
 from jaxbin.runs.opening import open_run, sound_checkpoints
 from jaxbin.runs.run import Run
-from jaxbin.runs.watch import Watch
+from jaxbin.runs.watch import Looks, Watch
 
 STEPS = 10
 CONFIG = config.parse(
@@ -52,7 +52,7 @@ def test_going_on_elsewhere_is_said(tmp_path: Path, state: Any, monkeypatch: pyt
         run.save(STEPS, state)
     here = provenance.environment()
     monkeypatch.setattr(provenance, "environment", lambda: here | {"devices": ["A", "A"]})
-    with opened(tmp_path, state):
+    with opened(tmp_path, state, alone=True):
         pass
     said = "note: results may differ from those of an uninterrupted run: devices 1 x cpu before, 2"
     assert (tmp_path / "log.txt").read_text().count(said) == 1
@@ -98,6 +98,33 @@ def test_a_damaged_environment_keeps_no_run_from_going_on(tmp_path: Path, state:
     with opened(tmp_path, state) as run:
         assert run.start_at == STEPS
     assert (tmp_path / "environment.json").read_text() == content
+
+
+def test_a_member_of_a_population_has_one_device(
+    tmp_path: Path, state: Any, monkeypatch: pytest.MonkeyPatch
+):
+    here = provenance.environment() | {"devices": ["A", "A"]}
+    monkeypatch.setattr(provenance, "environment", lambda: dict(here))
+    with opened(tmp_path, state) as run:
+        run.save(STEPS, state)
+    assert finished.read_environment(tmp_path)["devices"] == ["A"]
+    with opened(tmp_path, state, alone=True):
+        pass
+    assert finished.read_environment(tmp_path)["went_on"][0]["devices"] == ["A", "A"]
+
+
+def test_looks_obey_requests(state: Any):
+    class AtTheSecond(Requests):
+        def pending(self, look: int) -> int | None:
+            return 15 if look == 1 else None
+
+    looks, batches = Looks(AtTheSecond()), (number or None for number in (0, 1, 0, 2, 3))
+    seen = looks.until_there(batches)  # type: ignore[arg-type]
+    assert next(seen) == 1
+    looks.after_evaluating({}, state, 0)
+    assert next(seen) == 2
+    with pytest.raises(Stopped):
+        looks.after_evaluating({}, state, 0)
 
 
 def test_the_best_epoch_is_kept_whose_evaluation_was_interrupted(tmp_path: Path, state: Any):
