@@ -127,15 +127,19 @@ def test_looks_obey_requests(state: Any):
         looks.after_evaluating({}, state, 0)
 
 
-def test_the_best_epoch_is_kept_whose_evaluation_was_interrupted(tmp_path: Path, state: Any):
+@pytest.mark.parametrize("killed", [False, True])
+def test_the_best_epoch_is_kept_whose_evaluation_was_interrupted(
+    tmp_path: Path, state: Any, killed: bool
+):
     with opened(tmp_path, state) as run:
         run.save(STEPS, state)  # asked to stop in the evaluation of the first epoch
+    if killed:
+        with opened(tmp_path, state) as run:
+            run.record(line(0, 0.9), lambda: state)  # and killed in the second
     with opened(tmp_path, state) as run:
-        run.record(line(0, 0.9), lambda: state)  # and killed in the second
-    with opened(tmp_path, state) as run:
-        assert run.best == line(0, 0.9)
-        for epoch in range(1, 10):
-            run.record(line(epoch, 0.5), lambda: state)
+        assert run.best == (line(0, 0.9) if killed else None)
+        for epoch in range(killed, 10):
+            run.record(line(epoch, 0.5 if epoch else 0.9), lambda: state)
         summary = run.end(1)
         assert summary["best"]["epoch"] == 0
         assert run.checkpoints.steps() == [STEPS, 5 * STEPS, 10 * STEPS]
