@@ -7,7 +7,7 @@ from pathlib import Path
 from experiments import execution
 from experiments.declarations import RESULTS, Run
 from jaxbin.binarization import schedule
-from jaxbin.runs import terminal
+from jaxbin.common import command_line
 from jaxbin.runs.records import epochs_recorded
 
 
@@ -39,7 +39,7 @@ def table(
         rows.append((state, run.name, *_cells(costs)))
     rows.append(("", "total", *_cells(totals)))
     notes = [f"not known yet: {line}" for line in unknown]
-    return "\n".join([f"{network} {stage}", terminal.aligned(rows), *notes])
+    return "\n".join([f"{network} {stage}", command_line.aligned(rows), *notes])
 
 
 def _cells(costs: Sequence[float]) -> list[str]:

@@ -7,7 +7,6 @@ import os
 import queue
 import shlex
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -18,17 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from experiments import progress
-from experiments.declarations import RESULTS, Run
+from experiments.declarations import Run
 from jaxbin import population
-from jaxbin.common import files
 from jaxbin.common.errors import UserError
 from jaxbin.config import FIELDS
 from jaxbin.runs import finished, run_directory
 from jaxbin.runs.records import epochs_recorded
 
-POPULATIONS = ("auto", "vmap", "sequential")
-_WORTHWHILE = 1.1  # timings of shared machines differ by less than that for no reason
-_MEASURED = RESULTS / "populations.json"
+POPULATIONS = ("sequential", "vmap")
 _SHARED_GPU = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 """Without it the first process takes three quarters of a GPU's memory, whatever it needs."""
 
@@ -124,7 +120,7 @@ def execute(
     for run, directory in runs:
         run_directory.check(directory, run.config)
     left = [(run, directory) for run, directory in runs if not has_ended(directory)]
-    vmapped = left and _mode(population, network) == "vmap"
+    vmapped = population == "vmap"
     groups = list(_groups(left, members)) if vmapped else [[one] for one in left]
     slots: queue.Queue[set[int]] = queue.Queue()
     for cores in _shares_of_cores(jobs):
@@ -173,20 +169,6 @@ def reasons(failures: Mapping[Path, str]) -> str:
     for path, problem in failures.items():
         by_problem.setdefault(problem, []).append(path.name)
     return "; ".join(f"{', '.join(names)}: {problem}" for problem, names in by_problem.items())
-
-
-def _mode(population: str, network: str) -> str:
-    """ "vmap" or "sequential"; "auto" takes what was measured to be faster on such a device."""
-    if population != "auto":
-        return population
-    platform = _run(["-c", "import jax; print(jax.default_backend())"], None).stdout.strip()
-    measured = files.read_json(_MEASURED)["results"]
-    ratios = [
-        row["sequential_over_vmap"]
-        for row in measured
-        if (row["platform"], row["network"]) == (platform, network)
-    ]
-    return "vmap" if ratios and statistics.median(ratios) > _WORTHWHILE else "sequential"
 
 
 def _groups(runs: Sequence[tuple[Run, Path]], members: int) -> Iterator[list[tuple[Run, Path]]]:

@@ -87,7 +87,7 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Request]:
         "--learning_rates", type=numbers(float), default=(), help="one: no search is needed"
     )
     parser.add_argument("--output", type=files.expanded, default=Path("logs/experiments"))
-    parser.add_argument("--population", choices=execution.POPULATIONS, default="auto")
+    parser.add_argument("--population", choices=execution.POPULATIONS, default="sequential")
     positive = number(int, least=1)
     parser.add_argument("--members", type=positive, default=16, help="most in a population")
     parser.add_argument("--jobs", type=positive, default=1, help="processes at a time")

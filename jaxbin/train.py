@@ -33,7 +33,7 @@ from jaxbin.runs.configuration import as_run, read_configuration
 from jaxbin.runs.opening import open_shared_run, sound_checkpoints, state_from_first
 from jaxbin.runs.run import Run
 from jaxbin.runs.terminal import logger
-from jaxbin.runs.watch import Looks, Watch
+from jaxbin.runs.watch import Watch
 
 
 def run(config: Config, workdir: Path, requests: Requests | None = None) -> dict[str, Any]:
@@ -201,7 +201,7 @@ def _record(
 def _place(runs: Sequence[Run]) -> tuple[int, int]:
     """The epoch that runs go on in, and how many of its steps are done.
 
-    All of them, if a run was stopped in the evaluation after them.
+    After a stop in the evaluation of an epoch: that epoch, all its steps done.
     """
     epoch, step = divmod(runs[0].start_at, runs[0].steps)
     if step == 0 and any(len(run.lines) < epoch for run in runs):
@@ -210,7 +210,7 @@ def _place(runs: Sequence[Run]) -> tuple[int, int]:
 
 
 def _evaluate(
-    program: Program, config: Config, state: TrainState, watch: Watch | Looks, epoch: int
+    program: Program, config: Config, state: TrainState, watch: Watch, epoch: int
 ) -> list[dict[str, float]]:
     """Loss and accuracy of each member on the stage's split and, if wanted, the training split."""
     prefixes = {config.evaluated_split: config.evaluated_split}
@@ -239,7 +239,8 @@ def _evaluate_run(
         program = Program(config, dataset, Alone())
         initial = program.initial_state(config)
         state = state_from_first(initial, lambda: weights.of_run(workdir, initial, logger, parts))
-        (metrics,) = _evaluate(program, config, program.place([state]), Looks(requests), 0)
+        watch = Watch([], program, requests)
+        (metrics,) = _evaluate(program, config, program.place([state]), watch, 0)
     if not records.finite(metrics):
         raise UserError(f"{workdir}: the loss of its last checkpoint is not finite: {metrics}")
     logger.info(json.dumps(metrics))

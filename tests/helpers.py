@@ -25,9 +25,9 @@ class StopAt(Requests):
     def __init__(self, look: int):
         self.look, self.looks = look, 0
 
-    def pending(self, look: int) -> int | None:
-        self.looks = look + 1
-        return 15 if look == self.look else None
+    def pending(self) -> int | None:
+        self.looks += 1
+        return 15 if self.looks == self.look + 1 else None
 
 
 def run(workdir: Path, **fields: Any) -> dict[str, Any]:

@@ -217,7 +217,7 @@ def test_a_stop_is_obeyed_while_a_batch_is_being_made(
         return len(wanted) < batch and ready(fetched, seconds)
 
     class AtTheLast(Requests):
-        def pending(self, look: int) -> int | None:
+        def pending(self) -> int | None:
             return signal.SIGTERM if len(wanted) == batch else None
 
     with monkeypatch.context() as patched:

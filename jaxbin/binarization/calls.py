@@ -11,14 +11,15 @@ T = TypeVar("T")
 
 
 def traced_calls(
-    init: Callable[..., Any], inputs: Sequence[Any], describe: Callable[[nn.Module], T]
+    init: Callable[..., Any], inputs: Sequence[Any], describe: Callable[[nn.Module, Any, Any], T]
 ) -> tuple[dict[str, Any], dict[str, list[T]]]:
     """The variables that a network's `init` gives, as shapes, and the calls of its modules.
 
     Args:
       init: of the network.
       inputs: of it, arrays or shapes.
-      describe: called with each module at the end of each call.
+      describe: called at the end of each call, with the module, its first input, None if it has
+        none by place, and its outputs.
 
     Returns:
       The shapes of the variables; and what `describe` gave for each call, by the module's path
@@ -34,7 +35,7 @@ def traced_calls(
         name = "/".join(context.module.path)
         calls.setdefault(name, [])  # in the order in which calls begin
         outputs = call(*args, **kwargs)
-        calls[name].append(describe(context.module))
+        calls[name].append(describe(context.module, args[0] if args else None, outputs))
         return outputs
 
     def ended() -> dict[str, list[T]]:

@@ -6,7 +6,6 @@ collection `BINARIZATION`; `forward_order` numbers the layers, `write_mask` sets
 
 import dataclasses
 import functools
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -123,10 +122,20 @@ class Conv(nn.Module):
 
 
 class Call(NamedTuple):
-    """The call of a module: its type, and its epsilon if it has one."""
+    """The call of a module.
+
+    Attributes:
+      kind: its type.
+      epsilon: of it, if it has one.
+      rules: of it, if it is a layer of this module.
+      source, result: numbers of the arrays that it takes first and gives; equal ones are one array.
+    """
 
     kind: type
     epsilon: float | None
+    rules: Rule | Rules | None
+    source: int
+    result: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,10 +153,21 @@ class Outline:
 
 def _outline(network: nn.Module, image_shape: tuple[int, ...]) -> Outline:
     """The outline of a network; nothing is computed."""
+    arrays: list[Any] = []  # kept, or another might get the identity of one that is gone
+
+    def number(array: Any) -> int:
+        arrays.append(array)
+        return next(place for place, other in enumerate(arrays) if other is array)
+
+    def describe(module: nn.Module, source: Any, result: Any) -> Call:
+        rules = module.rules if isinstance(module, (Dense, Conv)) else None
+        epsilon = getattr(module, "epsilon", None)
+        return Call(type(module), epsilon, rules, number(source), number(result))
+
     variables, calls = traced_calls(
         functools.partial(network.init, train=False),
         (jax.random.key(0), jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)),
-        lambda module: Call(type(module), getattr(module, "epsilon", None)),
+        describe,
     )
     shapes: dict[str, dict[str, Any]] = {
         collection: by_path(tree) for collection, tree in variables.items()
@@ -212,20 +232,20 @@ def forward_order(
 def norms_after(network: nn.Module, image_shape: tuple[int, ...]) -> dict[str, str]:
     """The batch norm that takes each layer's outputs, by the layer's name; not every layer has one.
 
+    The very outputs: with a ReLU or a pooling between them it is none.
+
     Args:
-      network, image_shape: as for `forward_order`. A batch norm is called right after its layer.
+      network, image_shape: as for `forward_order`.
     """
-    layers = forward_order(network, image_shape)
-    norms = forward_order(network, image_shape, nn.BatchNorm)
-    calls = [
-        name
-        for name in forward_order(network, image_shape, nn.Module)
-        if name in layers or name in norms
-    ]
+    calls = outline_of(network, image_shape).calls
+    layers = {
+        call.result: name for name in forward_order(network, image_shape) for call in calls[name]
+    }
     return {
-        before: name
-        for before, name in itertools.pairwise(calls)
-        if before in layers and name in norms
+        layers[call.source]: name
+        for name in forward_order(network, image_shape, nn.BatchNorm)
+        for call in calls[name]
+        if call.source in layers
     }
 
 

@@ -190,7 +190,7 @@ class _Call(NamedTuple):
     rules: Rule | Rules | None
 
 
-def _kernel_of(module: nn.Module) -> _Call | None:
+def _kernel_of(module: nn.Module, *_: Any) -> _Call | None:
     """The kernel that a module has been called with, None if it has none."""
     if not module.has_variable("params", "kernel"):
         return None

@@ -1,4 +1,4 @@
-"""What the commands share: their flags, and errors as one line."""
+"""What the commands share: their flags, errors as one line, tables."""
 
 import argparse
 import io
@@ -100,3 +100,15 @@ def run(command: Callable[[Sequence[str]], None]) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
     sys.exit(0)
+
+
+def aligned(rows: Sequence[tuple[str, ...]]) -> str:
+    """Rows as text: the columns of numbers to the right, the names to the left."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if column in (1, 2) else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )

@@ -28,7 +28,7 @@ from jaxbin.engine.preprocessing import crop_and_flip
 # Steps in a dispatch of a long loop: many, so that the host's part does not count.
 _SHORTEST, _LONGEST = 16, 128
 
-# Between two times that None is said of a batch.
+# Seconds to wait for a batch before yielding None in its place.
 _WAITING_SECONDS = 0.1
 
 

@@ -23,8 +23,8 @@ AXIS = "devices"
 class OneDevice(Protocol):
     """What one device computes for one run, or a dispatch of it.
 
-    `mine` is the run's tree, which the result takes the place of, and `inputs` another tree of the
-    run's; `shared` is the same for all runs, and `index`, int32 (), the number of the step.
+    `mine` is the run's tree, which the result replaces, and `inputs` another one, only read;
+    `shared` is the same for all runs, and `index`, int32 (), the number of the step.
     """
 
     def __call__(self, mine: PyTree, inputs: PyTree, shared: PyTree, index: Any, /) -> PyTree: ...

@@ -33,13 +33,11 @@ class Stopped(Exception):  # noqa: N818 - it is no error
 class Requests:
     """Tells a run whether it should stop; this one is never asked to."""
 
-    def pending(self, look: int) -> int | None:
+    def pending(self) -> int | None:
         """The number of the signal that asks the run to stop now, if one does.
 
-        Args:
-          look: counts the calls; of several processes all must make the same ones.
+        Of several processes all must make the same calls.
         """
-        del look
         return None
 
     @contextlib.contextmanager
@@ -61,8 +59,7 @@ class _Signals(Requests):
         self._requested: int | None = None
         self._since = 0.0
 
-    def pending(self, look: int) -> int | None:
-        del look
+    def pending(self) -> int | None:
         self._obeyed = self._requested is not None  # saving may take the time it takes
         return self._requested
 
@@ -113,12 +110,17 @@ class _Signals(Requests):
 
 
 class _Preemption(Requests):
-    """Requests to any of several processes, all of which learn of it at the same look."""
+    """Requests to any of several processes, all of which learn of it at the same call."""
 
-    def pending(self, look: int) -> int | None:
+    def __init__(self):
+        self._calls = 0
+
+    def pending(self) -> int | None:
         from jax.experimental import multihost_utils
 
-        return signal.SIGTERM if multihost_utils.reached_preemption_sync_point(look) else None
+        reached = multihost_utils.reached_preemption_sync_point(self._calls)
+        self._calls += 1
+        return signal.SIGTERM if reached else None
 
 
 _signals: _Signals | None = None

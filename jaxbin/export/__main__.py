@@ -22,7 +22,6 @@ from jaxbin.common.errors import UserError
 from jaxbin.export import artifact as artifacts
 from jaxbin.export import c_source, inference, page
 from jaxbin.export.artifact import Artifact
-from jaxbin.runs.terminal import aligned
 
 SUFFIXES = (".jaxbin", ".onnx", ".stablehlo", ".c", ".html", ".wasm")
 
@@ -138,7 +137,7 @@ def size_table(artifact: Artifact, file_bytes: int) -> str:
     rows.append(("", "file", "", "", f"{file_bytes:,}", "", f"{reference:,}", ""))
     what = "scales" if artifact.rows == artifacts.OWN else "folded batch norm and bias"
     return (
-        f"{aligned(rows)}\n"
+        f"{command_line.aligned(rows)}\n"
         f"{reference / file_bytes:.1f} times smaller than its float32 parameters; of the file "
         f"{weights / file_bytes:.1%} are weights, {channels / file_bytes:.1%} float32 for output "
         f"channels ({what}), {rest / file_bytes:.1%} the rest of the file"

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxbin.runs.terminal import aligned
+from jaxbin.common.command_line import aligned
 
 
 def table(class_names: Sequence[str], labels: Sequence[int], predicted: Sequence[int]) -> str:

@@ -27,7 +27,14 @@ def kernel(flat: Mapping[str, np.ndarray], layer: Layer, float_dtype: Any) -> np
     """A layer's kernel: its signs packed if its mask is set, else its latent weights."""
     latent = flat[f"{layer.name}/kernel"]
     if not flat[f"{layer.name}/mask"]:
-        return latent.astype(float_dtype)
+        with np.errstate(over="ignore"):
+            stored = latent.astype(float_dtype)
+        if not np.isfinite(stored).all():
+            raise UserError(
+                f"{layer.name} has weights of {np.abs(latent).max():g}, too large for "
+                f"{np.dtype(float_dtype)}; accepted: no --float16, and finite weights"
+            )
+        return stored
     # sign(0) = +1, for both zeros (docs/method.md section 1).
     return pack(layer.to_matrix(~(latent < 0)))
 
@@ -61,13 +68,22 @@ def norms_of(network: nn.Module, image_shape: tuple[int, ...]) -> dict[str, str]
       UserError: the network has parameters elsewhere, or a batch norm that cannot be folded.
     """
     norms = norms_after(network, image_shape)
-    folded = {*forward_order(network, image_shape), *norms.values()}
+    layers, outline = forward_order(network, image_shape), outline_of(network, image_shape)
+    folded = {*layers, *norms.values()}
     shapes = variable_shapes(network, image_shape)["params"]
-    for problem in _unfoldable(norms, outline_of(network, image_shape), shapes):
+    for problem in _unfoldable(norms, outline, shapes):
         raise UserError(
             f"this network cannot be exported: {problem}; accepted: a batch norm of "
             "jaxbin.networks.norm after the only call of its layer"
         )
+    given: Rules = getattr(network, "rules", Rules())
+    for name in layers:
+        rules = outline.calls[name][0].rules
+        if rules is not None and rules.of(name) != given.of(name):
+            raise UserError(
+                f"this network cannot be exported: {name} computes by {rules.of(name)}; accepted: "
+                "the `rules` that the network is given, for all of its layers"
+            )
     modules = {path.rpartition("/")[0] for path in shapes}
     if others := sorted(modules - folded):
         raise UserError(

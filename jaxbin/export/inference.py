@@ -190,6 +190,12 @@ def locate(name_or_path: str | Path) -> Path:
     Raises:
       UserError: there is none.
     """
+    given: Any = name_or_path
+    if not isinstance(given, (str, os.PathLike)):
+        raise UserError(
+            f"{shown(given)} is no model; accepted: the path of a {SUFFIX} file, or a name "
+            f"in the zoo: {', '.join(zoo_names())}"
+        )
     path = os.path.expanduser(name_or_path)
     if os.path.exists(path):
         _check_kind(path)

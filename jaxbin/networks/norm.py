@@ -29,7 +29,7 @@ def batch_norm(network: nn.Module, train: bool) -> Callable[..., nn.BatchNorm]:
 
 
 def updates_to_forget(update: Callable[[Any], Any], statistics: Any) -> int:
-    """How many updates leave of running averages what 50 leave of those of momentum 0.9: 0.5 %.
+    """How many updates leave 0.9^50 = 0.5 % of running averages, whatever their momentum.
 
     Args:
       update: from running statistics to those after one more batch, the same in every call.

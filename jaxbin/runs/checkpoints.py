@@ -28,7 +28,7 @@ _ALONE = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0}
 # If the latest is damaged the run goes on from the one before it.
 _KEPT = 2
 
-# A state is a few times as large as the weights that are wanted of it.
+# A checkpoint of more than so many times what is wanted of it is refused before it is read.
 _MOST_TIMES = 16
 
 _PROGRESS = re.compile(r"(^|\.)binarization\..*\.progress$")

@@ -16,8 +16,8 @@ def record(workdir: Path, start_at: int, alone: bool = True) -> str:
 
     Args:
       workdir: the run directory.
-      start_at: the steps that are done; what was recorded from there on computed nothing that is
-        left.
+      start_at: the steps that are done; what was recorded of later ones is dropped, for they are
+        computed again.
       alone: whether the run has all devices; a member of a population has one.
     """
     path, now = workdir / "environment.json", provenance.environment()

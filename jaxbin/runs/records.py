@@ -28,10 +28,9 @@ def best_epoch(lines: list[dict[str, Any]], metric: str) -> dict[str, Any]:
     return max(lines, key=lambda line: score(line, metric))
 
 
-def score(line: Mapping[str, Any], metric: str) -> float:
-    """One number that orders epochs as `best_epoch` does."""
-    # Of equal ones Orbax keeps the last. Accuracies count examples, 1e-9 is none.
-    return 2.0 * len(line["binary_layers"]) + line[metric] - 1e-9 * line["epoch"]
+def score(line: Mapping[str, Any], metric: str) -> tuple[int, float]:
+    """The larger, the better the epoch of a line."""
+    return len(line["binary_layers"]), line[metric]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +38,7 @@ class Records:
     """The growing records of a run: `lines` are those of `metrics.jsonl`.
 
     If they are not `written`, another process writes them. `first` is the first epoch of this
-    process: of what TensorBoard has of it and later ones nothing counts.
+    process; TensorBoard drops what it has of that one and later ones.
     """
 
     workdir: Path

@@ -121,7 +121,7 @@ class Run:
             names = self.config.layer_names
             self.records.add_latents(epoch, names, latent_weights(fetch_state().params, names))
 
-    def _score(self, line: dict[str, Any]) -> float:
+    def _score(self, line: dict[str, Any]) -> tuple[int, float]:
         return records.score(line, self.config.metric)
 
     def fail(self, epoch: int, step: int, state: TrainState) -> None:

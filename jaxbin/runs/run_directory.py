@@ -196,8 +196,8 @@ def _budget(config: Config) -> str:
 def _differing(there: Mapping[str, Any], config: Config, names: Sequence[str]) -> list[str]:
     """Which of the fields `names` differ between a stored run and this one, and how.
 
-    A split file and an order's count by their content, wherever they lie; a split file of a run of
-    a version that did not keep its checksum by its path. So does a dataset of the user's own.
+    Split files, files of orders and datasets of the user's own are compared by content; a split
+    file of which an older version kept no checksum by its path.
     """
     here = json.loads(json.dumps(to_json(config))) | _checksums(config)
     compared = list(names)

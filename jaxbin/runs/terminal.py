@@ -10,6 +10,7 @@ from typing import Any
 import tqdm
 
 from jaxbin.binarization.layers import variable_shapes
+from jaxbin.common import command_line
 from jaxbin.common.paths import by_path
 from jaxbin.config import Config
 from jaxbin.engine import processes
@@ -82,7 +83,7 @@ def parameter_table(
     rows.append(("", "total", "", f"{totals[0]:,}", f"{totals[1]:,}", *_kib(*totals)))
     ratio = 32 * sum(totals) / (totals[0] + 32 * totals[1])
     which = "all layers but float_layers binary" if float_layers else "all layers binary"
-    return aligned(rows) + f"\n{which}: {ratio:.1f} times smaller than float"
+    return command_line.aligned(rows) + f"\n{which}: {ratio:.1f} times smaller than float"
 
 
 def layer_table(config: Config) -> str:
@@ -106,23 +107,11 @@ def layer_table(config: Config) -> str:
         if path not in kernels:
             shape = "x".join(map(str, leaf.shape))
             rows.append(("", path, shape, f"{leaf.size:,}", "32", "no layer"))
-    return aligned(rows)
+    return command_line.aligned(rows)
 
 
 def _kib(one_bit: int, rest: int) -> tuple[str, str]:
     return f"{4 * (one_bit + rest) / 1024:,.1f}", f"{(one_bit / 8 + 4 * rest) / 1024:,.1f}"
-
-
-def aligned(rows: Sequence[tuple[str, ...]]) -> str:
-    """Rows as text: the columns of numbers to the right, the names to the left."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if column in (1, 2) else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    )
 
 
 def epoch_line(line: Mapping[str, Any], epochs: int, layers: int, split: str) -> str:

@@ -20,40 +20,19 @@ from jaxbin.runs.run import Run
 _MOST_SECONDS, _MOST_STEPS = 1.0, 16
 
 
-class Looks:
-    """Obeys requests to stop between dispatches, where there is nothing to save."""
-
-    def __init__(self, requests: Requests):
-        self._requests, self._count = requests, 0
-
-    def until_there(self, batches: Generator[Batch | None]) -> Generator[Batch]:
-        """Those batches."""
-        with contextlib.closing(batches):
-            yield from filter(None, batches)
-
-    def after_evaluating(self, metrics: Any, state: TrainState, epoch: int) -> None:
-        """As that of `Watch`.
-
-        Raises:
-          Stopped: as requested.
-        """
-        del metrics, state, epoch
-        number = self._requests.pending(self._count)
-        self._count += 1
-        if number is not None:
-            raise Stopped(number)
-
-
 class Watch:
     """Looks up between the dispatches of runs that train together."""
 
     def __init__(
-        self, runs: Sequence[Run], program: Program, requests: Requests, bar: "tqdm.tqdm[Any]"
+        self,
+        runs: Sequence[Run],
+        program: Program,
+        requests: Requests,
+        bar: "tqdm.tqdm[Any] | None" = None,
     ):
-        """See `Watch.of`."""
+        """See `Watch.of`; without runs, of what is only evaluated, there is nothing to save."""
         self._runs, self._program, self._requests, self._bar = runs, program, requests, bar
-        self._every = runs[0].config.checkpoint_every_steps
-        self._looks = 0
+        self._every = runs[0].config.checkpoint_every_steps if runs else 0
         self._last: tuple[TrainState, int, int] | None = None
         self._unlooked, self._at_once = 0, 1
         self._looked = time.perf_counter()
@@ -81,7 +60,8 @@ class Watch:
         """
         self._pace(state, steps)
         due = self._every and step // self._every > (step - steps) // self._every
-        self._bar.update(steps)
+        if self._bar is not None:
+            self._bar.update(steps)
         if due and step < self._program.steps:
             self._save(state, epoch, step)
         self._last = state, epoch, step
@@ -136,8 +116,7 @@ class Watch:
           Stopped: it was.
           UserError: it was, and what one run alone has computed cannot be saved.
         """
-        number = self._requests.pending(self._looks)
-        self._looks += 1
+        number = self._requests.pending()
         if number is None:
             return
         if self._last is not None:

@@ -467,13 +467,6 @@ def test_what_is_wrong_with_arrays(tmp_path: Path, changed: dict[str, Any], mess
     assert message in refused(lambda: data.spec(name))
 
 
-def test_channels_come_last(tmp_path: Path):
-    name = npz(tmp_path, images=pixels(20, 3, 8, 8))
-    said: list[str] = []
-    data.load(data.spec(name), stage="full", data_dir="", report=said.append)
-    assert "are read as 3 high, 8 wide, of 8 channels; channels come last" in said[0]
-
-
 def test_arrays_of_many_channels_are_cropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     images = pixels(20, 6, 5, 200)
     monkeypatch.setattr(specs, "RESIDENT_BYTES", 1)

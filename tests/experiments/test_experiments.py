@@ -613,27 +613,6 @@ def test_measure_refuses(tmp_path: Path, flags: list[str], message: str):
     assert not (tmp_path / "out").exists()
 
 
-def test_auto_follows_the_measurement(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    rows = [
-        {"platform": "cpu", "network": "mnist_300", "sequential_over_vmap": 0.8},
-        {"platform": "cpu", "network": "mnist_300", "sequential_over_vmap": 1.05},
-        {"platform": "cpu", "network": "mnist_300", "sequential_over_vmap": 2.0},
-        {"platform": "gpu", "network": "mnist_300", "sequential_over_vmap": 5.0},
-    ]
-    (tmp_path / "populations.json").write_text(json.dumps({"results": rows}))
-    monkeypatch.setattr(execution, "_MEASURED", tmp_path / "populations.json")
-
-    def mode(platform: str, network: str) -> Any:
-        answer = subprocess.CompletedProcess([], 0, f"{platform}\n", "")
-        monkeypatch.setattr(execution, "_run", lambda *_: answer)
-        return execution._mode("auto", network)
-
-    assert mode("cpu", "mnist_300") == "sequential"
-    assert mode("gpu", "mnist_300") == "vmap"
-    assert mode("gpu", "vgg5") == "sequential"  # not measured
-    assert execution._mode("vmap", "vgg5") == "vmap"
-
-
 def test_processes_share_a_gpu_unless_its_user_says_otherwise(monkeypatch: pytest.MonkeyPatch):
     name = "XLA_PYTHON_CLIENT_PREALLOCATE"
     said = ["-c", f"import os; print(os.environ['{name}'])"]

@@ -131,6 +131,14 @@ def test_write_and_read(tmp_path: Path, precision: str):
     assert back.channels.shape == ({"float32": 2, "bfloat16": 5}[precision], 410)
 
 
+def test_weights_too_large_for_half_precision_are_refused():
+    network = registry.build("mlp300", 10)
+    variables = variables_of(network, DIGITS, [True, False, True])
+    variables["params"]["dense2"]["kernel"] = np.full((300, 100), 7e4, np.float32)
+    with pytest.raises(UserError, match="dense2 has weights of 70000, too large for float16"):
+        freeze.freeze_variables(network, variables, DIGITS, np.float16, network_name=("mlp300", 0))
+
+
 # parameters times 4; at most a 25th of it
 SMALL = [("mlp300", 0, "mnist", 1_069_720), ("resnet", 20, "cifar10", 1_078_888)]
 

@@ -30,6 +30,8 @@ NETWORKS: dict[str, tuple[nn.Module, tuple[int, int, int]]] = {
     "mlp of colours": (MLP((33,), 3), (9, 7, 3)),
     "vgg": (VGG((6, 9), 7), (16, 12, 3)),
     "resnet8": (ResNet(8, 10), (16, 16, 3)),
+    "resnet8 of 8": (ResNet(8, 10), (8, 8, 3)),
+    "resnet8 of 4": (ResNet(8, 10), (4, 4, 3)),
     "resnet21": (ResNet21(5, width=6), (49, 40, 3)),
 }
 
@@ -72,13 +74,14 @@ def random_images(image_shape: tuple[int, int, int], count: int = 3) -> np.ndarr
 
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("kind", ["binary", "mixed"])
-def test_random_weights(name: str, kind: str, tmp_path: Path):
+@pytest.mark.parametrize("flags", [("-O2",), ("-O3", "-march=native")])
+def test_random_weights(name: str, kind: str, flags: tuple[str, ...], tmp_path: Path):
     mask = (lambda k: True) if kind == "binary" else (lambda k: k % 2 == 0)
     compute, image_shape = random_network(name, mask)
     images = random_images(image_shape)
     sources = write(compute, image_shape)
     assert ("_floats" in sources.source) == (kind == "mixed")
-    assert_same(run_library(sources, images, tmp_path), jax.jit(compute)(images))
+    assert_same(run_library(sources, images, tmp_path, flags), jax.jit(compute)(images))
 
 
 @pytest.mark.parametrize("name", ["mlp", "vgg", "resnet8"])
@@ -91,10 +94,11 @@ def test_sanitizers(name: str, tmp_path: Path):
     assert_same(logits, jax.jit(compute)(images))
 
 
-def test_a_source_takes_no_other_header(tmp_path: Path):
+@pytest.mark.parametrize("size", ["SCRATCH_BYTES", "CLASSES", "IMAGE_BYTES"])
+def test_a_source_takes_no_other_header(tmp_path: Path, size: str):
     compute, image_shape = random_network("mlp", lambda k: True)
     sources = write(compute, image_shape)
-    other = re.sub(r"(_SCRATCH_BYTES) (\d+)", r"\1 1\2", sources.header)
+    other = re.sub(rf"(_{size}) (\d+)", r"\1 1\2", sources.header)
     save(dataclasses.replace(sources, header=other), tmp_path)
     command = [str(GCC), "-c", "net.c"]
     told = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)

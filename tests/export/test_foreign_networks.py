@@ -11,6 +11,7 @@ import pytest
 
 from jaxbin import data
 from jaxbin.binarization.layers import BINARIZATION, Dense, forward_order, write_mask
+from jaxbin.binarization.methods import Rule, Rules
 from jaxbin.common.errors import UserError
 from jaxbin.engine.preprocessing import normalize
 from jaxbin.export import freeze, inference
@@ -30,13 +31,16 @@ class Placed(nn.Module):
     norm: Any = None
     twice: bool = False
     shared: bool = False
+    before: Any = None
+    own_rule: Rule | Rules = Rules()
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
         rows = images[..., 0]
-        layer = Dense(28, name="rows")
+        layer = Dense(28, name="rows", rules=self.own_rule)
         norm = batch_norm(self, train)(name="norm", **(self.norm or {}))
-        x = nn.relu(norm(layer(rows)))
+        x = layer(rows)
+        x = nn.relu(norm(x if self.before is None else self.before(x)))
         if self.twice:
             x = layer(x)
         if self.shared:
@@ -93,6 +97,19 @@ def test_a_batch_norm_that_cannot_be_folded_is_refused(
 ):
     with pytest.raises(UserError, match=f"cannot be exported: {problem}; accepted: a batch norm"):
         frozen(monkeypatch, **options)
+
+
+@pytest.mark.parametrize("before", [nn.relu, lambda x: nn.avg_pool(x, (3,), padding="SAME")])
+def test_what_stands_between_a_layer_and_its_batch_norm_is_not_lost(
+    monkeypatch: pytest.MonkeyPatch, before: Any
+):
+    with pytest.raises(UserError, match="exported: norm is no layer, and no batch norm right"):
+        frozen(monkeypatch, before=before)
+
+
+def test_a_layer_by_its_own_rule_is_refused(monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(UserError, match=r"rows computes by Rule\(scale='channel'.*accepted: the"):
+        frozen(monkeypatch, own_rule=Rule(scale="channel"))
 
 
 class Named(nn.Module):

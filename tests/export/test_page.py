@@ -90,6 +90,7 @@ def visit(network: bytes, pictures: np.ndarray, drawings: list, folder: Path) ->
         content = io.BytesIO()
         Image.fromarray(picture.squeeze()).save(content, "PNG")
         files.append(base64.b64encode(content.getvalue()).decode())
+    files.append(base64.b64encode(b"no picture").decode())
     script = _VISITOR.replace("PICTURES", json.dumps(files))
     script = script.replace("DRAWINGS", json.dumps(drawings))
     path = folder / "page.html"
@@ -121,8 +122,8 @@ def test_digits(tmp_path: Path):
     told = visit(output.read_bytes(), digits, [SEVEN, [CIRCLE], ONE], tmp_path)
     prediction = jaxbin.load("mnist_300").predict(digits)
     assert len(digits) == 10
-    assert told["dropped"] == list(prediction.names)
-    shares = np.array([[float(text.rstrip("%")) for text in row] for row in told["shares"]])
+    assert told["dropped"] == [*prediction.names, "This file is no picture."]
+    shares = np.array([[float(text.rstrip("%")) for text in row] for row in told["shares"][:-1]])
     np.testing.assert_allclose(shares, 100 * prediction.probabilities, atol=0.0501)
     assert told["drawn"] == ["7", "0", "1"]
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -17,7 +18,7 @@ from jaxbin.engine.stopping import Requests, Stopped
 from jaxbin.runs import finished, origin, records
 from jaxbin.runs.opening import open_run, sound_checkpoints
 from jaxbin.runs.run import Run
-from jaxbin.runs.watch import Looks, Watch
+from jaxbin.runs.watch import Watch
 
 STEPS = 10
 CONFIG = config.parse(
@@ -113,18 +114,11 @@ def test_a_member_of_a_population_has_one_device(
     assert finished.read_environment(tmp_path)["went_on"][0]["devices"] == ["A", "A"]
 
 
-def test_looks_obey_requests(state: Any):
-    class AtTheSecond(Requests):
-        def pending(self, look: int) -> int | None:
-            return 15 if look == 1 else None
-
-    looks, batches = Looks(AtTheSecond()), (number or None for number in (0, 1, 0, 2, 3))
-    seen = looks.until_there(batches)  # type: ignore[arg-type]
-    assert next(seen) == 1
-    looks.after_evaluating({}, state, 0)
-    assert next(seen) == 2
+def test_an_evaluation_obeys_requests(state: Any):
+    program: Any = SimpleNamespace(steps=STEPS)
+    watch = Watch([], program, Asked())
     with pytest.raises(Stopped):
-        looks.after_evaluating({}, state, 0)
+        watch.after_evaluating({}, state, 0)
 
 
 @pytest.mark.parametrize("killed", [False, True])
@@ -148,8 +142,7 @@ def test_the_best_epoch_is_kept_whose_evaluation_was_interrupted(
 class Asked(Requests):
     """Somebody wants the run to stop."""
 
-    def pending(self, look: int) -> int:
-        del look
+    def pending(self) -> int:
         return 15
 
 
@@ -249,6 +242,10 @@ def test_a_file_where_a_directory_belongs_is_one_line(tmp_path: Path, state: Any
         pass
 
 
-def test_of_equal_epochs_the_first_is_the_best():
-    first, second = (records.score(line(epoch, 0.5), "validation_accuracy") for epoch in (0, 1))
-    assert first > second
+def test_of_equal_epochs_the_first_is_the_best(tmp_path: Path, state: Any):
+    lines = [line(epoch, 0.5) for epoch in (0, 1)]
+    assert records.best_epoch(lines, "validation_accuracy")["epoch"] == 0
+    with opened(tmp_path, state) as run:
+        for each in lines:
+            run.record(each, lambda: state)
+        assert run.best == lines[0]

@@ -115,15 +115,7 @@ def find_npz(name: str) -> Found:
         fingerprint=hashlib.sha256(content.encode()).hexdigest(),
         encoded_bytes=0,
         content=hashlib.sha256(b"".join(one.tobytes() for one in labels.values())).hexdigest(),
-        notes=_notes(path, shape),
     )
-
-
-def _notes(path: Path, shape: tuple[int, ...]) -> tuple[str, ...]:
-    if len(shape) == 4 and shape[1] in (1, 3) and shape[3] > 4:
-        read = f"{shape[1]} high, {shape[2]} wide, of {shape[3]} channels"
-        return (f"{path}: images of {shape[1:]} are read as {read}; channels come last",)
-    return ()
 
 
 def forget() -> None:

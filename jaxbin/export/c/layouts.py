@@ -15,7 +15,7 @@ def binary_scale(kernel: np.ndarray) -> np.ndarray | None:
     """The scale v of each output, the last axis, if the weights are -v and v; else None."""
     sizes = np.abs(kernel).reshape(-1, kernel.shape[-1])
     scale = sizes[0].astype(np.float64)
-    return scale if scale.all() and (sizes == scale).all() else None
+    return scale if scale.any() and (sizes == scale).all() else None
 
 
 def _finished(operation: Operation, scale: np.ndarray | None) -> Operation:

@@ -1,7 +1,7 @@
 """A list of operations as a file of C99 and its header."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 
 import numpy as np
@@ -83,11 +83,17 @@ def write(operations: Sequence[Operation], description: Description) -> Sources:
     comment = _comment(description, constant_bytes, scratch, _stack(operations))
     declaration = f"void {name}_predict(const uint8_t *image, float *logits, void *scratch)"
     body = "\n".join(calls)
+    sizes = {
+        "IMAGE_BYTES": int(np.prod(description.image_shape)),
+        "SCRATCH_BYTES": scratch,
+        "CLASSES": len(description.class_names),
+    }
+    others = " || ".join(f"{name.upper()}_{what} != {size}" for what, size in sizes.items())
     source = "\n".join(
         [
             comment,
             f'#include "{name}.h"\n',
-            f"#if {name.upper()}_SCRATCH_BYTES != {scratch}",
+            f"#if {others}",
             f'#error "{name}.h is of another network"',
             "#endif\n",
             _INCLUDES,
@@ -97,7 +103,8 @@ def write(operations: Sequence[Operation], description: Description) -> Sources:
             f"{declaration}\n{{\n    float *const memory = scratch;\n{body}\n}}\n",
         ]
     )
-    return Sources(source, _header(description, declaration, scratch), constant_bytes, scratch)
+    header = _header(description, declaration, sizes)
+    return Sources(source, header, constant_bytes, scratch)
 
 
 def _comment(description: Description, constant_bytes: int, scratch: int, stack: int) -> str:
@@ -133,21 +140,19 @@ def in_comment(text: str) -> str:
     return plain.replace("*/", "* /").replace("/*", "/ *")
 
 
-def _header(description: Description, declaration: str, scratch: int) -> str:
+def _header(description: Description, declaration: str, sizes: Mapping[str, int]) -> str:
     upper = description.name.upper()
     names = ", ".join(description.class_names[:20])
     more = ", ..." if len(description.class_names) > 20 else ""
     names = in_comment(names)
-    pixels = int(np.prod(description.image_shape))
+    defined = "\n".join(f"#define {upper}_{what} {size}" for what, size in sizes.items())
     return f"""\
 #ifndef {upper}_H
 #define {upper}_H
 
 #include <stdint.h>
 
-#define {upper}_IMAGE_BYTES {pixels}
-#define {upper}_SCRATCH_BYTES {scratch}
-#define {upper}_CLASSES {len(description.class_names)} /* {names}{more} */
+{defined} /* {names}{more} */
 
 #ifdef __cplusplus
 extern "C" {{

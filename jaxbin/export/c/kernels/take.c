@@ -13,13 +13,17 @@ static void take(const struct take *op, const float *in, float *out)
         const int32_t channel = op->first_channel + i * op->channel_step;
         for (j = 0; j < op->out_height; j++) {
             const int32_t row = op->first_row + j * op->row_step;
-            const int32_t start = (channel * op->height + row) * op->width;
-            const int32_t there =
-                channel >= 0 && channel < op->channels && row >= 0 && row < op->height;
+            const float *line;
+            /* Not one condition with the column's: gcc 12 vectorizes that wrongly. */
+            if (channel < 0 || channel >= op->channels || row < 0 || row >= op->height) {
+                for (k = 0; k < op->out_width; k++)
+                    *out++ = 0;
+                continue;
+            }
+            line = in + (channel * op->height + row) * op->width;
             for (k = 0; k < op->out_width; k++) {
                 const int32_t column = op->first_column + k * op->column_step;
-                const int32_t inside = there && column >= 0 && column < op->width;
-                *out++ = inside ? in[start + column] : 0;
+                *out++ = column >= 0 && column < op->width ? line[column] : 0;
             }
         }
     }
