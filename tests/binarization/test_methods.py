@@ -265,3 +265,17 @@ def test_masks_written_by_hand_need_no_progress():
 def test_rules_are_refused(given: Any):
     with pytest.raises(UserError, match=rf"Rule\({next(iter(given))}=.* is not accepted; "):
         Rule(**given)
+
+
+@pytest.mark.parametrize("grain", methods.GRAINS)
+def test_a_mask_that_is_known_to_be_off_leaves_no_trace(grain: str):
+    """As in an exported network, whose kernels are what its layers compute with."""
+    rule = Rule(scale="channel", grain=grain)
+
+    def traced(mask: Any) -> int:
+        made = jax.make_jaxpr(lambda u: computed_weights(u, mask, jnp.ones(()), rule))
+        return len(made(jnp.ones((3, 2))).eqns)
+
+    assert traced(np.array(False)) == 0
+    assert traced(np.array(True)) > 0
+    assert traced(jnp.array(False)) > 0

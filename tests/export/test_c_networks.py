@@ -112,6 +112,20 @@ def test_the_same_network_gives_the_same_text():
     assert write(compute, image_shape) == write(again, image_shape)
 
 
+def test_an_output_of_zeros_keeps_its_layer_binary(tmp_path: Path):
+    kernel = np.where(np.random.default_rng(0).random((64, 5)) < 0.5, -0.5, 0.5).astype(np.float32)
+    kernel[:, 3] = 0
+
+    def compute(images: jax.Array) -> jax.Array:
+        return images.reshape(1, -1).astype(jnp.float32) / 255 @ kernel
+
+    sources = write(compute, (8, 8, 1))
+    assert "dense_floats" not in sources.source
+    images = random_images((8, 8, 1))
+    logits = run_library(sources, images, tmp_path)
+    assert_same(logits, np.concatenate([compute(image[None]) for image in images]))
+
+
 class Pools(nn.Module):
     """What no network of the paper has: groups, average pooling, dense layers at every pixel."""
 
