@@ -117,7 +117,7 @@ def test_an_output_of_zeros_keeps_its_layer_binary(tmp_path: Path):
     kernel[:, 3] = 0
 
     def compute(images: jax.Array) -> jax.Array:
-        return images.reshape(1, -1).astype(jnp.float32) / 255 @ kernel
+        return (images.astype(jnp.float32) / 255).reshape(1, -1) @ kernel
 
     sources = write(compute, (8, 8, 1))
     assert "dense_floats" not in sources.source
