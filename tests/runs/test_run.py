@@ -244,6 +244,8 @@ def test_a_file_where_a_directory_belongs_is_one_line(tmp_path: Path, state: Any
 
 def test_of_equal_epochs_the_first_is_the_best(tmp_path: Path, state: Any):
     lines = [line(epoch, 0.5) for epoch in (0, 1)]
+    fewer = line(2, 0.9) | {"binary_layers": [1, 2]}
+    assert records.best_epoch([fewer, *lines], "validation_accuracy") == lines[0]
     assert records.best_epoch(lines, "validation_accuracy")["epoch"] == 0
     with opened(tmp_path, state) as run:
         for each in lines:
