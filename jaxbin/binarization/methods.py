@@ -108,10 +108,10 @@ def computed_weights(
     Array([[ 2.   , -0.375],
            [ 2.   ,  0.375]], dtype=float32)
     """
-    if isinstance(mask, np.ndarray) and not mask.any():
-        return latent  # as in an exported network, whose graph need not know of masks
     if rule.published:
         return binarize(latent, mask)
+    if isinstance(mask, np.ndarray) and not mask.any():
+        return latent  # as in an exported network, whose graph need not know of annealing
     fixed = jax.lax.stop_gradient(latent)
     scale = scale_of(fixed, rule, output_axis)
     binary = scale * sign(fixed)

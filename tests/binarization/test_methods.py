@@ -268,7 +268,7 @@ def test_rules_are_refused(given: Any):
 
 
 @pytest.mark.parametrize("grain", methods.GRAINS)
-def test_a_mask_that_is_known_to_be_off_leaves_no_trace(grain: str):
+def test_a_mask_that_is_known_to_be_off_leaves_no_annealing(grain: str):
     """As in an exported network, whose kernels are what its layers compute with."""
     rule = Rule(scale="channel", grain=grain)
 
