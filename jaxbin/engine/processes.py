@@ -3,9 +3,7 @@
 import os
 import pickle
 import re
-import socket
 import sys
-import time
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
 
@@ -41,7 +39,6 @@ def start(
     Raises:
       UserError: the processes do not find one another, or the environment does not say how.
     """
-    seconds = max(heartbeat_seconds, 60)
     if coordinator is not None:
         address = _ADDRESS.fullmatch(coordinator)
         if not address or int(address[2]) not in _PORTS:
@@ -49,8 +46,6 @@ def start(
                 f"coordinator={shown(coordinator)} is not accepted; accepted: HOST:PORT, a port "
                 f"from {_PORTS[0]} to {_PORTS[-1]}"
             )
-        if process:
-            _wait_for(coordinator, address[1].strip("[]"), int(address[2]), seconds)
     # What XLA uses between CPUs; GPUs have NCCL.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
@@ -58,7 +53,7 @@ def start(
             coordinator,
             processes,
             process,
-            initialization_timeout=seconds,
+            initialization_timeout=max(heartbeat_seconds, 60),
             heartbeat_timeout_seconds=heartbeat_seconds,
         )
     except (ValueError, TypeError, RuntimeError, KeyError) as error:
@@ -66,25 +61,6 @@ def start(
             f"coordinator={coordinator!r}, processes={processes}, process={process}: "
             f"{one_line(error)}"
         ) from None
-
-
-def _wait_for(coordinator: str, host: str, port: int, seconds: float) -> None:
-    """Until process 0 takes connections: XLA would end this process with a trace of its stack.
-
-    Raises:
-      UserError: it takes none in that time.
-    """
-    last = time.monotonic() + seconds
-    while True:
-        try:
-            socket.create_connection((host, port), timeout=5).close()
-            return
-        except OSError as error:
-            if time.monotonic() > last:
-                raise UserError(
-                    f"coordinator={shown(coordinator)}: process 0 does not answer ({error})"
-                ) from None
-        time.sleep(0.2)
 
 
 def is_first() -> bool:
