@@ -31,7 +31,8 @@ import numpy as np
 import result_file
 
 from jaxbin import data
-from jaxbin.binarization.layers import BINARIZATION, forward_order, write_mask
+from jaxbin.binarization.layers import BINARIZATION, write_mask
+from jaxbin.binarization.outline import forward_order
 from jaxbin.export import artifact, freeze, inference, interchange
 from jaxbin.export.c import program, writer
 from jaxbin.export.c.translate import translate

@@ -7,15 +7,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jaxbin.binarization.layers import (
-        BINARIZATION,
-        Conv,
-        Dense,
-        forward_order,
-        latent_weights,
-        write_mask,
-    )
+    from jaxbin.binarization.layers import BINARIZATION, Conv, Dense, latent_weights, write_mask
     from jaxbin.binarization.methods import Rule
+    from jaxbin.binarization.outline import forward_order
     from jaxbin.binarization.schedule import mask_at
     from jaxbin.binarization.trees import Leaves, Selection, select
     from jaxbin.binarization.wrapped import binarizable
@@ -52,14 +46,8 @@ _MODULES = {
     "export.artifact": ("pack",),
     "common.errors": ("UserError",),
     "export.inference": ("load",),
-    "binarization.layers": (
-        "BINARIZATION",
-        "Conv",
-        "Dense",
-        "forward_order",
-        "latent_weights",
-        "write_mask",
-    ),
+    "binarization.layers": ("BINARIZATION", "Conv", "Dense", "latent_weights", "write_mask"),
+    "binarization.outline": ("forward_order",),
     "binarization.methods": ("Rule",),
     "binarization.schedule": ("mask_at",),
     "binarization.trees": ("Leaves", "Selection", "select"),

@@ -7,8 +7,8 @@ import flax.linen as nn
 
 from jaxbin import data
 from jaxbin.binarization import layer_lists, methods, orders, schedule
-from jaxbin.binarization.layers import forward_order
 from jaxbin.binarization.methods import Rule, Rules
+from jaxbin.binarization.outline import forward_order
 from jaxbin.common import fields
 from jaxbin.common.checks import LARGEST_SIDE, MOST_CLASSES
 from jaxbin.common.errors import UserError, one_line

@@ -19,12 +19,12 @@ import numpy as np
 from jaxbin import data
 from jaxbin.binarization.layers import (
     BINARIZATION,
-    forward_order,
     latent_weights,
     replace_latent_weights,
     write_mask,
 )
 from jaxbin.binarization.methods import Rules
+from jaxbin.binarization.outline import forward_order
 from jaxbin.binarization.wrapped import layers_of
 from jaxbin.common.errors import UserError
 from jaxbin.engine.metrics import cross_entropy

@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 from jaxbin.binarization import kernel_gradients, orders, schedule
-from jaxbin.binarization.layers import forward_order, write_mask
+from jaxbin.binarization.layers import write_mask
+from jaxbin.binarization.outline import forward_order
 from jaxbin.common.paths import by_path, nested
 from jaxbin.engine import step
 from jaxbin.networks import registry, torch_weights

@@ -16,8 +16,9 @@ from helpers import initialized
 from experiments import sensitivities
 from jaxbin import config, data, sensitivity
 from jaxbin.binarization.binarize import sign
-from jaxbin.binarization.layers import BINARIZATION, forward_order, write_mask
+from jaxbin.binarization.layers import BINARIZATION, write_mask
 from jaxbin.binarization.methods import Rule, Rules
+from jaxbin.binarization.outline import forward_order
 from jaxbin.common.errors import UserError
 from jaxbin.engine.metrics import cross_entropy
 from jaxbin.networks import norm

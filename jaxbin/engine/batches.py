@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxbin import data
-from jaxbin.binarization.layers import Conv, forward_order
+from jaxbin.binarization.layers import Conv
+from jaxbin.binarization.outline import forward_order
 from jaxbin.config import Config
 from jaxbin.data import Stream
 from jaxbin.data.streaming import EvaluationBatches, Fetched, TrainingBatches, open_batches

@@ -14,12 +14,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from jaxbin.binarization.layers import (
-    BINARIZATION,
-    forward_order,
-    norms_after,
-    variable_shapes,
-)
+from jaxbin.binarization.layers import BINARIZATION
+from jaxbin.binarization.outline import forward_order, norms_after, variable_shapes
 from jaxbin.binarization.wrapped import Binarizable, layers_of
 from jaxbin.common import files
 from jaxbin.common.errors import UserError, one_line, shown

@@ -7,14 +7,14 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from jaxbin.binarization.layers import (
+from jaxbin.binarization.methods import Rules, channel_scales
+from jaxbin.binarization.outline import (
     Outline,
     forward_order,
     norms_after,
     outline_of,
     variable_shapes,
 )
-from jaxbin.binarization.methods import Rules, channel_scales
 from jaxbin.binarization.wrapped import Layer
 from jaxbin.common.errors import UserError
 from jaxbin.common.paths import by_path

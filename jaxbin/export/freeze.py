@@ -10,8 +10,9 @@ import flax.linen as nn
 import numpy as np
 
 from jaxbin import config, data
-from jaxbin.binarization.layers import BINARIZATION, forward_order, variable_shapes
+from jaxbin.binarization.layers import BINARIZATION
 from jaxbin.binarization.methods import Rules
+from jaxbin.binarization.outline import forward_order, variable_shapes
 from jaxbin.binarization.wrapped import Binarizable, layers_of
 from jaxbin.common import files
 from jaxbin.common.errors import UserError, one_line, shown

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxbin.binarization.layers import BINARIZATION, Dense, norms_after, variable_shapes, write_mask
+from jaxbin.binarization.layers import BINARIZATION, Dense, write_mask
+from jaxbin.binarization.outline import norms_after, variable_shapes
 from jaxbin.binarization.wrapped import layers_of
 from jaxbin.common.paths import nested
 from jaxbin.engine.preprocessing import normalize

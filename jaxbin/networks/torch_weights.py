@@ -9,7 +9,7 @@ from typing import Any
 import flax.linen as nn
 import numpy as np
 
-from jaxbin.binarization.layers import forward_order, norms_after, variable_shapes
+from jaxbin.binarization.outline import forward_order, norms_after, variable_shapes
 from jaxbin.common.errors import UserError, one_line
 from jaxbin.common.paths import by_path, nested
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import tqdm
 
-from jaxbin.binarization.layers import variable_shapes
+from jaxbin.binarization.outline import variable_shapes
 from jaxbin.common import command_line
 from jaxbin.common.paths import by_path
 from jaxbin.config import Config

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import safetensors
 
-from jaxbin.binarization.layers import BINARIZATION, variable_shapes
+from jaxbin.binarization.layers import BINARIZATION
+from jaxbin.binarization.outline import variable_shapes
 from jaxbin.common.errors import UserError, one_line, shown
 from jaxbin.common.paths import by_path, nested
 from jaxbin.config import Config

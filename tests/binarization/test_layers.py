@@ -14,13 +14,13 @@ from jaxbin.binarization.layers import (
     BINARIZATION,
     Conv,
     Dense,
-    forward_order,
     latent_weights,
     read_mask,
     replace_latent_weights,
     write_mask,
     write_progress,
 )
+from jaxbin.binarization.outline import forward_order
 from jaxbin.common.errors import UserError
 from jaxbin.common.paths import by_path
 

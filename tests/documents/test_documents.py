@@ -17,7 +17,8 @@ from PIL import Image
 
 import jaxbin
 from jaxbin import config, data, train
-from jaxbin.binarization.layers import BINARIZATION, forward_order, write_mask
+from jaxbin.binarization.layers import BINARIZATION, write_mask
+from jaxbin.binarization.outline import forward_order
 from jaxbin.engine import preprocessing
 
 DOCS = Path(__file__).parents[2] / "docs"

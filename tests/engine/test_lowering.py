@@ -16,7 +16,8 @@ import pytest
 
 from jaxbin import config, data
 from jaxbin.binarization import kernel_gradients
-from jaxbin.binarization.layers import BINARIZATION, Conv, forward_order, write_mask
+from jaxbin.binarization.layers import BINARIZATION, Conv, write_mask
+from jaxbin.binarization.outline import forward_order
 from jaxbin.engine import program as programs
 from jaxbin.engine.devices import Alone, Population
 from jaxbin.engine.epoch import EpochInputs

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxbin.binarization.layers import Dense, forward_order, write_mask
+from jaxbin.binarization.layers import Dense, write_mask
+from jaxbin.binarization.outline import forward_order
 from jaxbin.common.errors import UserError
 from jaxbin.engine import step
 from jaxbin.networks.mlp import MLP

@@ -14,7 +14,8 @@ import safetensors.numpy
 from refusals import refused
 
 from jaxbin import data
-from jaxbin.binarization.layers import BINARIZATION, forward_order, write_mask
+from jaxbin.binarization.layers import BINARIZATION, write_mask
+from jaxbin.binarization.outline import forward_order
 from jaxbin.common import files
 from jaxbin.common.errors import UserError
 from jaxbin.export import __main__ as export

@@ -16,7 +16,8 @@ import pytest
 from c_programs import GCC, assert_same, run_library, run_program, save, write
 
 from jaxbin.binarization import convolution_forms
-from jaxbin.binarization.layers import BINARIZATION, Dense, forward_order, write_mask
+from jaxbin.binarization.layers import BINARIZATION, Dense, write_mask
+from jaxbin.binarization.outline import forward_order
 from jaxbin.common.errors import UserError
 from jaxbin.networks.mlp import MLP
 from jaxbin.networks.resnet import ResNet, ResNet21

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from jaxbin import data
-from jaxbin.binarization.layers import BINARIZATION, Dense, forward_order, write_mask
+from jaxbin.binarization.layers import BINARIZATION, Dense, write_mask
 from jaxbin.binarization.methods import Rule, Rules
+from jaxbin.binarization.outline import forward_order
 from jaxbin.common.errors import UserError
 from jaxbin.engine.preprocessing import normalize
 from jaxbin.export import freeze, inference

@@ -21,7 +21,8 @@ from PIL import Image
 
 import jaxbin
 from jaxbin import data, predict
-from jaxbin.binarization.layers import BINARIZATION, forward_order, write_mask
+from jaxbin.binarization.layers import BINARIZATION, write_mask
+from jaxbin.binarization.outline import forward_order
 from jaxbin.common.errors import UserError
 from jaxbin.export import artifact, freeze, images, inference, packed
 from jaxbin.networks import registry

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from jaxbin import data
-from jaxbin.binarization.layers import BINARIZATION, Dense, forward_order, write_mask
+from jaxbin.binarization.layers import BINARIZATION, Dense, write_mask
+from jaxbin.binarization.outline import forward_order
 from jaxbin.common.errors import UserError
 from jaxbin.export import artifact, freeze, inference, interchange
 from jaxbin.networks import registry

@@ -25,7 +25,7 @@ import jaxbin
 from experiments import collect
 from jaxbin import data
 from jaxbin.binarization import orders
-from jaxbin.binarization.layers import forward_order, variable_shapes
+from jaxbin.binarization.outline import forward_order, variable_shapes
 from jaxbin.common.errors import UserError
 from jaxbin.export import artifact, freeze, header
 from jaxbin.networks import registry

@@ -11,7 +11,8 @@ from helpers import initialized
 from refusals import refused
 
 from jaxbin import config
-from jaxbin.binarization.layers import BINARIZATION, forward_order, latent_weights, write_mask
+from jaxbin.binarization.layers import BINARIZATION, latent_weights, write_mask
+from jaxbin.binarization.outline import forward_order
 from jaxbin.common.errors import UserError
 from jaxbin.common.paths import by_path
 from jaxbin.networks import registry

@@ -7,7 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from jaxbin.binarization.layers import Dense, forward_order
+from jaxbin.binarization.layers import Dense
+from jaxbin.binarization.outline import forward_order
 from jaxbin.common.errors import UserError
 from jaxbin.common.paths import by_path
 from jaxbin.networks import registry, torch_weights
