@@ -23,7 +23,7 @@ class Call(NamedTuple):
       kind: its type.
       epsilon: of it, if it has one.
       rules: of it, if it is a `Dense` or a `Conv` of jaxbin.
-      source, result: numbers of the arrays that it takes first and gives; equal ones are one array.
+      source, result: identities of the arrays that it takes first and gives.
     """
 
     kind: type
@@ -50,14 +50,11 @@ def _outline(network: nn.Module, image_shape: tuple[int, ...]) -> Outline:
     """The outline of a network; nothing is computed."""
     arrays: list[Any] = []  # kept, or another might get the identity of one that is gone
 
-    def number(array: Any) -> int:
-        arrays.append(array)
-        return next(place for place, other in enumerate(arrays) if other is array)
-
     def describe(module: nn.Module, source: Any, result: Any) -> Call:
         rules = module.rules if isinstance(module, (Dense, Conv)) else None
+        arrays.extend((source, result))
         epsilon = getattr(module, "epsilon", None)
-        return Call(type(module), epsilon, rules, number(source), number(result))
+        return Call(type(module), epsilon, rules, id(source), id(result))
 
     variables, calls = traced_calls(
         functools.partial(network.init, train=False),
