@@ -1,6 +1,7 @@
 """Runs in processes that are forked from one that has imported everything: it takes seconds."""
 
 import contextlib
+import faulthandler
 import multiprocessing
 import os
 import runpy
@@ -65,6 +66,7 @@ def _main(arguments: list[str], output: Path, variables: dict[str, str]) -> None
     file = os.open(output, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     os.dup2(file, 1)
     os.dup2(file, 2)
+    faulthandler.enable(file=2)  # so that SIGABRT asks a process where it is
     os.environ.update(variables)
     jax.config.update("jax_platforms", "cpu")
     compilations.share()

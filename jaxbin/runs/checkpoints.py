@@ -49,6 +49,19 @@ class _Kept(preservation_policy.PreservationPolicy):
         ]
 
 
+class _Manager(ocp.CheckpointManager):
+    """Orbax's manager, which leaves stops to the loop.
+
+    It would count its steps where several processes count the calls after which one of them asks
+    all to stop (`jaxbin.engine.stopping`): one could pass the call at which the others stop.
+    """
+
+    def reached_preemption(self, step: int) -> bool:
+        """False."""
+        del step
+        return False
+
+
 class Checkpoints:
     """The states of a run, each under its number of steps, counted through all epochs.
 
@@ -153,7 +166,7 @@ def open_checkpoints(directory: Path, read_only: bool = False) -> Generator[Chec
     if not read_only:
         with files.written(directory):
             directory.mkdir(exist_ok=True)
-    checkpoints = Checkpoints(ocp.CheckpointManager(directory.absolute(), options=options), kept)
+    checkpoints = Checkpoints(_Manager(directory.absolute(), options=options), kept)
     try:
         yield checkpoints
     finally:
