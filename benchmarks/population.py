@@ -5,7 +5,7 @@
 
 For each network, the seconds of a training step of one run alone, times the members, over those of
 a step of the population, median of `--repeats` timings in one process. More than 1: the population
-is faster. `python -m experiments.run --population=auto` follows the file written with
+is faster. `python -m experiments.readme` makes a table of the file written with
 --output=experiments/results/populations.json; results of other devices and networks in it are kept.
 """
 

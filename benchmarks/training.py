@@ -112,7 +112,8 @@ def build(
         metrics = program.nothing_evaluated()
         for batch in filter(None, program.batches_to_evaluate(config.evaluated_split)):
             metrics = program.evaluate(metrics, live[0], batch)
-        return time.perf_counter() - started, program.fetch(metrics)
+        fetched = program.fetch(metrics)  # which waits for the devices
+        return time.perf_counter() - started, fetched
 
     return Training(config, program, time_steps, evaluate)
 

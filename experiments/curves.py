@@ -104,12 +104,13 @@ def _panels(lines: Mapping[str, Sequence[Result]]) -> list[list[str]]:
 
 
 def _moments(run: Result) -> list[int]:
-    """The epochs from which on one layer more of an iterative run is binary, after the first."""
+    """The epochs from which on one layer more of an iterative run is binary, but epoch 0."""
     if not run.variant.startswith("iterative"):
         return []
-    per_layer, epochs = run.fields["epochs_per_layer"], run.curve["epoch"]
-    layers = len(run.curve["layer_flip_ratios"][0])
-    return [k * per_layer for k in range(1, layers) if k * per_layer <= epochs[-1]]
+    per_layer, first = run.fields["epochs_per_layer"], run.fields["float_epochs"]
+    layers = len(run.order) or len(run.curve["layer_flip_ratios"][0])
+    moments = [first + place * per_layer for place in range(layers)]
+    return [moment for moment in moments if 0 < moment <= run.curve["epoch"][-1]]
 
 
 def _smoothed(epochs: np.ndarray, values: np.ndarray, moments: Sequence[int]) -> np.ndarray:

@@ -14,7 +14,8 @@ from jaxbin.binarization import orders
 SENSITIVITY_NOTE = (
     "± is a standard error, of the validation images (`training`, `zero_shot`) or of the random "
     "vectors (`hessian`); other seeds are not in it. ≈ joins neighbors that differ by less than "
-    "the standard error of their difference."
+    "the root of the sum of their squared standard errors: the standard error of their difference, "
+    "were the two independent."
 )
 
 
@@ -73,7 +74,8 @@ def ties(ascending: Sequence[int], scores: Sequence[float], errors: Sequence[flo
       scores, errors: of layers 1..L, and their standard errors.
 
     Returns:
-      L - 1 booleans: the difference is smaller than its own standard error.
+      L - 1 booleans: the difference is smaller than its standard error would be if the two were
+      independent.
 
     >>> ties((2, 3, 1), (0.5, 0.1, 0.12), (0.02, 0.02, 0.02))
     [True, False]

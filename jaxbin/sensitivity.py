@@ -32,7 +32,8 @@ from jaxbin.engine.preprocessing import normalize
 from jaxbin.export import freeze
 from jaxbin.networks import norm
 from jaxbin.networks.precision import matmul_precision_of
-from jaxbin.runs import finished
+from jaxbin.runs import finished, run_directory
+from jaxbin.runs.configuration import read_configuration
 from jaxbin.train import load_dataset
 
 PyTree = Any
@@ -114,6 +115,7 @@ def load_trained(workdir: Path, network: str = "") -> Trained:
     names = forward_order(built, spec.image_shape)
     precision = matmul_precision_of(run.precision)
     dataset = load_dataset(dataclasses.replace(run, stage="validation"))
+    run_directory.check_images(workdir, read_configuration(workdir), dataset.spec)
     return Trained(built, variables, names, dataset, run.rules, precision)
 
 
@@ -226,6 +228,8 @@ def _zero_shot_functions(trained: Trained) -> tuple[Any, Any]:
 
     def calibrate(mask: PyTree) -> PyTree:
         batch_stats = trained.variables.get("batch_stats", {})
+        if not batch_stats:
+            return batch_stats
         batches = norm.updates_to_forget(
             lambda batch_stats: updated(params, batch_stats, mask, training[:size]), batch_stats
         )

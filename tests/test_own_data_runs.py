@@ -104,6 +104,14 @@ def test_a_run_does_not_go_on_with_examples_in_other_places(tmp_path: Path, fold
     assert changed in refused(tmp_path / "run", folder, epochs=1)  # although it has ended
 
 
+def test_the_sensitivity_is_not_that_of_other_images(tmp_path: Path, folder: Path):
+    run(tmp_path / "run", folder, epochs=1, method="float")
+    assert sensitivity.load_trained(tmp_path / "run").layer_names
+    (folder / "train" / "dark" / "1.png").rename(folder / "train" / "dark" / "zzz.png")
+    with pytest.raises(UserError, match=r"belongs to other images: .* or order; accepted: another"):
+        sensitivity.load_trained(tmp_path / "run")
+
+
 def test_other_images_are_evaluated_as_the_runs_own_were(tmp_path: Path, folder: Path):
     run(tmp_path / "run", folder, epochs=1, method="float")
     dataset = data.load(data.spec(f"folder:{folder}"), stage="validation", data_dir="")

@@ -353,6 +353,14 @@ def test_flip_ratio(one_epoch):
     assert line["flip_ratio"] == pytest.approx(expected, rel=1e-5)
 
 
+def test_what_a_latent_reset_takes_back_is_no_flip(tmp_path: Path):
+    """An epoch of one step is taken back as a whole."""
+    fields = {"epochs": 2, "max_steps_per_epoch": 1, "latent_reset": True, "learning_rate": 0.1}
+    run(tmp_path / "run", **fields)
+    for line in lines_of(tmp_path / "run"):
+        assert line["layer_flip_ratios"] == [0, 0, 0]
+
+
 def test_latent_reset_leaves_signs(tmp_path: Path):
     fields = SHORT | {"epochs": 2, "latent_reset": True, "order": "132"}
     run(tmp_path / "run", **fields)
@@ -536,6 +544,16 @@ def test_patience_does_not_run_before_the_last_layer(tmp_path: Path):
     summary = run(tmp_path / "run", **SHORT | {"epochs_per_layer": 3}, epochs=12, patience=2)
     # the last layer turns binary in epoch 6, the best; 7 and 8 are worse
     assert (summary["epochs"], summary["best"]["epoch"]) == (9, 6)
+
+
+def test_a_run_that_goes_on_within_an_epoch_ends_it_before_patience_does(tmp_path: Path):
+    fields = SHORT | {"method": "binary", "epochs": 9, "dispatch": "step"}
+    fields |= {"learning_rate": 1e-9, "checkpoint_every": 100, "checkpoint_every_steps": 2}
+    stop(tmp_path / "run", 4 * (3 + 1), **fields)  # three steps and an evaluation
+    assert kept(tmp_path / "run")[-1] == 4 * 3 + 1
+    summary = run(tmp_path / "run", **fields, patience=1)
+    assert (summary["epochs"], summary["stopped_early"]) == (5, True)
+    assert kept(tmp_path / "run")[-1] == summary["last"]["step"] == 15
 
 
 @pytest.mark.usefixtures("worse_every_epoch")

@@ -121,7 +121,7 @@ def computed_weights(
         below_one = jnp.where(_chosen(fixed, share, rule.grain_order), binary, fixed)
     else:
         below_one = _mapped(fixed, scale, binary, progress, rule)
-    value = jnp.where(progress < 1, below_one, binary)
+    value = jnp.where(share < 1, below_one, binary)
     return straight_through(latent, jnp.where(mask, value, fixed))
 
 

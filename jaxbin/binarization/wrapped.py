@@ -246,9 +246,9 @@ def streams(key: jax.Array) -> dict[str, jax.Array]:
     """The random streams of a call in training.
 
     Flax draws every stream that is not there from "params"; "dropout" is, for modules that ask
-    whether there is one.
+    whether there is one. The names of streams do not enter their numbers, so the keys differ.
     """
-    return {"params": key, "dropout": key}
+    return {"params": key, "dropout": jax.random.fold_in(key, 1)}
 
 
 def layers_of(network: nn.Module, names: tuple[str, ...]) -> tuple[Layer, ...]:

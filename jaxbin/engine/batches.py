@@ -254,7 +254,8 @@ def _dispatch(config: Config, network: nn.Module) -> str:
     """
     if config.dispatch != "auto":
         return {"epoch": "all", "step": "one"}[config.dispatch]
-    convolutions = bool(forward_order(network, config.dataset_spec.image_shape, Conv))
+    kinds = (Conv, nn.Conv, nn.ConvLocal, nn.ConvTranspose)
+    convolutions = bool(forward_order(network, config.dataset_spec.image_shape, kinds))
     return "one" if convolutions and jax.default_backend() == "cpu" else "some"
 
 

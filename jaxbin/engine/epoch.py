@@ -128,16 +128,17 @@ def add(metrics: Any, seen: Any, layout: Layout) -> Any:
 def end(state: TrainState, layer_names: tuple[str, ...], latent_reset: bool) -> TrainState:
     """The state after an epoch's last step: flips are counted, latent weights reset if wanted."""
     before: Measured = state.measured
-    now = _positive(state, layer_names)
     latents = latent_weights(state.params, layer_names)
+    # A reset takes back the last step, and may hide what is not finite.
+    state = reset_latents(state, layer_names) if latent_reset else state
+    now = _positive(state, layer_names)
     # Not a number where the latents are not: the sign of one is a number, and so may the loss be.
     flips = [
         jnp.where(jnp.isfinite(latent).all(), (old != new).mean(), jnp.nan)
         for old, new, latent in zip(before.positive, now, latents, strict=True)
     ]
     measured = dataclasses.replace(before, flips=jnp.stack(flips).astype(before.flips.dtype))
-    state = dataclasses.replace(state, measured=measured)
-    return reset_latents(state, layer_names) if latent_reset else state
+    return dataclasses.replace(state, measured=measured)
 
 
 def _positive(state: TrainState, layer_names: tuple[str, ...]) -> tuple[jax.Array, ...]:

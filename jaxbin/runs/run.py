@@ -77,6 +77,8 @@ class Run:
         lines, config = self.lines, self.config
         if not config.patience or self.best is None:
             return False
+        if len(lines) * self.steps < self.start_at:
+            return False  # it goes on within an epoch, which comes to its end and is saved
         if lines[-1]["binary_layers"] != binary_at_end(config):
             return False
         return lines[-1]["epoch"] - self.best["epoch"] >= config.patience
@@ -85,8 +87,7 @@ class Run:
         """Record an epoch and save what has to be.
 
         A checkpoint is written every `checkpoint_every` epochs and after the last one; it is still
-        being written when this returns. If the loss is not finite nothing is recorded and the run
-        has failed; so it has if something cannot be written.
+        being written when this returns. If something cannot be written the run has failed.
 
         Args:
           line: the epoch's metrics.

@@ -260,21 +260,30 @@ def claim(workdir: Path, config: Config, spec: data.DatasetSpec) -> Generator[No
         else:
             there = read_configuration(workdir)
             content |= {SPEC: there[SPEC]} if own else kept
-            _check_images(workdir, there, spec)
+            check_images(workdir, there, spec)
             if there[_budget(config)] < config.run_epochs or waits_longer(there, config):
                 (workdir / "summary.json").unlink(missing_ok=True)  # it has not ended any more
         files.write_json(workdir / "config.json", content)  # what may differ, as it is now
         yield
 
 
-def _check_images(workdir: Path, there: Mapping[str, Any], spec: data.DatasetSpec) -> None:
-    """Raise a UserError if a run's dataset is not any more what the run has recorded."""
+def check_images(workdir: Path, there: Mapping[str, Any], spec: data.DatasetSpec) -> None:
+    """Check that a dataset is still what a run has recorded.
+
+    Args:
+      workdir: the run's directory.
+      there: the content of its `config.json`.
+      spec: of the dataset as it is now.
+
+    Raises:
+      UserError: it is another.
+    """
     before = dataclasses.replace(spec, content=str(there.get(_CONTENT) or ""))
     if data.names.scheme(spec.name):
         before = data.recorded.from_json(spec.name, there[SPEC])
     differing = data.recorded.differences(before, spec)
     if differing:
         raise UserError(
-            f"workdir={str(workdir)!r} belongs to other images: {', '.join(differing)}; choose "
-            "another --workdir"
+            f"workdir={str(workdir)!r} belongs to other images: {', '.join(differing)}; accepted: "
+            "another --workdir, or the images it was trained on"
         )

@@ -158,6 +158,14 @@ def test_shares_of_many_weights_are_right_in_half_precision(dtype: Any, order: s
     assert float((jnp.abs(weights) == 1).mean()) == pytest.approx(0.5, abs=0.02)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
+def test_a_share_that_is_almost_one_is_not_one_in_half_precision(dtype: Any):
+    latent = jnp.full((2, 60_000), 0.5, dtype)
+    rule = Rule("he", grain="weight", grain_order="random")
+    weights = computed_weights(latent, jnp.array(True), jnp.float32(0.9985), rule)
+    assert 60 < int((weights == 0.5).sum()) < 360  # of 180 on average
+
+
 @pytest.mark.parametrize("rule", EVERY, ids=str)
 def test_the_gradient_is_the_identity(rule: Rule):
     cotangent = np.arange(6, dtype=np.float32).reshape(2, 3)

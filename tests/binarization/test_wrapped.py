@@ -14,7 +14,7 @@ from helpers import initialized
 from jaxbin.binarization.layers import BINARIZATION, Dense, write_mask
 from jaxbin.binarization.methods import Rule, Rules
 from jaxbin.binarization.outline import forward_order
-from jaxbin.binarization.wrapped import Binarizable, Layer, binarizable
+from jaxbin.binarization.wrapped import Binarizable, Layer, binarizable, streams
 from jaxbin.common.errors import UserError
 from jaxbin.common.paths import by_path, nested
 
@@ -44,6 +44,17 @@ def test_layers_are_numbered_as_they_are_called(vit: Any):
     assert forward_order(vit[1], (28, 28, 1)) == tuple(names)
     plain = binarizable(own_networks.Plain(), IMAGES)
     assert [layer.name for layer in plain.layers] == ["first", "last"]
+
+
+def test_what_is_drawn_from_two_streams_differs():
+    class Drawing(nn.Module):
+        @nn.compact
+        def __call__(self) -> tuple[jax.Array, jax.Array]:
+            return self.make_rng("dropout"), self.make_rng("noise")
+
+    drawn: Any = Drawing().apply({}, rngs=streams(jax.random.key(0)))
+    first, second = map(jax.random.key_data, drawn)
+    assert (first != second).any()
 
 
 def test_without_masks_it_is_the_module(vit: Any):

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from jaxbin import config
+from jaxbin.engine import batches
 from jaxbin.engine.batches import Resident
 from jaxbin.engine.devices import Alone
 
@@ -20,6 +21,18 @@ def test_an_epoch_is_one_or_a_few_equal_ones_or_one_a_step():
     assert dispatches(64) == [64]
     assert dispatches(550, dispatch="some") == [110] * 5
     assert dispatches(3, dispatch="one") == [1] * 3
+
+
+def test_convolutions_are_not_computed_in_a_loop_on_cpus():
+    for network, expected in (
+        ("mlp300", "some"),
+        ("vgg5", "one"),
+        ("own_networks:Plain", "some"),
+        ("own_networks:Convolutional", "one"),
+    ):
+        dataset = "synthetic" if network == "vgg5" else "mnist_5k"
+        parsed = config.parse({"network": network, "dataset": dataset})
+        assert batches._dispatch(parsed, parsed.build_network()) == expected
 
 
 def test_who_was_stopped_within_goes_on_step_by_step():

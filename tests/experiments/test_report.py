@@ -481,6 +481,17 @@ def test_learning_rates_are_not_drawn_as_seeds():
     assert panels(*runs[:2]) == [["binary, lr 0.01", "binary, lr 0.1"]]
 
 
+def test_a_line_stands_where_a_layer_becomes_binary():
+    def moments(order: tuple[int, ...], **fields: Any) -> list[int]:
+        run = with_curve(made("iterative", 1, 0.5, **fields), [0.5] * 14, [0.1] * 14)
+        return curves._moments(dataclasses.replace(run, order=order))
+
+    assert moments((2, 1), epochs_per_layer=5) == [5]
+    assert moments((2, 1, 3), epochs_per_layer=5, float_epochs=3) == [3, 8, 13]
+    assert moments((2, 1, 3), epochs_per_layer=7, float_epochs=3) == [3, 10]
+    assert moments((), epochs_per_layer=4) == [4]  # nobody wrote it: two layers
+
+
 def test_curves_are_not_smoothed_across_a_binarization():
     epochs = np.arange(0, 20, 2)
     values = np.where(epochs < 10, 1.0, 5.0)

@@ -346,6 +346,8 @@ def test_the_runs_precision_is_the_networks(tmp_path: Path, digits: data.Split):
     logits = jaxbin.load(output, network=own_networks.Synchronized).predict(digits.images).logits
     accuracy = (logits.argmax(1) == digits.labels).mean()
     assert accuracy == pytest.approx(lines_of(tmp_path / "run")[0]["test_accuracy"], abs=0.003)
+    with pytest.raises(UserError, match=r"precision='bfloat16' is for networks that take dtype, "):
+        config.parse(fields | {"network": "own_networks:Plain"})
 
 
 # --- Where weights come from ----------------------------------------------------------------------
