@@ -11,7 +11,7 @@ from typing import Any
 from experiments import declarations
 from experiments.declarations import EXPERIMENTS, Choices, Run, published, variant_of
 from jaxbin import data, sensitivity
-from jaxbin.common import checks, files, provenance
+from jaxbin.common import checks, files
 from jaxbin.common.errors import UserError, shown
 from jaxbin.config import Config
 from jaxbin.runs import finished, run_directory
@@ -181,7 +181,7 @@ def write_training_scores(directory: Path, runs: Sequence[Run]) -> None:
         "epochs": [run.config.run_epochs for run in runs],
         "learning_rate": first.learning_rate,
         "seed": first.seed,
-        "environment": provenance.environment(),
+        "environment": finished.read_environment(directory / "sensitivity" / runs[0].name),
     }
     (directory / "measures").mkdir(exist_ok=True)
     files.write_json(directory / "measures" / f"{TRAINING}.json", result)

@@ -83,12 +83,15 @@ def run_population(
     left = [member for member in members if outcomes[member[1]] is None]
     if left:
         dataset = load_dataset(left[0][0])
-        for start_at, group in groups(left):
+        while left:
+            start_at, group = groups(left)[0]  # asked again: another command may train the others
             layout = Population(len(group))
             results = train(group, layout, start_at, dataset, requests or Requests())
             outcomes |= {
                 workdir: result for (_, workdir), result in zip(group, results, strict=True)
             }
+            outcomes |= {d: ended(config, d) for config, d in left if outcomes[d] is None}
+            left = [member for member in left if outcomes[member[1]] is None]
     return [outcomes[workdir] for _, workdir in members]
 
 

@@ -51,6 +51,7 @@ def run(config: Config, workdir: Path, requests: Requests | None = None) -> dict
       UserError: something that the user can mend.
       Stopped: as requested.
     """
+    processes.check_same(run_directory.told(config))
     check_devices(config, Alone())
 
     def checked() -> dict[str, Any] | None:
@@ -279,6 +280,7 @@ def load_dataset(config: Config) -> data.Dataset:
         # What takes a pass over all images is computed once, and is the same in all processes.
         spec = processes.from_first(lambda: _loaded(config, spec).spec)
     dataset = _loaded(config, spec)
+    processes.check_same({"content of the dataset": dataset.spec.content})
     for line in advice.on_dataset(dataset):
         logger.info(line)
     return dataset

@@ -11,9 +11,9 @@ import jax
 import numpy as np
 import programs
 import pytest
-from helpers import TIMES, StopAt, kept, lines_of
+from helpers import TIMES, StopAt, kept, lines_of, stop
 
-from jaxbin import config, population
+from jaxbin import config, population, train
 from jaxbin.common.errors import UserError
 from jaxbin.engine.devices import Population
 from jaxbin.engine.stopping import Stopped
@@ -189,6 +189,26 @@ def test_a_member_that_had_come_further_alone_loses_nothing(tmp_path: Path):
     metrics = group[1][1] / "metrics.jsonl"
     metrics.write_text(metrics.read_text() + "{}\n")
     assert population.groups(group) == [(6, group[:1]), (9, group[1:])]
+
+
+def test_what_another_command_has_ended_meanwhile_is_left_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """While one group is trained, nobody holds the runs of the next."""
+    group = members(tmp_path, DENSE, OWN[:1] * 2)
+    stop(group[1][1], 7, **DENSE | OWN[0])
+    trained: list[Path] = []
+
+    def train_another_too(group_of: Any, *arguments: Any) -> Any:
+        trained.extend(workdir for _, workdir in group_of)
+        if len(trained) == 1:
+            programs.run(*group[1])
+        return train.train(group_of, *arguments)
+
+    monkeypatch.setattr(population, "train", train_another_too)
+    outcomes = population.run_population(group)
+    assert trained == [group[0][1]]
+    assert outcomes[1] == json.loads((group[1][1] / "summary.json").read_text())
 
 
 def test_a_member_whose_summary_cannot_be_written_does_not_harm_the_others(tmp_path: Path):

@@ -9,8 +9,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import compilations
@@ -249,14 +250,24 @@ def start_two(
     given: dict[str, Any],
     *flags: str,
     places: tuple[str, str] = ("run", "run"),
+    changed: Mapping[str, Any] = MappingProxyType({}),
 ) -> list[forks.Started]:
-    """A run in two processes with two devices each; `places`: what they are told of its place."""
+    """A run in two processes with two devices each.
+
+    Args:
+      directory: of the run, and of what is said.
+      given: fields of the configuration.
+      flags: of both commands.
+      places: what they are told of the run's directory.
+      changed: fields of process 1 that are others.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     return [
         start(
-            *(directory, f"process{number}", given, 2, f"--coordinator=127.0.0.1:{port}"),
+            *(directory, f"process{number}", given | (dict(changed) if number else {})),
+            *(2, f"--coordinator=127.0.0.1:{port}"),
             *("--processes=2", f"--process={number}", *flags),
             f"--workdir={directory / places[number]}",
         )
@@ -315,13 +326,19 @@ def test_processes_devices_and_one_device_agree_and_a_death_ends_all(
     assert "validation_loss" in evaluated
 
 
-def test_processes_that_are_asked_to_end_stop_at_the_same_step(folder: Path, tmp_path: Path, whole):
+@pytest.mark.parametrize(
+    ("number", "told"), [(signal.SIGTERM, [1]), (signal.SIGINT, [0]), (signal.SIGINT, [0, 1])]
+)
+def test_processes_that_are_asked_to_end_stop_at_the_same_step(
+    folder: Path, tmp_path: Path, whole, number: int, told: list[int]
+):
     # Nothing is saved within an epoch but what the signal asks for. A run that is over before all
     # have heard of it ends as if nobody had asked: a quiet machine takes a second for eight epochs.
     given = fields(folder, epochs=40, epochs_per_layer=20)
     processes = start_two(tmp_path, given)
     wait_until((tmp_path / "run" / "checkpoints" / "4").exists, *processes)
-    processes[1].send_signal(signal.SIGTERM)
+    for place in told:
+        processes[place].send_signal(number)
     with contextlib.suppress(TimeoutError):
         for process in processes:
             process.wait(60)
@@ -329,9 +346,9 @@ def test_processes_that_are_asked_to_end_stop_at_the_same_step(folder: Path, tmp
         if process.poll() is None:
             process.send_signal(signal.SIGABRT)  # it says where it hangs
     statuses = [process.wait(60) for process in processes]
-    for number in (0, 1):
-        print((tmp_path / f"process{number}.txt").read_text())
-    assert statuses == [143, 143]
+    for place in (0, 1):
+        print((tmp_path / f"process{place}.txt").read_text())
+    assert statuses == [128 + (number if place in told else signal.SIGTERM) for place in (0, 1)]
     done = len(untimed(tmp_path / "run"))
     assert done * 4 < kept(tmp_path / "run")[-1] <= done * 4 + 4
     processes = start_two(tmp_path, given)
@@ -339,6 +356,15 @@ def test_processes_that_are_asked_to_end_stop_at_the_same_step(folder: Path, tmp
     assert "going on " in (tmp_path / "run" / "log.txt").read_text()
     assert len(untimed(tmp_path / "run")) == 40
     assert_close(untimed(tmp_path / "run")[:1], whole[:1])
+
+
+def test_processes_are_told_the_same(folder: Path, tmp_path: Path):
+    processes = start_two(tmp_path, fields(folder), changed={"learning_rate": 0.5, "seed": 7})
+    assert [process.wait(120) for process in processes] == [2, 2]
+    said = [(tmp_path / f"process{number}.txt").read_text() for number in (0, 1)]
+    assert "process 1 was told something else than process 0, and says what" in said[0]
+    assert "learning_rate=0.5 in process 1, 0.05 in process 0; accepted: the same in" in said[1]
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_error_of_one_process_ends_all(tmp_path: Path, folder: Path):

@@ -4,7 +4,7 @@ import os
 import pickle
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn, TypeVar
 
 import jax
@@ -90,6 +90,32 @@ def from_first(function: Callable[[], T]) -> T:
     if error is not None:
         raise error
     return value
+
+
+def check_same(told: Mapping[str, Any]) -> None:
+    """Check that all processes were told the same; every process must call this at the same point.
+
+    Args:
+      told: values by their names.
+
+    Raises:
+      UserError: they were not; in all processes.
+    """
+    if jax.process_count() == 1:
+        return
+    first = from_first(lambda: dict(told))
+    differing = [name for name in told if told[name] != first.get(name)]
+    alike = multihost_utils.process_allgather(np.array(not differing))
+    for name in differing:
+        raise UserError(
+            f"{name}={shown(told[name])} in process {jax.process_index()}, "
+            f"{shown(first.get(name))} in process 0; accepted: the same in all processes"
+        )
+    if not alike.all():
+        raise UserError(
+            f"process {int(np.argmin(alike))} was told something else than process 0, and says "
+            "what; accepted: the same in all processes"
+        )
 
 
 def describe_failure(error: Exception) -> str:

@@ -55,7 +55,7 @@ class _Signals(Requests):
     """Requests of this process's signals."""
 
     def __init__(self):
-        self._deferring = self._saving = self._obeyed = False
+        self._deferring = self._saving = self._obeyed = self._forwarding = False
         self._requested: int | None = None
         self._since = 0.0
 
@@ -80,6 +80,10 @@ class _Signals(Requests):
             self._since = time.monotonic()
             self._saving = False
 
+    def forward(self) -> None:
+        """Make Ctrl-C a SIGTERM from now on, of which JAX tells the other processes of a run."""
+        self._forwarding = True
+
     def listen(self, descriptor: int) -> None:
         """Take signals as they arrive, for ever.
 
@@ -103,6 +107,10 @@ class _Signals(Requests):
     def _take(self, number: int) -> None:
         if number not in _HEEDED:
             return
+        if self._forwarding and self._requested is None:
+            self._requested, self._obeyed = number, True  # another one ends this process at once
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
         if self._requested is not None or not self._deferring:
             _leave_at_once(number, f"stopped by {_name(number)}; the same command goes on")
         self._since = time.monotonic()
@@ -112,15 +120,19 @@ class _Signals(Requests):
 class _Preemption(Requests):
     """Requests to any of several processes, all of which learn of it at the same call."""
 
-    def __init__(self):
-        self._calls = 0
+    def __init__(self, signals: _Signals | None):
+        self._signals, self._calls = signals, 0
+        if signals is not None:
+            signals.forward()
 
     def pending(self) -> int | None:
         from jax.experimental import multihost_utils
 
         reached = multihost_utils.reached_preemption_sync_point(self._calls)
         self._calls += 1
-        return signal.SIGTERM if reached else None
+        if not reached:
+            return None
+        return (self._signals and self._signals.pending()) or signal.SIGTERM
 
 
 _signals: _Signals | None = None
@@ -149,7 +161,7 @@ def requests() -> Requests:
     import jax
 
     if jax.process_count() > 1:
-        return _Preemption()  # JAX has its own handler of SIGTERM
+        return _Preemption(_signals)  # JAX has its own handler of SIGTERM
     return _signals or Requests()
 
 

@@ -4,6 +4,7 @@ import concurrent.futures
 import math
 import re
 import sys
+import threading
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -194,23 +195,28 @@ def save(manager: ocp.CheckpointManager, steps: int, state: PyTree) -> None:
         ) from None
 
 
+# What `_silent` changes is the whole program's, and members of a population save at once.
+_silencing = threading.Lock()
+
+
 @contextmanager
 def _silent() -> Generator[None]:
     """Orbax logs errors, with tracebacks of its threads, that it raises anyway."""
-    verbosity, report = logging.get_verbosity(), sys.unraisablehook
+    with _silencing:
+        verbosity, report = logging.get_verbosity(), sys.unraisablehook
 
-    def report_others(unraisable: Any) -> None:
-        if str(unraisable.exc_value) != "Event loop is closed":
-            report(unraisable)
+        def report_others(unraisable: Any) -> None:
+            if str(unraisable.exc_value) != "Event loop is closed":
+                report(unraisable)
 
-    logging.set_verbosity(logging.FATAL)
-    sys.unraisablehook = report_others
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-    # Only here: after a failure its threads go on telling a loop that nobody runs any more.
-    sys.unraisablehook = report
+        logging.set_verbosity(logging.FATAL)
+        sys.unraisablehook = report_others
+        try:
+            yield
+        finally:
+            logging.set_verbosity(verbosity)
+        # Only here: after a failure its threads go on telling a loop that nobody runs any more.
+        sys.unraisablehook = report
 
 
 def fit(stored: Mapping[str, np.ndarray], template: PyTree, source: str) -> PyTree:

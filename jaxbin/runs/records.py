@@ -16,7 +16,7 @@ from jaxbin.common import checks, files
 from jaxbin.common.errors import UserError
 
 if TYPE_CHECKING:
-    from tensorboardX import SummaryWriter
+    from jaxbin.runs import tensorboard
 
 
 def best_epoch(lines: list[dict[str, Any]], metric: str) -> dict[str, Any]:
@@ -47,21 +47,22 @@ class Records:
     first: int = 0
 
     @functools.cached_property
-    def _tensorboard(self) -> "SummaryWriter":
-        # With it comes PyTorch where that is installed, which takes longer than the first epoch.
-        from tensorboardX import SummaryWriter
+    def _tensorboard(self) -> "tensorboard.Writer":
+        from jaxbin.runs import tensorboard
 
-        path = self.workdir / "tensorboard"
-        with files.written(path):
-            return SummaryWriter(str(path), purge_step=self.first)
+        return tensorboard.Writer(self.workdir / "tensorboard", self.first)
 
     def close(self) -> None:
-        """Write what TensorBoard's files still lack."""
+        """Let go of TensorBoard's file, in which all is that was recorded."""
         if "_tensorboard" in vars(self):
             self._tensorboard.close()
 
     def add(self, line: dict[str, Any]) -> None:
-        """Record an epoch: in `metrics.jsonl` before this returns, in TensorBoard in time."""
+        """Record an epoch, in `metrics.jsonl` and for TensorBoard.
+
+        Raises:
+          UserError: it cannot be written.
+        """
         self.lines.append(line)
         if not self.written:
             return
@@ -70,21 +71,31 @@ class Records:
             file.write(json.dumps(line, allow_nan=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        for name, value in line.items():
-            if isinstance(value, (int, float)) and name not in ("epoch", "step"):
-                self._tensorboard.add_scalar(name, value, line["epoch"])
-        self._tensorboard.add_scalar("binary_layers", len(line["binary_layers"]), line["epoch"])
+        numbers = {
+            name: value
+            for name, value in line.items()
+            if isinstance(value, (int, float)) and name not in ("epoch", "step")
+        }
+        self._show(line["epoch"], numbers | {"binary_layers": len(line["binary_layers"])})
 
     def add_latents(self, epoch: int, names: tuple[str, ...], latents: tuple[Any, ...]) -> None:
-        """Histograms and statistics of the latent weights of layers 1..L, for TensorBoard."""
+        """Histograms and statistics of the latent weights of layers 1..L, for TensorBoard.
+
+        Raises:
+          UserError: they cannot be written.
+        """
         if not self.written:
             return
+        numbers: dict[str, Any] = {}
         for number, (name, latent) in enumerate(zip(names, latents, strict=True), start=1):
             tag = f"latent/{number}_{name.replace('/', '_')}"
-            self._tensorboard.add_histogram(tag, latent, epoch)
-            self._tensorboard.add_scalar(f"{tag}/mean", latent.mean(), epoch)
-            self._tensorboard.add_scalar(f"{tag}/std", latent.std(), epoch)
-            self._tensorboard.add_scalar(f"{tag}/share_positive", (latent >= 0).mean(), epoch)
+            numbers |= {tag: latent, f"{tag}/mean": latent.mean(), f"{tag}/std": latent.std()}
+            numbers[f"{tag}/share_positive"] = (latent >= 0).mean()
+        self._show(epoch, numbers)
+
+    def _show(self, epoch: int, numbers: Mapping[str, Any]) -> None:
+        with files.written(self.workdir / "tensorboard"):
+            self._tensorboard.write(epoch, numbers)
 
 
 def epochs_recorded(workdir: Path) -> int:

@@ -42,6 +42,11 @@ _MAY_DIFFER = (
     "patience",
     "compilation_cache",
 )
+# Of each of several processes: where it finds files, and how it reads them.
+_OF_A_PROCESS = (
+    *("data_dir", "download", "input_workers", "compilation_cache"),
+    *("order", "split_file", "initialize_from"),
+)
 _DEFINES_WEIGHTS = ("network", "network_options", "depth", "layer_names")
 # What binary layers make of their weights, in an evaluation too; which are binary is saved.
 _DEFINES_OUTPUT = ("scale", "layer_scales", "map", "steepness", "grain", "grain_order")
@@ -106,6 +111,13 @@ def check(workdir: Path, config: Config) -> None:
 def same_run(stored: Mapping[str, Any], config: Config) -> bool:
     """Whether the content of a `config.json` is this run's, apart from what may differ."""
     return not _differing(stored, config, _names(config, stored))
+
+
+def told(config: Config) -> dict[str, Any]:
+    """What all processes of a run must be told alike, by name."""
+    fields = to_json(config) | _checksums(config)
+    own = ("dataset",) if data.names.scheme(config.dataset) else ()
+    return {name: value for name, value in fields.items() if name not in (*_OF_A_PROCESS, *own)}
 
 
 def waits_longer(stored: Mapping[str, Any], config: Config) -> bool:

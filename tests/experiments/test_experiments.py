@@ -228,6 +228,9 @@ def layer_runs(**fields: Any) -> list[declarations.Run]:
     return declarations.sensitivity_runs("mnist_300", Choices(overrides=overrides), rate)
 
 
+ELSEWHERE = {"command": ["main"], "commit": None, "versions": {}, "devices": ["a GPU"]}
+
+
 def write_layer_runs(directory: Path, runs: list[declarations.Run], best: list[float]) -> None:
     for one, accuracy in zip(runs, best, strict=True):
         place = directory / "sensitivity" / one.name
@@ -241,6 +244,7 @@ def write_layer_runs(directory: Path, runs: list[declarations.Run], best: list[f
             "last": {**line, "validation_accuracy": 0.5},
         }
         (place / "summary.json").write_text(json.dumps(summary))
+        (place / "environment.json").write_text(json.dumps(ELSEWHERE))
 
 
 def test_training_scores_by_hand(tmp_path: Path):
@@ -256,6 +260,7 @@ def test_training_scores_by_hand(tmp_path: Path):
     assert written["epochs"] == [2, 2, 2]
     assert written["learning_rate"] == 0.1
     assert written["seconds"] == 20 * 3
+    assert written["environment"] == ELSEWHERE
     examples = runs[0].config.dataset_spec.validation_examples
     errors = [(p * (1 - p) / examples) ** 0.5 for p in (0.1, 0.2, 0.05)]
     assert written["standard_errors"] == pytest.approx(errors)

@@ -1,5 +1,6 @@
 """Which checkpoints are kept, and how they are stored."""
 
+import contextlib
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from absl import logging
 from jax.experimental import multihost_utils
 
 from jaxbin.common.errors import UserError
@@ -114,3 +116,16 @@ def test_threads_that_outlive_a_failure_are_not_heard(
             saved.settle()
     speak()
     assert heard[2:] == ["something else", "something else"]
+
+
+def test_members_that_save_at_once_leave_the_program_as_it_was(tmp_path: Path):
+    before = logging.get_verbosity(), sys.unraisablehook
+    with contextlib.ExitStack() as stack:
+        opened = [
+            stack.enter_context(checkpoints.open_checkpoints(tmp_path / str(member)))
+            for member in range(6)
+        ]
+        for number in range(3):
+            for saved in opened:
+                saved.save(number, {"a": np.zeros(3)})
+    assert (logging.get_verbosity(), sys.unraisablehook) == before

@@ -1,6 +1,8 @@
 """One run's side of the loop: what it records and saves, without any training."""
 
+import errno
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 import tqdm
+from tensorboardX import record_writer
 
 from jaxbin import config
 from jaxbin.common import provenance
@@ -240,6 +243,24 @@ def test_a_file_where_a_directory_belongs_is_one_line(tmp_path: Path, state: Any
     (tmp_path / "checkpoints").touch()
     with pytest.raises(UserError, match="checkpoints cannot be written"), opened(tmp_path, state):
         pass
+
+
+def test_a_disk_that_is_full_for_tensorboard_is_one_line(
+    tmp_path: Path, state: Any, monkeypatch: pytest.MonkeyPatch
+):
+    """What is written of an epoch fits into the block of `metrics.jsonl` that is there already."""
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with opened(tmp_path, state) as run:
+        run.record(line(0, 0.5), lambda: state)
+        monkeypatch.setattr(record_writer.RecordWriter, "flush", full)
+        for epoch in range(1, 40):  # more than a queue takes
+            if run.goes_on:
+                run.record(line(epoch, 0.5), lambda: state)
+        assert "tensorboard cannot be written: No space left" in str(run.failure)
+        assert len(run.lines) == 2
 
 
 def test_of_equal_epochs_the_first_is_the_best(tmp_path: Path, state: Any):
