@@ -106,7 +106,8 @@ def check_same(told: Mapping[str, Any]) -> None:
     first = from_first(lambda: dict(told))
     differing = [name for name in told if told[name] != first.get(name)]
     alike = multihost_utils.process_allgather(np.array(not differing))
-    for name in differing:
+    if differing:
+        name = differing[0]
         raise UserError(
             f"{name}={shown(told[name])} in process {jax.process_index()}, "
             f"{shown(first.get(name))} in process 0; accepted: the same in all processes"
