@@ -47,8 +47,14 @@ def _check_network(config: Config) -> None:
             f"network_options={config.network_options!r} is for a network of your own, as "
             f"network='module:Name'; network={config.network!r} takes ''"
         )
-    if own:
-        config.build_network()  # with its rules, which not every network takes
+    if not own:
+        return
+    config.build_network()  # with its rules, which not every network takes
+    if config.precision == "bfloat16" and not networks.takes_dtype(config.network):
+        raise UserError(
+            f"precision='bfloat16' is for networks that take dtype, as network={config.network!r} "
+            "does not; accepted: float32, tf32"
+        )
 
 
 def _check_sensitivity(config: Config) -> None:

@@ -104,6 +104,19 @@ def test_a_run_does_not_go_on_with_examples_in_other_places(tmp_path: Path, fold
     assert changed in refused(tmp_path / "run", folder, epochs=1)  # although it has ended
 
 
+def test_several_processes_may_have_the_same_images_in_other_places(tmp_path: Path, folder: Path):
+    def told(place: Path) -> dict[str, Any]:
+        return run_directory.told(config.parse({"dataset": f"folder:{place}", "batch_size": 8}))
+
+    there, moved = told(folder), tmp_path / "moved"
+    shutil.copytree(folder, moved)
+    assert told(moved) == there
+    (moved / "train" / "dark" / "1.png").rename(moved / "train" / "dark" / "zzz.png")
+    assert [name for name, value in told(moved).items() if value != there[name]] == [
+        "content of the dataset"
+    ]
+
+
 def test_the_sensitivity_is_not_that_of_other_images(tmp_path: Path, folder: Path):
     run(tmp_path / "run", folder, epochs=1, method="float")
     assert sensitivity.load_trained(tmp_path / "run").layer_names

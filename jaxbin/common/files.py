@@ -1,19 +1,14 @@
 """JSON and text files: read strictly, written whole or not at all."""
 
-import glob
 import json
 import math
 import os
-import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from jaxbin.common.errors import UserError
-
-# A temporary file that nobody has touched for so long is one of a process that was killed.
-_ABANDONED_SECONDS = 24 * 3600
 
 
 def expanded(text: str | Path) -> Path:
@@ -73,10 +68,6 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 def _replace(path: Path, content: bytes, temporary: Path) -> None:
     with written(path):
-        for old in path.parent.glob(f"{glob.escape(path.name)}.*.tmp"):
-            with suppress(FileNotFoundError):  # another process may do the same
-                if time.time() - old.stat().st_mtime > _ABANDONED_SECONDS:
-                    old.unlink()
         try:
             with temporary.open("wb") as file:
                 file.write(content)

@@ -18,6 +18,8 @@ T = TypeVar("T")
 _ADDRESS = re.compile(r"([^:\s]+|\[[\da-fA-F:]+\]):(\d{1,5})")
 _PORTS = range(1, 65536)
 
+_MOST_SAID = 400  # bytes, of what one process says to all
+
 HEARTBEAT_SECONDS = 60
 """After how long without a sign of life a process counts as dead."""
 
@@ -96,27 +98,26 @@ def check_same(told: Mapping[str, Any]) -> None:
     """Check that all processes were told the same; every process must call this at the same point.
 
     Args:
-      told: values by their names.
+      told: values by names, which are the same in all processes.
 
     Raises:
-      UserError: they were not; in all processes.
+      UserError: they were not; in all processes, in the same words.
     """
     if jax.process_count() == 1:
         return
     first = from_first(lambda: dict(told))
-    differing = [name for name in told if told[name] != first.get(name)]
-    alike = multihost_utils.process_allgather(np.array(not differing))
-    if differing:
-        name = differing[0]
-        raise UserError(
-            f"{name}={shown(told[name])} in process {jax.process_index()}, "
-            f"{shown(first.get(name))} in process 0; accepted: the same in all processes"
-        )
-    if not alike.all():
-        raise UserError(
-            f"process {int(np.argmin(alike))} was told something else than process 0, and says "
-            "what; accepted: the same in all processes"
-        )
+    said = [
+        f"{name}={shown(value)} in process {jax.process_index()}, {shown(first[name])} in process 0"
+        for name, value in told.items()
+        if value != first[name]
+    ]
+    mine = np.zeros(_MOST_SAID, np.uint8)
+    for place, byte in enumerate("".join(said[:1]).encode()[:_MOST_SAID]):
+        mine[place] = byte
+    for one in multihost_utils.process_allgather(mine):
+        if one.any():
+            text = one.tobytes().rstrip(b"\0").decode(errors="replace")
+            raise UserError(f"{text}; accepted: the same in all processes")
 
 
 def describe_failure(error: Exception) -> str:

@@ -81,7 +81,7 @@ class _Signals(Requests):
             self._saving = False
 
     def forward(self) -> None:
-        """Make Ctrl-C a SIGTERM from now on, of which JAX tells the other processes of a run."""
+        """Make what is deferred a SIGTERM, of which JAX tells the other processes of a run."""
         self._forwarding = True
 
     def listen(self, descriptor: int) -> None:
@@ -107,8 +107,9 @@ class _Signals(Requests):
     def _take(self, number: int) -> None:
         if number not in _HEEDED:
             return
-        if self._forwarding and self._requested is None:
-            self._requested, self._obeyed = number, True  # another one ends this process at once
+        if self._forwarding and self._deferring and self._requested is None:
+            self._requested, self._obeyed = number, True
+            os.write(2, f"{_name(number)}: all stop after a step; again ends this one\n".encode())
             os.kill(os.getpid(), signal.SIGTERM)
             return
         if self._requested is not None or not self._deferring:
@@ -124,6 +125,11 @@ class _Preemption(Requests):
         self._signals, self._calls = signals, 0
         if signals is not None:
             signals.forward()
+
+    @contextlib.contextmanager
+    def deferred(self) -> Generator[None]:
+        with self._signals.deferred() if self._signals else contextlib.nullcontext():
+            yield
 
     def pending(self) -> int | None:
         from jax.experimental import multihost_utils

@@ -89,18 +89,12 @@ def build(
             f"network_options={shown(dict(options))} is not accepted: network={shown(label)} is a "
             "module, which has its arguments; accepted: none, or its class"
         )
-    accepted: Mapping[str, Any] = {}
     if not isinstance(made, nn.Module):
-        accepted = inspect.signature(made).parameters
+        accepted: Mapping[str, Any] = inspect.signature(made).parameters
         arguments = {"classes": classes, "rules": rules, **given}
         arguments = {name: value for name, value in arguments.items() if name in accepted}
         make: Callable[..., Any] = made
         made = _tried(label, "cannot be made", lambda: make(**(arguments | dict(options))))
-    if given.get("dtype") is not None and "dtype" not in accepted:
-        raise UserError(
-            f"precision='bfloat16' is for networks that take dtype, as network={shown(label)} does "
-            "not; accepted: float32, tf32"
-        )
     if not isinstance(made, nn.Module):
         raise UserError(
             f"network={shown(label)} gives {shown(type(made).__name__)}; accepted: a "
@@ -141,6 +135,12 @@ def build_named(
 
 def _name_of(network: Any) -> str:
     return getattr(network, "__name__", type(network).__name__)
+
+
+def takes_dtype(reference: str) -> bool:
+    """Whether a network can be told what to compute in; a module may have been."""
+    made = _found(reference)
+    return isinstance(made, nn.Module) or "dtype" in inspect.signature(made).parameters
 
 
 def _found(reference: str) -> Callable[..., Any]:

@@ -115,9 +115,12 @@ def same_run(stored: Mapping[str, Any], config: Config) -> bool:
 
 def told(config: Config) -> dict[str, Any]:
     """What all processes of a run must be told alike, by name."""
-    fields = to_json(config) | _checksums(config)
-    own = ("dataset",) if data.names.scheme(config.dataset) else ()
-    return {name: value for name, value in fields.items() if name not in (*_OF_A_PROCESS, *own)}
+    fields = to_json(config) | {_SPLIT: ""} | _checksums(config)
+    if kind := data.names.scheme(config.dataset):  # which lies elsewhere for each of them
+        fields |= {"dataset": kind, "content of the dataset": config.dataset_spec.content}
+    else:
+        fields["content of the dataset"] = ""  # known when it is loaded
+    return {name: value for name, value in fields.items() if name not in _OF_A_PROCESS}
 
 
 def waits_longer(stored: Mapping[str, Any], config: Config) -> bool:

@@ -346,6 +346,9 @@ def test_the_runs_precision_is_the_networks(tmp_path: Path, digits: data.Split):
     logits = jaxbin.load(output, network=own_networks.Synchronized).predict(digits.images).logits
     accuracy = (logits.argmax(1) == digits.labels).mean()
     assert accuracy == pytest.approx(lines_of(tmp_path / "run")[0]["test_accuracy"], abs=0.003)
+    network = own_networks.Synchronized(10, dtype=jax.numpy.bfloat16)
+    again = jaxbin.load(output, network=network).predict(digits.images).logits
+    np.testing.assert_array_equal(again, logits)
     with pytest.raises(UserError, match=r"precision='bfloat16' is for networks that take dtype, "):
         config.parse(fields | {"network": "own_networks:Plain"})
 
