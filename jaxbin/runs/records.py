@@ -127,7 +127,7 @@ def open_records(workdir: Path, metric: str, epochs: int, step: int) -> Records:
     accepted = {"step": checks.WHOLE, "binary_layers": checks.NUMBERS, metric: checks.NUMBER}
     for count, line in enumerate(lines, start=1):
         checks.check_fields(line, f"{path}, line {count}", accepted)
-    files.write_bytes(path, b"".join(line + b"\n" for line in kept))
+    files.write_text(path, b"".join(line + b"\n" for line in kept).decode())
     return Records(workdir, lines, written=True, first=len(lines))
 
 

@@ -245,6 +245,26 @@ def test_a_file_where_a_directory_belongs_is_one_line(tmp_path: Path, state: Any
         pass
 
 
+def test_a_kill_while_a_run_is_opened_leaves_nothing_half_written(
+    tmp_path: Path, state: Any, monkeypatch: pytest.MonkeyPatch
+):
+    class KilledError(BaseException):
+        """Nothing that is written after it happens."""
+
+    def die(_: int) -> None:
+        raise KilledError
+
+    with opened(tmp_path, state):
+        pass
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", die)
+        with pytest.raises(KilledError):
+            records.open_records(tmp_path, CONFIG.metric, 0, 0)
+    monkeypatch.setattr(os, "getpid", lambda: 1)  # another process
+    records.open_records(tmp_path, CONFIG.metric, 0, 0)
+    assert not list(tmp_path.glob("*.tmp"))
+
+
 def test_a_disk_that_is_full_for_tensorboard_is_one_line(
     tmp_path: Path, state: Any, monkeypatch: pytest.MonkeyPatch
 ):
