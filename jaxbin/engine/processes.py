@@ -98,7 +98,7 @@ def check_same(told: Mapping[str, Any]) -> None:
     """Check that all processes were told the same; every process must call this at the same point.
 
     Args:
-      told: values by names, which are the same in all processes.
+      told: values by names.
 
     Raises:
       UserError: they were not; in all processes, in the same words.
@@ -107,14 +107,13 @@ def check_same(told: Mapping[str, Any]) -> None:
         return
     first = from_first(lambda: dict(told))
     said = [
-        f"{name}={shown(value)} in process {jax.process_index()}, {shown(first[name])} in process 0"
+        f"{name}={shown(value)} in process {jax.process_index()}, "
+        f"{shown(first.get(name))} in process 0"
         for name, value in told.items()
-        if value != first[name]
+        if value != first.get(name)
     ]
-    mine = np.zeros(_MOST_SAID, np.uint8)
-    for place, byte in enumerate("".join(said[:1]).encode()[:_MOST_SAID]):
-        mine[place] = byte
-    for one in multihost_utils.process_allgather(mine):
+    mine = "".join(said[:1]).encode()[:_MOST_SAID].ljust(_MOST_SAID, b"\0")
+    for one in multihost_utils.process_allgather(np.frombuffer(mine, np.uint8)):
         if one.any():
             text = one.tobytes().rstrip(b"\0").decode(errors="replace")
             raise UserError(f"{text}; accepted: the same in all processes")

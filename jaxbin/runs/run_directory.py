@@ -118,8 +118,6 @@ def told(config: Config) -> dict[str, Any]:
     fields = to_json(config) | {_SPLIT: ""} | _checksums(config)
     if kind := data.names.scheme(config.dataset):  # which lies elsewhere for each of them
         fields |= {"dataset": kind, "content of the dataset": config.dataset_spec.content}
-    else:
-        fields["content of the dataset"] = ""  # known when it is loaded
     return {name: value for name, value in fields.items() if name not in _OF_A_PROCESS}
 
 
