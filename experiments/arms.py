@@ -51,6 +51,12 @@ class Comparison:
     search: Mapping[str, Any]
     arms: Mapping[str, Arm]
 
+    def only_describes(self, arm: str) -> bool:
+        """Whether an arm has fewer seeds than others: it decides nothing, wherever it is run."""
+        return arm in self.arms and self.arms[arm].seeds < max(
+            other.seeds for other in self.arms.values()
+        )
+
 
 _SCHEDULE = {"rate_schedule": "cosine", "milestones": (), "checkpoint_every": 10}
 _SGD_RATES, _SGD_BARE = (0.03, 0.1, 0.3), (0.1, 0.3, 1.0)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from experiments import execution, loading
@@ -36,14 +36,18 @@ class Outcomes:
         """Whether a run need not be there."""
         return _key(run) in self.known
 
-    def check(self, runs: Iterable[Run]) -> None:
+    def check(self, runs: Iterable[Run], but: Collection[str] = ()) -> None:
         """Refuse runs that are known, but not comparable with the ones that are planned.
+
+        Args:
+          runs: that are planned.
+          but: conditions in which they may differ.
 
         Raises:
           UserError: they had other conditions.
         """
         for run in filter(self.knows, runs):
-            for name in CONDITIONS:
+            for name in (name for name in CONDITIONS if name not in but):
                 was, planned = self.known[_key(run)].fields[name], getattr(run.config, name)
                 if json.dumps(was) != json.dumps(planned):
                     raise UserError(

@@ -8,7 +8,8 @@
 Runs that have ended are skipped, and so are runs of another machine, which experiments.collect has
 brought into the file --known; interrupted ones go on. Seeds come one after another, so that at
 any time what is there is a complete comparison of fewer seeds; bare arms at the published rate,
-which decide nothing, come last. Fields of the configuration are overridden as in jaxbin.main, as
+which decide nothing, come last. Arms that have fewer seeds than others may have another precision
+than the search that is known. Fields of the configuration are overridden as in jaxbin.main, as
 --config.data_dir=DIR.
 """
 
@@ -163,7 +164,8 @@ def _carry_out(asked: Asked, jobs: int) -> dict[Path, str]:
 def _left_of_search(asked: Asked) -> list[Run]:
     searches = _searches(asked)
     runs = [run for run in search(asked.network, asked.choices) if run.variant in searches]
-    asked.there.check(runs)
+    only_describe = all(map(COMPARISONS[asked.network].only_describes, asked.wanted))
+    asked.there.check(runs, but=("precision",) if only_describe else ())
     return [run for run in runs if not asked.there.knows(run)]
 
 

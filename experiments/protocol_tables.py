@@ -8,43 +8,18 @@ from typing import Any
 
 from experiments import curves, declarations, loading, tables
 from experiments.arms import COMPARISONS, arm_of, best_rate, compared_in
-from experiments.comparisons import interval, mean_and_interval
+from experiments.comparisons import mean_and_interval
+from experiments.questions import QUESTIONS, answer_of
+from experiments.recipes import recipe_table
 from experiments.result import Result
 from jaxbin.common.errors import UserError, shown
 
-_DECIDES = 3
-"""Seeds: an arm of fewer is described and decides nothing."""
-_LEVEL = 0.005
-"""Orders whose difference lies within that with its interval, in accuracy, are alike."""
 _SEARCHED = "searched"
 
 # By seed.
 Accuracies = Mapping[int, float]
 
 
-@dataclasses.dataclass(frozen=True)
-class Question:
-    """A row of PROTOCOL.md's table.
-
-    Attributes:
-      text: what is asked.
-      pairs: arms, the second subtracted from the first.
-      same: whether any difference counts; else yes means that the first is better.
-    """
-
-    text: str
-    pairs: Sequence[tuple[str, str]]
-    same: bool = False
-
-
-QUESTIONS = (
-    Question("iterative beats binary, bare", [("forward", "binary")]),
-    Question("the same with a scale", [("forward-channel", "binary-channel")]),
-    Question("the order matters", [("ascend", "forward"), ("reverse", "forward")], same=True),
-    Question("a scale beats layer by layer", [("binary-channel", "forward")]),
-    Question("iterative beats binary with SGD, bare", [("sgd-forward", "sgd-binary")]),
-    Question("with SGD and a scale", [("sgd-forward-channel", "sgd-binary-channel")]),
-)
 _DESCRIBED = (
     ("recipe", "binary-channel"),
     ("recipe", "float"),
@@ -72,7 +47,10 @@ def protocol_tables(runs: Sequence[dict[str, Any]]) -> str:
     """
     comparison = _Comparison(runs)
     parts = [
-        f"{tables.conditions(runs)}, products in {runs[0]['fields'].get('precision', 'float32')}.",
+        _conditions(comparison.together),
+        f"Arms with a device and a precision beside their name: {_conditions(comparison.apart)}"
+        if comparison.apart
+        else "",
         "Search, validation accuracy of the last epoch, %; the rate that counts is bold:",
         comparison.search_table(),
         "Full runs, test accuracy of the last epoch, %, seed by seed:",
@@ -85,6 +63,11 @@ def protocol_tables(runs: Sequence[dict[str, Any]]) -> str:
         comparison.described_table(),
     ]
     return "\n\n".join(filter(None, parts))
+
+
+def _conditions(runs: Sequence[dict[str, Any]]) -> str:
+    precision = runs[0]["fields"].get("precision", "float32")  # defaults are not collected
+    return f"{tables.conditions(runs)}, products in {precision}."
 
 
 # By arm and rate: what a reader who knows no arm is told, and the name of the line that is drawn.
@@ -123,9 +106,14 @@ def protocol_in_short(runs: Sequence[dict[str, Any]]) -> str:
     )
     epochs = max(run["summary"]["epochs"] for run in runs)
     return (
-        f"{tables.conditions(runs)}, {epochs} epochs, last epoch:\n\n"
+        f"{tables.conditions(comparison.together)}, {epochs} epochs, last epoch:\n\n"
         f"{tables.markdown(heads, 'lllrr', rows)}"
     )
+
+
+def protocol_recipes(runs: Sequence[dict[str, Any]]) -> str:
+    """`experiments.recipes.recipe_table` of what was run under the same conditions."""
+    return recipe_table(_Comparison(runs).together)
 
 
 def draw_protocol(runs: Sequence[dict[str, Any]], path: Path) -> bool:
@@ -144,6 +132,8 @@ class _Comparison:
     """Results by arm and rate.
 
     Attributes:
+      together: what was run under the same conditions, arms that decide nothing among it or not.
+      apart: runs of such arms that were not.
       full: the full runs by arm and rate, and by seed.
       rates: that the search chose, by arm.
       published: the rate of the network's file under `configs/`.
@@ -151,14 +141,26 @@ class _Comparison:
 
     def __init__(self, runs: Sequence[dict[str, Any]]):
         results = [loading.result_of(run) for run in runs]
-        _check_alike(results)
         network = compared_in(results[0])
-        self._arms = COMPARISONS[network].arms
+        comparison = COMPARISONS[network]
+        arms = [arm_of(network, run) for run in results]
+        # An arm that decides nothing may have been run elsewhere, with all of its seeds.
+        groups = [
+            arm if run.stage == "full" and comparison.only_describes(arm) else ""
+            for arm, run in zip(arms, results, strict=True)
+        ]
+        _check_alike(groups, results)
+        self._elsewhere = _elsewhere(groups, results)
+        self.together: list[dict[str, Any]] = []
+        self.apart: list[dict[str, Any]] = []
+        for group, run in zip(groups, runs, strict=True):
+            (self.apart if group in self._elsewhere else self.together).append(run)
+        self._arms = comparison.arms
         self.published: float = declarations.published(network)["learning_rate"]
         self.full: dict[tuple[str, float], dict[int, Result]] = {}
         self._search: dict[str, dict[float, float]] = {}
-        for run in results:
-            arm, rate = arm_of(network, run), run.fields["learning_rate"]
+        for arm, run in zip(arms, results, strict=True):
+            rate = run.fields["learning_rate"]
             if run.stage == "full":
                 seed, of_arm = run.fields["seed"], self.full.setdefault((arm, rate), {})
                 if seed in of_arm:
@@ -204,7 +206,7 @@ class _Comparison:
                 said = ", published" if rate == self.published and not searched else ""
                 each = ", ".join(f"{100 * by_seed[seed]:.2f}" for seed in sorted(by_seed))
                 mean = tables.mean_and_deviation([*by_seed.values()])
-                rows.append((name, f"{rate:g}{said}", len(by_seed), each, mean))
+                rows.append((self._named(name), f"{rate:g}{said}", len(by_seed), each, mean))
         heads = ("arm", "learning rate", "n", "accuracies", "mean ± deviation")
         return tables.markdown(heads, "llrll", rows)
 
@@ -228,7 +230,7 @@ class _Comparison:
             for place, ((one, other), differences) in enumerate(pairs):
                 first = place == 0
                 text, said = (question.text, answer) if first else ("", "")
-                rows.append((text, *_cells(one, other, differences), said))
+                rows.append((text, *self._cells(one, other, differences), said))
         heads = ("question", "difference", "n", "seed by seed", "mean and interval", "answer")
         return tables.markdown(heads, "llrlll", rows)
 
@@ -238,29 +240,54 @@ class _Comparison:
         if rates != {self.published}:  # which the first question does not ask for
             both = [self.accuracies(arm, self.published) for arm in ("forward", "binary")]
             name = f"binary, both at the published {self.published:g}"
-            rows.append(_cells("forward", name, _paired(*both)))
+            rows.append(self._cells("forward", name, _paired(*both)))
         for one, other in _DESCRIBED:
             differences = self._differences(one, other)
             if differences:
-                rows.append(_cells(one, other, differences))
+                rows.append(self._cells(one, other, differences))
         heads = ("difference", "n", "seed by seed", "mean and interval")
         return tables.markdown(heads, "lrll", rows)
+
+    def _named(self, arm: str) -> str:
+        """An arm's name, and where it was run if the others were not."""
+        where = self._elsewhere.get(arm)
+        return f"{arm} ({where})" if where else arm
+
+    def _cells(self, one: str, other: str, differences: Sequence[float]) -> tuple[str, ...]:
+        each = ", ".join(f"{100 * difference:+.2f}" for difference in differences) or "-"
+        name = f"{self._named(one)} - {self._named(other)}"
+        return name, str(len(differences)), each, mean_and_interval(differences)
 
     def _differences(self, one: str, other: str) -> list[float]:
         return _paired(self.accuracies(one), self.accuracies(other))
 
 
-def _check_alike(results: Sequence[Result]) -> None:
+def _elsewhere(groups: Sequence[str], results: Sequence[Result]) -> dict[str, str]:
+    """Of groups that were not run where the group "" was: precision and devices, in words."""
+    places = {
+        group: f"{run.fields['precision']} on {tables.device(run.origin)}"
+        for group, run in zip(groups, results, strict=True)
+    }
+    usual = places.get("", next(iter(places.values())))
+    return {group: place for group, place in places.items() if place != usual}
+
+
+def _check_alike(groups: Sequence[str], results: Sequence[Result]) -> None:
     """Refuse what PROTOCOL.md does not compare: other precisions, devices or lengths.
 
+    Args:
+      groups: of each result, whose precision and devices are alike.
+      results: of one comparison.
+
     Raises:
-      UserError: runs of one table differ in one of them.
+      UserError: runs differ in one of them.
     """
     kept: dict[str, list[Any]] = {}
-    for run in results:
+    for group, run in zip(groups, results, strict=True):
+        of = f" of {group}" if group else ""
         for name, value in (
-            ("precision", run.fields["precision"]),
-            ("devices", run.origin.get("devices")),
+            (f"precision{of}", run.fields["precision"]),
+            (f"devices{of}", run.origin.get("devices")),
             (f"epochs of stage {run.stage}", run.summary["epochs"]),
         ):
             kept.setdefault(name, []).append(value)
@@ -273,31 +300,5 @@ def _check_alike(results: Sequence[Result]) -> None:
             )
 
 
-def answer_of(question: Question, differences: Sequence[Sequence[float]]) -> str:
-    """ "yes", "no" or "not decided", by the rules of PROTOCOL.md.
-
-    Args:
-      question: what is asked.
-      differences: of accuracies, seed by seed, of each of its pairs.
-    """
-    bounds = [interval(of_pair)[1:] for of_pair in differences if len(of_pair) >= _DECIDES]
-    if question.same:
-        if any(low > 0 or high < 0 for low, high in bounds):
-            return "yes"
-        alike = all(low >= -_LEVEL and high <= _LEVEL for low, high in bounds)
-        return "no" if alike and len(bounds) == len(question.pairs) else "not decided"
-    for low, high in bounds:
-        if low > 0:
-            return "yes"
-        if high < 0:
-            return "no"
-    return "not decided"
-
-
 def _paired(one: Accuracies, other: Accuracies) -> list[float]:
     return [one[seed] - other[seed] for seed in sorted(one.keys() & other.keys())]
-
-
-def _cells(one: str, other: str, differences: Sequence[float]) -> tuple[str, ...]:
-    each = ", ".join(f"{100 * difference:+.2f}" for difference in differences) or "-"
-    return f"{one} - {other}", str(len(differences)), each, mean_and_interval(differences)

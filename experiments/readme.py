@@ -14,7 +14,12 @@ from typing import Any
 from experiments import benchmark_tables, comparisons, curves, loading, plots, report, tables
 from experiments.declarations import RESULTS
 from experiments.gpu_tables import gpu_tables
-from experiments.protocol_tables import draw_protocol, protocol_in_short, protocol_tables
+from experiments.protocol_tables import (
+    draw_protocol,
+    protocol_in_short,
+    protocol_recipes,
+    protocol_tables,
+)
 from experiments.recipes import recipe_table
 from experiments.result import Result
 from experiments.sensitivities import sensitivity_table
@@ -101,7 +106,7 @@ _TABLES: dict[str, tuple[str, str, Callable[[Any], str]]] = {
     ),
     "recipes for vgg5": ("docs/recipes.md", "vgg5_protocol.json", searched_table),
     "recipes for vgg5, tested": ("docs/recipes.md", "vgg5_protocol.json", recipe_table),
-    "recipes in 30 epochs": ("docs/recipes.md", "resnet20_protocol.json", recipe_table),
+    "recipes in 30 epochs": ("docs/recipes.md", "resnet20_protocol.json", protocol_recipes),
     "recipes in 30 epochs, seed 1": ("docs/recipes.md", "resnet20_30_epochs.json", recipe_table),
     "recipes for mnist 300": (
         "docs/recipes.md",

@@ -218,6 +218,20 @@ def test_known_runs_have_the_same_conditions(tmp_path: Path):
     protocol.main([*arguments, "--config.precision=bfloat16", "--dry_run"])
 
 
+def test_arms_that_decide_nothing_may_have_another_precision(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    runs = protocol.search("resnet20", Choices(overrides={"precision": "bfloat16"}))
+    collect(tmp_path / "known.json", runs, [0.5] * len(runs))
+    arguments = ["resnet20", f"--output={tmp_path}", f"--known={tmp_path / 'known.json'}"]
+    protocol.main([*arguments, "--dry_run", "--only=reverse,binary-last"])
+    printed = capsys.readouterr().out
+    assert printed.count("reverse-lr1-") == printed.count("binary-last-lr1-") == 2
+    for with_others in ("reverse,ascend", "*"):
+        with pytest.raises(UserError, match="with precision='bfloat16'; accepted: 'float32'"):
+            protocol.main([*arguments, "--dry_run", f"--only={with_others}"])
+
+
 def test_what_is_left_to_do_is_told_with_the_rates_that_were_found(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ):

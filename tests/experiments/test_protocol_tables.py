@@ -103,6 +103,39 @@ def test_the_tables_say_what_was_chosen_and_answered():
     assert "recipe (" not in text
 
 
+def elsewhere(variant: str, *accuracies: float) -> list[dict[str, Any]]:
+    """Full runs of an arm on CPUs, seed by seed."""
+    runs = [
+        run
+        for run in protocol.full("resnet20", Choices(), {"forward": 1.0, variant: 1.0})
+        if run.variant == variant and run.config.learning_rate == 1
+    ]
+    pairs = zip(runs, accuracies, strict=True)
+    return [collected(run, accuracy) | {"devices": ["cpu"]} for run, accuracy in pairs]
+
+
+def test_arms_that_decide_nothing_may_have_been_run_elsewhere():
+    runs = [*ended(), *elsewhere("reverse", 0.81, 0.8)]
+    text = protocol_tables.protocol_tables(runs)
+    assert text.startswith(
+        "1 x GPU, jax 1, commit abc, products in float32.\n\nArms with a device and a precision "
+        "beside their name: 2 x86-64 cores, jax 1, commit abc, products in float32.\n\n"
+    )
+    name = "reverse (float32 on 2 x86-64 cores)"
+    assert f"| {name} | 1 | 2 | 81.00, 80.00 | 80.50 ± 0.71 |" in text
+    assert f"|  | {name} - forward | 2 | -2.00, -2.00 |" in text
+    assert "| the order matters | ascend - forward | 3 |" in text
+    assert "cores" not in protocol_tables.protocol_in_short(runs)
+    assert "reverse" not in protocol_tables.protocol_recipes(runs)
+    at_home = [run | {"devices": ["GPU"]} for run in elsewhere("reverse", 0.81, 0.8)]
+    text = protocol_tables.protocol_tables([*ended(), *at_home])
+    assert "beside their name" not in text
+    assert "| reverse | 1 | 2 | 81.00, 80.00 | 80.50 ± 0.71 |" in text
+    assert "reverse" in protocol_tables.protocol_recipes([*ended(), *at_home])
+    with pytest.raises(UserError, match=r"with devices of reverse .*'cpu'.* and .*'GPU'"):
+        protocol_tables.protocol_tables([*runs[:-1], at_home[-1]])
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
