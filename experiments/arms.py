@@ -35,6 +35,11 @@ class Arm:
     rate_of: str = ""
     anneal: float = 0.0
 
+    @property
+    def shown_at_published(self) -> bool:
+        """Whether it is run at the published rate, too, where the search chose another."""
+        return self.fields.get("scale") == "none" and not self.variant.endswith("-reset")
+
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:

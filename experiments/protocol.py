@@ -67,8 +67,7 @@ def full(network: str, choices: Choices, rates: Mapping[str, float], order: str 
                 continue
             fields = {"order": order} if guided else {}
             compared.append(_run(network, "full", name, choices, found, seed, **fields))
-            bare = arm.fields.get("scale") == "none" and "reset" not in name
-            if bare and found != published:
+            if arm.shown_at_published and found != published:
                 shown.append(_run(network, "full", name, choices, published, seed, **fields))
     return compared + shown
 
@@ -153,12 +152,12 @@ def _carry_out(asked: Asked, jobs: int) -> dict[Path, str]:
     rates = searched(asked, _searches(asked) - failed)
     runs, guided = _left(asked, rates)
     failures |= execute(runs)
-    if failures or not guided:
+    if not guided or "float" in failed or there.where(_measured_run(asked, rates)) in failures:
         return failures
     order = _measured_order(there, _measured_run(asked, rates))
     names = {run.name for run in guided}
     again = full(asked.network, asked.choices, rates, str(order.absolute()))
-    return execute(run for run in again if run.name in names)
+    return failures | execute(run for run in again if run.name in names)
 
 
 def _left_of_search(asked: Asked) -> list[Run]:

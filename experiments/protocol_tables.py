@@ -22,6 +22,10 @@ Accuracies = Mapping[int, float]
 
 _DESCRIBED = (
     ("recipe", "binary-channel"),
+    ("recipe", "binary"),
+    ("binary-channel", "binary"),
+    ("sgd-binary-channel", "sgd-binary"),
+    ("ascend", "binary"),
     ("recipe", "float"),
     ("binary-channel", "float"),
     ("forward-channel", "float"),
@@ -211,11 +215,17 @@ class _Comparison:
         return tables.markdown(heads, "llrll", rows)
 
     def missing(self) -> list[str]:
-        """Arms of which seeds are missing, and how many."""
-        return [
-            f"{name} ({arm.seeds - len(self.accuracies(name))} of {arm.seeds} seeds)"
+        """Arms of which seeds are missing, and how many; after them those at published rates."""
+        found = [(name, arm, len(self.accuracies(name))) for name, arm in self._arms.items()]
+        found += [
+            (f"{name} at {self.published:g}", arm, len(self.accuracies(name, self.published)))
             for name, arm in self._arms.items()
-            if len(self.accuracies(name)) < arm.seeds
+            if arm.shown_at_published and self.rates.get(name, self.published) != self.published
+        ]
+        return [
+            f"{name} ({arm.seeds - there} of {arm.seeds} seeds)"
+            for name, arm, there in found
+            if there < arm.seeds
         ]
 
     def questions_table(self) -> str:
@@ -240,7 +250,8 @@ class _Comparison:
         if rates != {self.published}:  # which the first question does not ask for
             both = [self.accuracies(arm, self.published) for arm in ("forward", "binary")]
             name = f"binary, both at the published {self.published:g}"
-            rows.append(self._cells("forward", name, _paired(*both)))
+            if paired := _paired(*both):
+                rows.append(self._cells("forward", name, paired))
         for one, other in _DESCRIBED:
             differences = self._differences(one, other)
             if differences:

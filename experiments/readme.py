@@ -88,6 +88,7 @@ _TABLES: dict[str, tuple[str, str, Callable[[Any], str]]] = {
     "training speed": ("README.md", "training_speed_cpu.json", benchmark_tables.speed_table),
     "protocol in short": ("README.md", "resnet20_protocol.json", protocol_in_short),
     "protocol": ("experiments/FINDINGS.md", "resnet20_protocol.json", protocol_tables),
+    "protocol of vgg5": ("experiments/FINDINGS.md", "vgg5_protocol.json", protocol_tables),
     "protocol of mnist 300": (
         "experiments/FINDINGS.md",
         "mnist_300_protocol.json",

@@ -162,6 +162,36 @@ def test_an_arm_whose_search_fails_keeps_no_other_from_its_runs(
     assert carried_out == [{"float", "binary"}, {"float"}]
 
 
+@pytest.mark.parametrize(
+    ("broken", "guided"),
+    [("binary-last", True), ("reverse", True), ("float", False)],
+)
+def test_a_run_that_fails_keeps_no_guided_run_but_the_measured_one(
+    broken: str, guided: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    started: set[str] = set()
+
+    def execute(network: str, runs: list, **_: object) -> dict[Path, str]:
+        started.update(run.variant for run, _ in runs if run.stage == "full")
+        failures = {}
+        for run, directory in runs:
+            in_search = run.stage == "search"
+            if run.variant == broken and in_search == (broken == "binary-last"):
+                failures[directory] = "the loss is not finite"
+            elif in_search:
+                finish(directory, 0.5, 0.5)
+        return failures
+
+    monkeypatch.setattr(execution, "execute", execute)
+    order = tmp_path / "order.json"
+    order.write_text(json.dumps(list(range(1, 21))))
+    monkeypatch.setattr(protocol, "_measured_order", lambda there, run: order)
+    with pytest.raises(UserError, match=f"failed: {broken}-lr.*: the loss is"):
+        protocol.main(["resnet20", f"--output={tmp_path}", "--only=reverse,binary-last,guided"])
+    assert ("guided" in started) == guided
+    assert {"float", "reverse"} <= started
+
+
 def test_a_guided_order_needs_the_float_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def execute(network: str, runs: list, **_: object) -> dict[Path, str]:
         for run, directory in runs:

@@ -101,6 +101,10 @@ def test_the_tables_say_what_was_chosen_and_answered():
     assert "| recipe - float | 3 | -1.00, -1.00, -1.00 |" in text
     assert "Without a result: reverse (2 of 2 seeds), binary-last (2 of 2 seeds), " in text
     assert "recipe (" not in text
+    # Bare arms are shown at the published rate, too.
+    assert "forward at 0.1 (" not in text
+    first = [run for run in ended() if run["fields"]["seed"] == 316]
+    assert "forward at 0.1 (2 of 3 seeds)" in protocol_tables.protocol_tables(first)
 
 
 def elsewhere(variant: str, *accuracies: float) -> list[dict[str, Any]]:
