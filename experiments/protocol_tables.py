@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments import curves, declarations, loading, tables
+from experiments import curves, declarations, loading, places, tables
 from experiments.arms import COMPARISONS, arm_of, best_rate, compared_in
 from experiments.comparisons import mean_and_interval
 from experiments.questions import QUESTIONS, answer_of
 from experiments.recipes import recipe_table
 from experiments.result import Result
-from jaxbin.common.errors import UserError, shown
+from jaxbin.common.errors import UserError
 
 _SEARCHED = "searched"
 
@@ -148,13 +148,8 @@ class _Comparison:
         network = compared_in(results[0])
         comparison = COMPARISONS[network]
         arms = [arm_of(network, run) for run in results]
-        # An arm that decides nothing may have been run elsewhere, with all of its seeds.
-        groups = [
-            arm if run.stage == "full" and comparison.only_describes(arm) else ""
-            for arm, run in zip(arms, results, strict=True)
-        ]
-        _check_alike(groups, results)
-        self._elsewhere = _elsewhere(groups, results)
+        groups = places.grouped(comparison, arms, results)
+        self._elsewhere = places.elsewhere(groups, results)
         self.together: list[dict[str, Any]] = []
         self.apart: list[dict[str, Any]] = []
         for group, run in zip(groups, runs, strict=True):
@@ -271,44 +266,6 @@ class _Comparison:
 
     def _differences(self, one: str, other: str) -> list[float]:
         return _paired(self.accuracies(one), self.accuracies(other))
-
-
-def _elsewhere(groups: Sequence[str], results: Sequence[Result]) -> dict[str, str]:
-    """Of groups that were not run where the group "" was: precision and devices, in words."""
-    places = {
-        group: f"{run.fields['precision']} on {tables.device(run.origin)}"
-        for group, run in zip(groups, results, strict=True)
-    }
-    usual = places.get("", next(iter(places.values())))
-    return {group: place for group, place in places.items() if place != usual}
-
-
-def _check_alike(groups: Sequence[str], results: Sequence[Result]) -> None:
-    """Refuse what PROTOCOL.md does not compare: other precisions, devices or lengths.
-
-    Args:
-      groups: of each result, whose precision and devices are alike.
-      results: of one comparison.
-
-    Raises:
-      UserError: runs differ in one of them.
-    """
-    kept: dict[str, list[Any]] = {}
-    for group, run in zip(groups, results, strict=True):
-        of = f" of {group}" if group else ""
-        for name, value in (
-            (f"precision{of}", run.fields["precision"]),
-            (f"devices{of}", run.origin.get("devices")),
-            (f"epochs of stage {run.stage}", run.summary["epochs"]),
-        ):
-            kept.setdefault(name, []).append(value)
-    for name, values in kept.items():
-        others = [value for value in values if value != values[0]]
-        if others:
-            raise UserError(
-                f"runs of one comparison with {name} {shown(values[0])} and {shown(others[0])}; "
-                "accepted: one of them"
-            )
 
 
 def _paired(one: Accuracies, other: Accuracies) -> list[float]:
