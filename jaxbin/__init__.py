@@ -7,10 +7,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jaxbin.binarization.layers import BINARIZATION, Conv, Dense, latent_weights, write_mask
+    from jaxbin.binarization.layers import (
+        BINARIZATION,
+        Conv,
+        Dense,
+        latent_weights,
+        write_mask,
+        write_progress,
+    )
     from jaxbin.binarization.methods import Rule
     from jaxbin.binarization.outline import forward_order
-    from jaxbin.binarization.schedule import mask_at
+    from jaxbin.binarization.schedule import mask_at, progress_at, turns
     from jaxbin.binarization.trees import Leaves, Selection, select
     from jaxbin.binarization.wrapped import binarizable
     from jaxbin.common.errors import UserError
@@ -38,18 +45,24 @@ __all__ = [
     "make_train_step",
     "mask_at",
     "pack",
+    "progress_at",
     "select",
+    "turns",
     "write_mask",
+    "write_progress",
 ]
 
 _MODULES = {
     "export.artifact": ("pack",),
     "common.errors": ("UserError",),
     "export.inference": ("load",),
-    "binarization.layers": ("BINARIZATION", "Conv", "Dense", "latent_weights", "write_mask"),
+    "binarization.layers": (
+        *("BINARIZATION", "Conv", "Dense", "latent_weights"),
+        *("write_mask", "write_progress"),
+    ),
     "binarization.outline": ("forward_order",),
     "binarization.methods": ("Rule",),
-    "binarization.schedule": ("mask_at",),
+    "binarization.schedule": ("mask_at", "progress_at", "turns"),
     "binarization.trees": ("Leaves", "Selection", "select"),
     "binarization.wrapped": ("binarizable",),
     "engine.step": ("create_state", "make_eval_step", "make_optimizer", "make_train_step"),

@@ -29,8 +29,8 @@ def check(config: Config) -> None:
     if config.split_file:
         data.read_split_file(config.split_file, spec)
     _check_rates(config)
-    _check_rules(config)
     if config.method != "float":  # which has no turns, so that its other fields do not matter
+        _check_rules(config)
         _check_annealing(config)
         _check_turns(config)
 
@@ -96,12 +96,16 @@ def _check_rates(config: Config) -> None:
 
 
 def _check_rules(config: Config) -> None:
-    rules = config.rules
+    rules, floats = config.rules, config.float_layer_numbers
+    for number, name in enumerate(config.layer_names, start=1):
+        if number in floats and name in dict(rules.layer_scales):
+            raise UserError(
+                f"layer_scales={config.layer_scales!r} has layer {number} ({name}), which "
+                f"float_layers={config.float_layers!r} keeps from being binary"
+            )
     if config.grain == "weight":
-        if config.map != "sign":
-            raise UserError(f"grain='weight' is for map='sign'; map={config.map!r} takes 'layer'")
         for number, name in enumerate(config.layer_names, start=1):
-            if rules.of(name).scale == "none" and number not in config.float_layer_numbers:
+            if rules.of(name).scale == "none" and number not in floats:
                 raise UserError(
                     f"grain='weight' with scale 'none' in layer {number} ({name}): some of its "
                     "weights would be far larger than the others; accepted: he, mean, channel"
@@ -115,6 +119,8 @@ def _check_rules(config: Config) -> None:
 
 
 def _check_annealing(config: Config) -> None:
+    _check_used(config, "steepness", "map", ("parq", "tanh"))
+    _check_used(config, "grain_order", "grain", ("weight",))
     annealed = config.map != "sign" or config.grain == "weight"
     if annealed and not config.span_epochs:
         what = f"map={config.map!r}" if config.map != "sign" else "grain='weight'"
@@ -123,6 +129,16 @@ def _check_annealing(config: Config) -> None:
         raise UserError(
             f"anneal_epochs={config.anneal_epochs} with map='sign', grain='layer' has nothing to "
             "anneal; accepted: 0, or map relax, parq, tanh, or grain='weight'"
+        )
+
+
+def _check_used(config: Config, name: str, of: str, values: tuple[str, ...]) -> None:
+    """Raise a UserError if field `name` was changed though field `of` has none of `values`."""
+    default = type(config).__dataclass_fields__[name].default
+    if getattr(config, name) != default and getattr(config, of) not in values:
+        raise UserError(
+            f"{name}={getattr(config, name)!r} is for {of}={' or '.join(map(repr, values))}; "
+            f"{of}={getattr(config, of)!r} takes {default!r}"
         )
 
 

@@ -217,6 +217,19 @@ WRONG: list[tuple[dict, list[str]]] = [
     ({"layer_scales": "dense9=he"}, ["layer_scales='dense9=he'", "'dense9'", "1 to 3", "dense1"]),
     ({"layer_scales": "dense1"}, ["layer_scales='dense1'", "LAYER=SCALE", "none, he"]),
     ({"layer_scales": "1=he,dense1=mean"}, ["layer_scales=", "dense1 twice"]),
+    (
+        {"layer_scales": "2=he", "float_layers": "dense2", "order": "13"},
+        ["layer_scales='2=he'", "layer 2 (dense2)", "float_layers='dense2'"],
+    ),
+    ({"steepness": 20.0}, ["steepness=20.0", "'parq' or 'tanh'", "map='sign' takes 10.0"]),
+    (
+        {"map": "relax", "steepness": 5.0, "anneal_epochs": 2},
+        ["steepness=5.0", "map='relax' takes 10.0"],
+    ),
+    (
+        {"grain_order": "random", "scale": "he"},
+        ["grain_order='random'", "grain='weight'", "grain='layer' takes 'magnitude'"],
+    ),
     ({"map": "parq"}, ["map='parq'", "anneal_epochs >= 1"]),
     ({"anneal_epochs": 2}, ["anneal_epochs=2", "nothing to anneal"]),
     (
@@ -299,6 +312,7 @@ def test_wrong_configurations_are_refused_in_one_line(values: dict, mentioned: l
         {"map": "tanh", "epochs": 12, "epochs_per_layer": 5, "anneal_epochs": 2},
         {"grain": "weight", "scale": "he", "epochs": 15, "epochs_per_layer": 5},
         {"map": "parq", "method": "float"},  # of which nothing is binary
+        {"grain": "weight", "method": "float"},
         {"warmup_epochs": 449},
         {"layer_scales": "dense3=he, 1=channel"},
         {"network": "resnet", "depth": 8},

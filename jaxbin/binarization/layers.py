@@ -151,8 +151,16 @@ def write_progress(
     Args:
       binarization: from `write_mask`, or changed by this function.
       layer_names: names of layers 1..L.
-      progress: array (L,), from 0 to 1.
+      progress: array (L,), from 0 to 1, as a row of `jaxbin.progress_at`.
+
+    Raises:
+      UserError: it has another shape.
     """
+    if np.shape(progress) != (len(layer_names),):
+        raise UserError(
+            f"a progress of shape {np.shape(progress)} is not accepted; accepted: "
+            f"({len(layer_names)},), one number for each layer"
+        )
     flat = by_path(binarization)
     flat |= {f"{name}/progress": progress[number] for number, name in enumerate(layer_names)}
     return nested(flat)

@@ -43,7 +43,7 @@ class Rule:
       grain_order: which weights of `grain` "weight" come first: "magnitude" or "random".
 
     Raises:
-      UserError: one of them is none of these.
+      UserError: one of them is none of these, or `grain` "weight" has another map than "sign".
     """
 
     scale: str = "none"
@@ -68,6 +68,8 @@ class Rule:
                 f"Rule(steepness={shown(steepness)}) is not accepted; accepted: a number from "
                 f"{least:g} to {most:g}"
             )
+        if self.grain == "weight" and self.map != "sign":
+            raise UserError(f"grain='weight' is for map='sign'; map={self.map!r} takes 'layer'")
 
     @property
     def published(self) -> bool:

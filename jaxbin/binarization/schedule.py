@@ -131,16 +131,23 @@ def progress_at(
     Args:
       epoch: the epoch, from 0.
       steps: steps in an epoch.
-      due: each layer's turn, from `turns`.
+      due: each layer's turn, from `turns`; None for a layer that has none.
       anneal_epochs: how many epochs it takes from 0 to 1; 0 for none, 1 from the first step on.
 
     Returns:
       float32 (steps, L).
 
+    Raises:
+      UserError: `steps` or `anneal_epochs` is too small.
+
     >>> progress_at(3, 2, (2, None, 4), anneal_epochs=2)
     array([[0.75, 0.  , 0.  ],
            [1.  , 0.  , 0.  ]], dtype=float32)
     """
+    if steps < 1:
+        raise UserError(f"steps={steps} is not accepted; accepted: 1 or more")
+    if anneal_epochs < 0:
+        raise UserError(f"anneal_epochs={anneal_epochs} is not accepted; accepted: 0 or more")
     done = epoch * steps + np.arange(1, steps + 1)[:, None]
     begun = np.array([math.inf if turn is None else turn * steps for turn in due])
     since = done - begun

@@ -55,6 +55,11 @@ class Leaves:
             )
         if not (rule is None or isinstance(rule, Rule)):
             raise UserError(f"Leaves(rule={shown(rule)}) is not accepted; a jaxbin.Rule is")
+        if rule is not None and (rule.grain, rule.scale) == ("weight", "none"):
+            raise UserError(
+                "Leaves(rule=Rule(grain='weight', scale='none')) is not accepted, as some weights "
+                "of a layer would be far larger than the others; accepted: he, mean, channel"
+            )
         if axes is None:
             return
         if not isinstance(axes, (list, tuple)) or not all(type(axis) is int for axis in axes):

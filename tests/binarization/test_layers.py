@@ -204,6 +204,13 @@ def test_progress_is_written_and_leaves_the_masks():
     assert read_mask(changed, NAMES) == read_mask(written, NAMES)
 
 
+@pytest.mark.parametrize("progress", [1.0, np.ones(4, np.float32), np.ones((2, 5), np.float32)])
+def test_a_progress_of_another_shape_is_refused(progress: Any):
+    written = write_mask(NAMES, (True,) * 5)
+    with pytest.raises(UserError, match=r"a progress of shape \(.*is not accepted.*\(5,\)"):
+        write_progress(written, NAMES, progress)
+
+
 @functools.cache
 def own_variables():
     images = jnp.zeros((1, 4, 4, 2))

@@ -275,6 +275,12 @@ def test_rules_are_refused(given: Any):
         Rule(**given)
 
 
+@pytest.mark.parametrize("map", ["relax", "parq", "tanh"])
+def test_weights_one_by_one_are_for_the_sign_alone(map: str):
+    with pytest.raises(UserError, match=f"grain='weight' is for map='sign'; map='{map}' takes"):
+        Rule("channel", map, grain="weight")
+
+
 @pytest.mark.parametrize("grain", methods.GRAINS)
 def test_a_mask_that_is_known_to_be_off_leaves_no_annealing(grain: str):
     """As in an exported network, whose kernels are what its layers compute with."""

@@ -209,6 +209,12 @@ def test_without_annealing_progress_is_the_mask():
     assert table.tolist() == [[1, 0, 0], [1, 0, 0], [1, 0, 1], [1, 0, 1]]
 
 
+@pytest.mark.parametrize(("steps", "anneal", "name"), [(0, 1, "steps=0"), (1, -1, "epochs=-1")])
+def test_progress_over_no_time_is_refused(steps: int, anneal: int, name: str):
+    with pytest.raises(UserError, match=f"{name} is not accepted"):
+        schedule.progress_at(0, steps, (0,), anneal)
+
+
 @pytest.mark.parametrize("steps", [1, 3, 7, 351])
 @pytest.mark.parametrize("anneal", [1, 3, 11])
 def test_the_last_step_of_an_annealing_has_exactly_1(steps: int, anneal: int):

@@ -139,6 +139,10 @@ def test_selections_are_refused(rules: Any, order: Any, message: str):
     ("given", "message"),
     [
         ({"rule": "channel"}, r"Leaves\(rule='channel'\) is not accepted; a jaxbin.Rule is"),
+        (
+            {"rule": Rule(grain="weight")},
+            r"Leaves\(rule=Rule\(grain='weight', scale='none'\)\) is not accepted",
+        ),
         ({"outputs": 1}, r"Leaves\(outputs=1\) is not accepted; axes are, as \(-1,\)"),
         ({"outputs": ("x",)}, r"Leaves\(outputs=\('x',\)\) is not accepted; axes are, as"),
         ({"pattern": 5}, r"Leaves\(5\) is not accepted; a pattern is"),

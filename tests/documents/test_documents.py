@@ -147,7 +147,7 @@ def test_artifact(place: Path):
 
 
 def test_tutorial(capsys: pytest.CaptureFixture):
-    ((_, text),) = blocks("tutorial.md")
+    (_, text), _ = blocks("tutorial.md")
     assert len(text.splitlines()) < 40
     left = run_python(text)
     printed = capsys.readouterr().out.splitlines()
@@ -164,6 +164,28 @@ def test_tutorial(capsys: pytest.CaptureFixture):
         "Dense_1: 640 weights, 2560 bytes, packed 80",
     ]
     assert left["bits"].dtype == np.uint8
+
+
+def test_tutorial_on_annealing():
+    (_, text), (_, annealing) = blocks("tutorial.md")
+    before, loop, _ = re.split(r"(?s)(?=for epoch in )(.*?)(?=for name, )", text)
+    assert len(loop.splitlines()) == 7
+    rule = 'rules=jaxbin.Rule("channel", "parq")'
+    before = before.replace("strides=2)", f"strides=2, {rule})")
+    before = re.sub(r"Dense\((\d+)\)", rf"Dense(\1, {rule})", before)
+    assert before.count(rule) == 3
+    left = run_python(before + annealing)
+    assert left["step"]._cache_size() == 1
+    halves = {0: [0, 0, 0.5], 1: [0, 0, 1], 2: [0.5, 0, 1], 5: [1, 1, 1]}
+    for epoch, half in halves.items():
+        progress = jaxbin.progress_at(epoch, 40, left["due"], anneal_epochs=2)
+        assert progress[-1].tolist() == half
+    state, test = left["state"], left["test"]
+    of_layers = [state.binarization[name]["progress"] for name in left["names"]]
+    assert of_layers == [1, 1, 1]
+    images, labels = left["images"][test], left["labels"][test]
+    metrics, _ = left["evaluate"](state, images, labels, np.full(len(test), True))
+    assert metrics.compute()["accuracy"] > 0.8
 
 
 def first_cells(text: str) -> set[str]:
