@@ -6,9 +6,14 @@ from typing import Any
 
 from experiments import loading, tables
 from experiments.declarations import CONDITIONS
+from jaxbin import config
 from jaxbin.common.errors import UserError, shown
 
-_NAMED = ("weight_decay", "label_smoothing", "float_epochs")
+_NAMED = (
+    *("weight_decay", "label_smoothing", "float_epochs", "float_layers", "grain", "grain_order"),
+    *("steepness", "batch_size", "warmup_epochs", "nesterov", "rate_schedule"),
+)
+"""What a row names beside its columns, where it is not what other rows have or nothing."""
 
 
 def recipe_table(runs: Sequence[dict[str, Any]]) -> str:
@@ -25,11 +30,11 @@ def recipe_table(runs: Sequence[dict[str, Any]]) -> str:
     """
     runs = [run for run in runs if run["fields"].get("stage") == "full"] or runs
     results = [loading.result_of(run) for run in runs]
-    decays = {result.fields["weight_decay"] for result in results}
+    usual = _usual([result.fields for result in results])
     of_recipe: dict[tuple[str, ...], list[float]] = {}
     fields: dict[tuple[str, ...], Mapping[str, Any]] = {}
     for result in results:
-        recipe = _recipe(result.fields, named=_NAMED if len(decays) > 1 else _NAMED[1:])
+        recipe = _recipe(result.fields, usual)
         first = fields.setdefault(recipe, result.fields)
         for name in CONDITIONS:
             if first[name] != result.fields[name]:
@@ -52,14 +57,28 @@ def recipe_table(runs: Sequence[dict[str, Any]]) -> str:
         f"against {'float' if floats else 'the best'}, points",
     )
     return (
-        f"{tables.conditions(runs)}, {summary['epochs']} epochs, cosine to 0, products in "
+        f"{tables.conditions(runs)}, {summary['epochs']} epochs{_schedule(usual)}, products in "
         f"{results[0].fields['precision']}; accuracy after the last epoch:\n\n"
         f"{tables.markdown(heads, 'llllrrr', rows)}"
     )
 
 
-def _recipe(fields: Mapping[str, Any], named: Sequence[str]) -> tuple[str, ...]:
-    """What distinguishes a run, in words; of `named` what is not 0."""
+def _usual(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The values of `_NAMED` that no row names, given the fields of all runs."""
+    usual = {name: config.FIELDS[name].default for name in _NAMED}
+    for name in ("batch_size", "rate_schedule"):
+        usual[name] = statistics.mode(fields[name] for fields in runs)
+    decays = {fields["weight_decay"] for fields in runs}
+    return usual | ({"weight_decay": decays.pop()} if len(decays) == 1 else {})
+
+
+def _schedule(usual: Mapping[str, Any]) -> str:
+    schedule = usual["rate_schedule"]
+    return {"milestones": "", "cosine": ", cosine to 0"}.get(schedule, f", {schedule}")
+
+
+def _recipe(fields: Mapping[str, Any], usual: Mapping[str, Any]) -> tuple[str, ...]:
+    """What distinguishes a run, in words; of `_NAMED` what is not usual."""
     method, rate = fields["method"], f"{fields['learning_rate']:g}"
     order = fields["order"] if method == "iterative" else "forward"
     name = method
@@ -67,9 +86,11 @@ def _recipe(fields: Mapping[str, Any], named: Sequence[str]) -> tuple[str, ...]:
         epochs = fields["epochs_per_layer"]
         name += ", one layer " + ("an epoch" if epochs == 1 else f"in {epochs} epochs")
     name += f", {order}" if order != "forward" else ""
-    for field in named:
-        if fields[field]:
-            name += f", {field.replace('_', ' ')} {fields[field]:g}"
+    for field in _NAMED:
+        value = fields[field]
+        if value != usual[field]:
+            words = value if isinstance(value, (str, bool)) else f"{value:g}"
+            name += f", {field.replace('_', ' ')} {words}"
     name += ", latent reset" if fields["latent_reset"] else ""
     if method == "float":
         return name, "", "", rate

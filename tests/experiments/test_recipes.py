@@ -48,6 +48,32 @@ def test_what_all_have_is_not_named_but_what_differs_is():
     assert "| float, weight decay 0.0001 |  |" in recipe_table(same)
 
 
+def test_layers_that_stay_float_and_all_else_that_a_reader_must_know_is_named():
+    bare = {"method": "binary", "rate_schedule": "cosine"}
+    rows = [
+        run(0.9, **bare, float_layers="dense1,3", order="2"),
+        run(0.8, **bare, grain="weight", scale="he", anneal_epochs=5),
+        run(0.7, **bare, batch_size=50),
+        run(0.6, method="binary", rate_schedule="linear"),
+        run(0.5, **bare, warmup_epochs=2),
+        run(0.4, **bare),
+        run(0.3, **bare, optimizer="sgd", nesterov=True, learning_rate=0.1),
+    ]
+    table = recipe_table(rows)
+    assert "100 epochs, cosine to 0, products" in table
+    assert [line.split(" | ")[0] for line in table.splitlines()[4:]] == [
+        "| binary, float layers dense1,3",
+        "| binary, grain weight",
+        "| binary, batch size 50",
+        "| binary, rate schedule linear",
+        "| binary, warmup epochs 2",
+        "| binary",
+        "| binary, nesterov True",
+    ]
+    assert "100 epochs, linear, products" in recipe_table(rows[3:4])
+    assert "100 epochs, products" in recipe_table([run(0.9)])
+
+
 def test_of_a_search_and_full_runs_the_latter_count():
     runs = [run(0.9, method="float", stage="full"), run(0.8, method="binary")]
     assert "binary" not in recipe_table(runs)
