@@ -22,6 +22,8 @@ Accuracies = Mapping[int, float]
 
 _DESCRIBED = (
     ("recipe", "binary-channel"),
+    ("recipe", "forward-channel"),
+    ("forward-channel", "forward"),
     ("recipe", "binary"),
     ("binary-channel", "binary"),
     ("sgd-binary-channel", "sgd-binary"),

@@ -42,12 +42,12 @@ def recipe_table(runs: Sequence[dict[str, Any]]) -> str:
                     f"runs with {name}={shown(first[name])} and {shown(result.fields[name])} are "
                     f"both the recipe {recipe}; accepted: one of them"
                 )
-        of_recipe.setdefault(recipe, []).append(100 * result.accuracy("last"))
+        of_recipe.setdefault(recipe, []).append(result.accuracy("last"))
     means = {recipe: statistics.fmean(values) for recipe, values in of_recipe.items()}
     floats = [mean for recipe, mean in means.items() if recipe[0].startswith("float")]
     best = max(floats or means.values())
     rows = [
-        (*recipe, len(of_recipe[recipe]), f"{mean:.2f}", f"{mean - best:+.2f}")
+        (*recipe, len(of_recipe[recipe]), f"{100 * mean:.2f}", f"{100 * (mean - best):+.2f}")
         for recipe, mean in sorted(means.items(), key=lambda item: -item[1])
     ]
     summary = runs[0]["summary"]
