@@ -11,7 +11,7 @@ from jaxbin.common.errors import UserError, shown
 
 _NAMED = (
     *("weight_decay", "label_smoothing", "float_epochs", "float_layers", "grain", "grain_order"),
-    *("steepness", "batch_size", "warmup_epochs", "nesterov", "rate_schedule"),
+    *("steepness", "optimizer", "batch_size", "warmup_epochs", "nesterov", "rate_schedule"),
 )
 """What a row names beside its columns, where it is not what other rows have or nothing."""
 
@@ -26,10 +26,16 @@ def recipe_table(runs: Sequence[dict[str, Any]]) -> str:
         there are any, and have one number of epochs.
 
     Raises:
-      UserError: runs of one row differ in more than their seed.
+      UserError: runs of one row differ in more than their seed, or any in epochs or precision.
     """
     runs = [run for run in runs if run["fields"].get("stage") == "full"] or runs
     results = [loading.result_of(run) for run in runs]
+    for name in ("epochs", "precision"):
+        if others := [one for one in results if one.fields[name] != results[0].fields[name]]:
+            raise UserError(
+                f"recipes with {name}={shown(results[0].fields[name])} and "
+                f"{shown(others[0].fields[name])}; accepted: one of them in a table"
+            )
     usual = _usual([result.fields for result in results])
     of_recipe: dict[tuple[str, ...], list[float]] = {}
     fields: dict[tuple[str, ...], Mapping[str, Any]] = {}
@@ -66,7 +72,7 @@ def recipe_table(runs: Sequence[dict[str, Any]]) -> str:
 def _usual(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The values of `_NAMED` that no row names, given the fields of all runs."""
     usual = {name: config.FIELDS[name].default for name in _NAMED}
-    for name in ("batch_size", "rate_schedule"):
+    for name in ("optimizer", "batch_size", "rate_schedule"):
         usual[name] = statistics.mode(fields[name] for fields in runs)
     decays = {fields["weight_decay"] for fields in runs}
     return usual | ({"weight_decay": decays.pop()} if len(decays) == 1 else {})

@@ -172,7 +172,7 @@ class Config(Fields):
           UserError: the network cannot take images of that size.
         """
         spec = self.dataset_spec
-        network = self._network(Rules())
+        network = self._network(None)
         try:
             return forward_order(network, spec.image_shape)
         except (ValueError, TypeError, ZeroDivisionError, OverflowError) as error:
@@ -193,7 +193,8 @@ class Config(Fields):
         """
         return self._network(self.rules, axis_name)
 
-    def _network(self, rules: Rules, axis_name: str | None = None) -> nn.Module:
+    def _network(self, rules: Rules | None, axis_name: str | None = None) -> nn.Module:
+        """The network with these rules; with None, of which only the layers matter, any."""
         dtype = dtype_of(self.precision)
         spec = self.dataset_spec
         if own.is_reference(self.network):
@@ -201,6 +202,7 @@ class Config(Fields):
             return own.build_named(
                 self.network, options, shape, spec.classes, rules, axis_name, dtype
             )
+        rules = rules or Rules()
         return registry.build(self.network, spec.classes, self.depth, axis_name, dtype, rules)
 
     @functools.cached_property

@@ -77,6 +77,7 @@ def _check_sensitivity(config: Config) -> None:
 
 
 def _check_rates(config: Config) -> None:
+    _check_used(config, "milestone_factor", "rate_schedule", ("milestones",))
     if config.rate_schedule != "milestones" and config.run_milestones:
         field = "sensitivity_milestones" if config.method == "sensitivity" else "milestones"
         raise UserError(
@@ -144,7 +145,7 @@ def _check_used(config: Config, name: str, of: str, values: tuple[str, ...]) -> 
 
 def _check_turns(config: Config) -> None:
     epochs = config.run_epochs
-    if not config.order_layers:
+    if not config.order_layers:  # a network without a layer is refused
         raise UserError(
             f"float_layers={config.float_layers!r} leaves method={config.method!r} no layer to "
             "make binary; accepted: method='float'"

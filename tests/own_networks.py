@@ -117,11 +117,12 @@ class Chosen(nn.Module):
     """One layer of jaxbin's, and one that stays as it is."""
 
     classes: int
+    scale: str = "none"
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
         x = nn.relu(nn.Dense(12, name="plain")(images.reshape(len(images), -1)))
-        return jaxbin.Dense(self.classes, name="last")(x)
+        return jaxbin.Dense(self.classes, name="last", rules=jaxbin.Rule(self.scale))(x)
 
 
 class Stack(nn.Module):

@@ -221,6 +221,10 @@ WRONG: list[tuple[dict, list[str]]] = [
         {"layer_scales": "2=he", "float_layers": "dense2", "order": "13"},
         ["layer_scales='2=he'", "layer 2 (dense2)", "float_layers='dense2'"],
     ),
+    (
+        {"milestone_factor": 0.5, "rate_schedule": "cosine"},
+        ["milestone_factor=0.5", "rate_schedule='milestones'", "rate_schedule='cosine' takes 0.1"],
+    ),
     ({"steepness": 20.0}, ["steepness=20.0", "'parq' or 'tanh'", "map='sign' takes 10.0"]),
     (
         {"map": "relax", "steepness": 5.0, "anneal_epochs": 2},

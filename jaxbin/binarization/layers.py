@@ -154,7 +154,7 @@ def write_progress(
       progress: array (L,), from 0 to 1, as a row of `jaxbin.progress_at`.
 
     Raises:
-      UserError: it has another shape.
+      UserError: it has another shape, or `binarization` no such layer.
     """
     if np.shape(progress) != (len(layer_names),):
         raise UserError(
@@ -162,6 +162,10 @@ def write_progress(
             f"({len(layer_names)},), one number for each layer"
         )
     flat = by_path(binarization)
+    if unknown := [name for name in layer_names if f"{name}/mask" not in flat]:
+        raise UserError(
+            f"there is no mask of layer {shown(unknown[0])}; accepted: layers of the collection"
+        )
     flat |= {f"{name}/progress": progress[number] for number, name in enumerate(layer_names)}
     return nested(flat)
 

@@ -105,6 +105,9 @@ def computed_weights(
     Returns:
       An array of the shape and dtype of `latent`.
 
+    Raises:
+      UserError: `rule` has `grain` "weight" without a scale.
+
     >>> u = jnp.array([[1.0, -0.5], [3.0, 0.25]])
     >>> computed_weights(u, True, 1.0, Rule(scale="channel"))
     Array([[ 2.   , -0.375],
@@ -112,6 +115,7 @@ def computed_weights(
     """
     if rule.published:
         return binarize(latent, mask)
+    check_shares(rule)
     if isinstance(mask, np.ndarray) and not mask.any():
         return latent  # as in an exported network, whose graph need not know of annealing
     fixed = jax.lax.stop_gradient(latent)
@@ -125,6 +129,15 @@ def computed_weights(
         below_one = _mapped(fixed, scale, binary, progress, rule)
     value = jnp.where(share < 1, below_one, binary)
     return straight_through(latent, jnp.where(mask, value, fixed))
+
+
+def check_shares(rule: Rule) -> None:
+    """Raise a UserError if a part of a layer's weights would be far larger than the others."""
+    if (rule.grain, rule.scale) == ("weight", "none"):
+        raise UserError(
+            "Rule(grain='weight', scale='none') is not accepted: of a layer's weights those of -1 "
+            "and +1 would be far larger than the others; accepted: scale he, mean, channel"
+        )
 
 
 def scale_of(

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxbin.binarization.methods import Rule, computed_weights
+from jaxbin.binarization.methods import Rule, check_shares, computed_weights
 from jaxbin.common.errors import UserError, shown
 
 PyTree = Any
@@ -55,11 +55,8 @@ class Leaves:
             )
         if not (rule is None or isinstance(rule, Rule)):
             raise UserError(f"Leaves(rule={shown(rule)}) is not accepted; a jaxbin.Rule is")
-        if rule is not None and (rule.grain, rule.scale) == ("weight", "none"):
-            raise UserError(
-                "Leaves(rule=Rule(grain='weight', scale='none')) is not accepted, as some weights "
-                "of a layer would be far larger than the others; accepted: he, mean, channel"
-            )
+        if rule is not None:
+            check_shares(rule)
         if axes is None:
             return
         if not isinstance(axes, (list, tuple)) or not all(type(axis) is int for axis in axes):
@@ -176,7 +173,11 @@ def select(
     (('first/kernel',), ('first/bias',))
     """
     given: Any = rules
-    if not isinstance(given, (list, tuple)) or not all(isinstance(one, Leaves) for one in given):
+    if (
+        not given
+        or not isinstance(given, (list, tuple))
+        or not all(isinstance(one, Leaves) for one in given)
+    ):
         raise UserError(f"rules={shown(given)} are not accepted; a list of jaxbin.Leaves is")
     leaves: list[_Leaf] = []
     others: list[str] = []
@@ -225,7 +226,10 @@ def select(
 
 def path_of(keys: Sequence[Any]) -> str:
     """The path of a leaf, its parts joined by "/", without what nnx puts around an array."""
-    return jax.tree_util.keystr(tuple(keys), simple=True, separator="/").removesuffix("/value")
+    keys = tuple(keys)
+    if len(keys) > 1 and keys[-1] == jax.tree_util.GetAttrKey("value"):
+        keys = keys[:-1]
+    return jax.tree_util.keystr(keys, simple=True, separator="/")
 
 
 def _outputs(path: str, shape: tuple[int, ...], rule: Leaves) -> tuple[int, ...]:
@@ -236,15 +240,21 @@ def _outputs(path: str, shape: tuple[int, ...], rule: Leaves) -> tuple[int, ...]
     axes = rule.outputs
     if axes is None:
         axis = _OUTPUTS.get(path.rpartition("/")[2])
-        # Three axes are a convolution in one dimension, a stack of dense layers or of stacks, or
-        # heads.
-        if axis is None or len(inner) < 2 or len(inner) == 3:
+        # Three axes are a convolution in one dimension, a stack of dense layers or heads; five one
+        # in three or a stack.
+        if axis is None or len(inner) not in (2, 4):
             raise UserError(
                 f"{path} of shape {shape}: which axes are outputs is not known; say "
                 f"Leaves({rule.pattern!r}, outputs=...), and stacked=True if the first counts "
-                "layers"
+                f"layers, or Leaves({path!r}, None) before it to leave this one as it is"
             )
         axes = (axis,)
     if not all(-len(inner) <= axis < len(inner) for axis in axes):
         raise UserError(f"outputs={axes} are not axes of {path}, whose layers have shape {inner}")
-    return tuple(sorted({axis % len(inner) for axis in axes}))
+    outputs = tuple(sorted({axis % len(inner) for axis in axes}))
+    if len(outputs) == len(inner):
+        raise UserError(
+            f"outputs={axes} are all axes of {path}, whose layers have shape {inner}: each weight "
+            f"would be its own scale; accepted: fewer, or Leaves({path!r}, None)"
+        )
+    return outputs

@@ -124,7 +124,7 @@ class Binarizable(nn.Module):
 def binarizable(
     network: nn.Module,
     *inputs: Any,
-    rules: Rule | Rules = Rules(),  # noqa: B008 (frozen)
+    rules: Rule | Rules | None = Rules(),  # noqa: B008 (frozen)
     **options: Any,
 ) -> Binarizable:
     """A linen module with a mask for each of its layers; the module itself is not changed.
@@ -136,7 +136,8 @@ def binarizable(
     Args:
       network: the module.
       inputs: of a call, arrays or shapes; nothing is computed.
-      rules: what binary layers compute with; the bare sign by default.
+      rules: what binary layers compute with; the bare sign by default. None for what layers of
+        jaxbin's inside compute with, whatever that is, and bare signs of others.
       options: of a call, by name; `train` is passed on in the module's own words, if it has any.
 
     Raises:
@@ -158,16 +159,18 @@ def binarizable(
     params = by_path(shapes.get("params", {}))
     found = {name: call for name, (*_, call) in calls.items() if call is not None}
     chosen = {name: call for name, call in found.items() if call.rules is not None}
+    computing = rules or Rules()
     for name, call in chosen.items():
+        _check_named(name)
         _check_whole(name, call.shape, params)
-        if call.rules is not None and call.rules.of(name) != rules.of(name):
+        if rules and call.rules is not None and call.rules.of(name) != rules.of(name):
             raise UserError(
-                f"layer {name or 'alone'} is jaxbin's, and computes by {call.rules.of(name)}, "
-                f"where {rules.of(name)} is asked for; accepted: a module that takes `rules` and "
-                "gives them to its layers, or flax.linen's layers"
+                f"layer {name} is jaxbin's, and computes by {call.rules.of(name)}, where "
+                f"{rules.of(name)} is asked for; accepted: the former, or a module that takes "
+                "`rules` and gives them to its layers, or flax.linen's layers"
             )
     if chosen:
-        return Binarizable(Held(network), (), rules)
+        return Binarizable(Held(network), (), computing)
     layers = [
         _layer(name, call, params)
         for name, call in found.items()
@@ -179,7 +182,7 @@ def binarizable(
             "parameter 'kernel' whose outputs are known, as flax.linen.Dense and Conv, or jaxbin's"
         )
     _check_names([layer.name for layer in layers])
-    return Binarizable(Held(network), tuple(layers), rules)
+    return Binarizable(Held(network), tuple(layers), computing)
 
 
 class _Call(NamedTuple):
@@ -207,13 +210,18 @@ def _kernel_of(module: nn.Module, *_: Any) -> _Call | None:
 
 def _layer(name: str, call: _Call, params: Mapping[str, Any]) -> Layer:
     """The layer of that name."""
+    _check_named(name)
+    _check_whole(name, call.shape, params)
+    return Layer(name, call.outputs)
+
+
+def _check_named(name: str) -> None:
+    """Raise a UserError for the outermost module."""
     if not name:
         raise UserError(
             "the outermost module has a parameter 'kernel' itself, a layer without a name; put it "
             "into another"
         )
-    _check_whole(name, call.shape, params)
-    return Layer(name, call.outputs)
 
 
 def _check_names(names: Sequence[str]) -> None:

@@ -64,7 +64,7 @@ def build(
     options: Mapping[str, Any],
     image_shape: tuple[int, ...],
     classes: int,
-    rules: Rules = Rules(),  # noqa: B008 (frozen)
+    rules: Rules | None = Rules(),  # noqa: B008 (frozen)
     **given: Any,
 ) -> Binarizable:
     """The network that a user names, with a mask for each of its layers.
@@ -75,7 +75,8 @@ def build(
       options: its arguments; a module has them already.
       image_shape: (height, width, channels) of an input.
       classes: number of outputs; given to the network if it takes `classes`.
-      rules: what binary layers compute with; given to it if it takes `rules`.
+      rules: what binary layers compute with; given to it if it takes `rules`. None for any, where
+        only its layers matter.
       given: other arguments for those that take them, `axis_name` and `dtype`.
 
     Raises:
@@ -91,7 +92,7 @@ def build(
         )
     if not isinstance(made, nn.Module):
         accepted: Mapping[str, Any] = inspect.signature(made).parameters
-        arguments = {"classes": classes, "rules": rules, **given}
+        arguments = {"classes": classes, "rules": rules or Rules(), **given}
         arguments = {name: value for name, value in arguments.items() if name in accepted}
         make: Callable[..., Any] = made
         made = _tried(label, "cannot be made", lambda: make(**(arguments | dict(options))))
@@ -119,7 +120,7 @@ def build_named(
     options: str,
     image_shape: tuple[int, ...],
     classes: int,
-    rules: Rules,
+    rules: Rules | None,
     axis_name: str | None,
     dtype: Any,
 ) -> Binarizable:

@@ -12,7 +12,10 @@ from jaxbin.networks import own
 
 def before(config: Config) -> list[str]:
     """Lines to be read before the run begins; none if there is nothing to say."""
-    lines = (partly_binary(config), _bare_signs(config), _faster_precision(config))
+    lines = (
+        *(partly_binary(config), _late_milestones(config)),
+        *(_bare_signs(config), _faster_precision(config)),
+    )
     return [line for line in lines if line]
 
 
@@ -50,6 +53,18 @@ def partly_binary(config: Config) -> str:
         f"this run ends with {binary} of {due} layers binary: epochs={config.epochs}, "
         f"epochs_per_layer={config.epochs_per_layer}; all are binary with epochs="
         f"{last_turn + max(1, config.span_epochs)} or more, or fewer epochs_per_layer"
+    )
+
+
+def _late_milestones(config: Config) -> str:
+    """Says that the learning rate is not reduced where it was to be; "" if it is."""
+    epochs = config.run_epochs
+    late = [m for m in config.run_milestones if m + config.milestone_offset >= epochs]
+    if not late:
+        return ""
+    return (
+        f"the learning rate is not reduced at {', '.join(map(str, late))}, behind this run's "
+        f"{epochs} epochs; --config.rate_schedule=cosine, without milestones, ends near 0"
     )
 
 

@@ -211,6 +211,11 @@ def test_a_progress_of_another_shape_is_refused(progress: Any):
         write_progress(written, NAMES, progress)
 
 
+def test_a_progress_of_a_layer_that_is_not_there_is_refused():
+    with pytest.raises(UserError, match="there is no mask of layer 'other'"):
+        write_progress(write_mask(("layer",), (True,)), ("other",), [0.5])
+
+
 @functools.cache
 def own_variables():
     images = jnp.zeros((1, 4, 4, 2))

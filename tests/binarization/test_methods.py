@@ -25,7 +25,7 @@ LATENT = np.array([[0.5, -0.25, 1.5], [-1.0, 0.25, -1.9]], np.float32)
 SIGN = np.array([[1, -1, 1], [-1, 1, -1]], np.float32)
 EVERY = [
     Rule(scale, map, grain=grain, grain_order=order)
-    for scale in ("none", "he", "mean", "channel")
+    for scale in methods.SCALES
     for map, grain, order in (
         ("sign", "layer", "magnitude"),
         ("relax", "layer", "magnitude"),
@@ -34,6 +34,7 @@ EVERY = [
         ("sign", "weight", "magnitude"),
         ("sign", "weight", "random"),
     )
+    if (scale, grain) != ("none", "weight")
 ]
 
 
@@ -273,6 +274,14 @@ def test_masks_written_by_hand_need_no_progress():
 def test_rules_are_refused(given: Any):
     with pytest.raises(UserError, match=rf"Rule\({next(iter(given))}=.* is not accepted; "):
         Rule(**given)
+
+
+def test_shares_without_a_scale_are_refused():
+    """In whatever a layer is: computing with them says so."""
+    with pytest.raises(UserError, match=r"^Rule\(grain='weight', scale='none'\) is not accepted"):
+        computed(Rule(grain="weight"), 0.5)
+    with pytest.raises(UserError, match=r"^Rule\(grain='weight', scale='none'\) is not accepted"):
+        Dense(2, rules=Rule(grain="weight")).init(jax.random.key(0), jnp.ones((1, 3)))
 
 
 @pytest.mark.parametrize("map", ["relax", "parq", "tanh"])

@@ -111,7 +111,7 @@ def test_shapes_are_enough():
     ("rules", "order", "message"),
     [
         ([Leaves("*/kernels")], None, r"'\*/kernels' matches no leaf"),
-        ([Leaves("*"), Leaves("table")], None, r"first/bias of shape \(3,\): which axes are"),
+        ([Leaves("first/*"), Leaves("table")], None, r"first/bias of shape \(3,\): which axes are"),
         ([Leaves("*/kernel"), Leaves("first/kernel")], None, "'first/kernel' matches no leaf"),
         ([Leaves("table")], None, r"table of shape \(4, 2\): which axes are outputs is not known"),
         ([Leaves("table", outputs=(2,))], None, r"outputs=\(2,\) are not axes of table"),
@@ -125,11 +125,21 @@ def test_shapes_are_enough():
         ([Leaves("*/kernel")], 5, "^order=5 is not accepted; accepted: names of selected layers"),
         ([Leaves("*/kernel")], [["a"]], r"^order=\[\['a'\]\] is not accepted"),
         ([Leaves("whole", outputs=(0,))], None, "whole is int32, which no layer is; accepted: an"),
+        ([], None, r"rules=\[\] are not accepted; a list of jaxbin.Leaves"),
+        ([Leaves("*/kernel"), Leaves("*/bias", outputs=(0,))], None, "are all axes of first/bias"),
+        ([Leaves("table", outputs=(0, -1))], None, r"all axes of table.*Leaves\('table', None\)"),
+        ([Leaves("deep/weight")], None, r"deep/weight of shape \(2, 3, 3, 4, 4\): which axes are"),
         ([Leaves("number")], None, "number is float, which no layer is; accepted: an array"),
     ],
 )
 def test_selections_are_refused(rules: Any, order: Any, message: str):
-    others = {"scalar": jnp.ones(()), "whole": jnp.ones((2, 2), jnp.int32), "number": 1.0}
+    deep = {"weight": jnp.ones((2, 3, 3, 4, 4))}
+    others = {
+        "deep": deep,
+        "scalar": jnp.ones(()),
+        "whole": jnp.ones((2, 2), jnp.int32),
+        "number": 1.0,
+    }
     with pytest.raises(UserError, match=message) as caught:
         select(tree() | others, rules, order)
     assert len(str(caught.value).splitlines()) == 1
@@ -141,7 +151,7 @@ def test_selections_are_refused(rules: Any, order: Any, message: str):
         ({"rule": "channel"}, r"Leaves\(rule='channel'\) is not accepted; a jaxbin.Rule is"),
         (
             {"rule": Rule(grain="weight")},
-            r"Leaves\(rule=Rule\(grain='weight', scale='none'\)\) is not accepted",
+            r"^Rule\(grain='weight', scale='none'\) is not accepted",
         ),
         ({"outputs": 1}, r"Leaves\(outputs=1\) is not accepted; axes are, as \(-1,\)"),
         ({"outputs": ("x",)}, r"Leaves\(outputs=\('x',\)\) is not accepted; axes are, as"),
@@ -151,6 +161,13 @@ def test_selections_are_refused(rules: Any, order: Any, message: str):
 def test_leaves_are_refused(given: Any, message: str):
     with pytest.raises(UserError, match=message):
         Leaves(**{"pattern": "*"} | given)
+
+
+def test_leaves_called_value_are_leaves_as_any():
+    params = {"heads": {name: jnp.ones((2, 3)) for name in ("query", "value")}}
+    selection = select(params, [Leaves("heads/*", outputs=(-1,))])
+    assert selection.names == ("heads/query", "heads/value")
+    assert selection.others == ()
 
 
 def test_a_list_of_axes_is_accepted():

@@ -194,6 +194,8 @@ def test_stacks_and_lone_layers_are_refused():
         binarizable(own_networks.Stack(), IMAGES)
     with pytest.raises(UserError, match=r"outermost module has a parameter 'kernel' itself"):
         binarizable(nn.Dense(3), jnp.ones((1, 2)))
+    with pytest.raises(UserError, match=r"outermost module has a parameter 'kernel' itself"):
+        binarizable(Dense(3), jnp.ones((1, 2)))
 
 
 def test_a_module_without_layers_is_refused():

@@ -68,7 +68,7 @@ def test_layers_that_stay_float_and_all_else_that_a_reader_must_know_is_named():
         "| binary, rate schedule linear",
         "| binary, warmup epochs 2",
         "| binary",
-        "| binary, nesterov True",
+        "| binary, optimizer sgd, nesterov True",
     ]
     assert "100 epochs, linear, products" in recipe_table(rows[3:4])
     assert "100 epochs, products" in recipe_table([run(0.9)])
@@ -97,8 +97,15 @@ def test_what_would_be_taken_for_seeds_of_one_recipe_is_told_or_refused():
         "| binary, latent reset | none | sign | 0.003 | 1 | 70.00 | -10.00 |",
         "| binary | none, dense=he | sign | 0.003 | 1 | 60.00 | -20.00 |",
     ]
-    with pytest.raises(UserError, match="runs with optimizer='adam' and 'sgd' are both the recipe"):
-        recipe_table([run(0.8, **bare), run(0.7, **bare, optimizer="sgd")])
+    with pytest.raises(UserError, match=r"runs with momentum=0.9 and 0.5 are both the recipe"):
+        recipe_table([run(0.8, **bare), run(0.7, **bare, momentum=0.5)])
+
+
+@pytest.mark.parametrize("fields", [{"precision": "tf32"}, {"epochs": 10}])
+def test_one_table_has_runs_of_one_length_and_precision(fields: dict[str, Any]):
+    (name,) = fields
+    with pytest.raises(UserError, match=f"recipes with {name}=.*; accepted: one of them"):
+        recipe_table([run(0.9, method="float"), run(0.8, method="binary", **fields)])
 
 
 def test_without_float_the_best_is_what_others_are_measured_by():

@@ -179,6 +179,9 @@ def test_no_file_names_code_that_is_imported(trained: Path, tmp_path: Path):
         ({"network": "own_networks:Random"}, r"cannot be called: InvalidRngError"),
         ({"network": "own_networks:Stack"}, r"layer stack/Dense_0 is a stack"),
         ({"network": "own_networks:Chosen"}, r"layer last is jaxbin's, and computes by Rule"),
+        ({"network": "own_networks:Chosen", "scale": "none", "map": "sign", "anneal_epochs": 0,
+          "network_options": '{"scale": "he"}'}, r"layer last is .* by Rule\(scale='he', .*"
+          r"Rule\(scale='none', .* is asked for; accepted: the former, or a module that takes"),
         ({"network": "own_networks:chosen"}, r"layer last is jaxbin's, and computes by Rule"),
         ({"network": "own_networks:plain", "network_options": '{"width": 4}'},
          r"network_options=\{'width': 4\} is not accepted: network=.* is a module, which has"),
@@ -538,8 +541,11 @@ def test_grouped_convolutions_and_batch_norm(tmp_path: Path, digits: data.Split)
     assert accuracy == pytest.approx(lines_of(tmp_path / "run")[-1]["test_accuracy"], abs=0.002)
 
 
-def test_a_network_of_jaxbins_layers_chooses_them(tmp_path: Path):
+@pytest.mark.parametrize("scale", ["none", "channel"])
+def test_a_network_of_jaxbins_layers_chooses_them(scale: str, tmp_path: Path):
+    """And what they compute with; the run says so, too."""
     fields = {"network": "own_networks:Chosen", "epochs": 1, "max_steps_per_epoch": 2}
+    fields |= {"network_options": json.dumps({"scale": scale}), "scale": scale}
     parsed = config.parse(fields | {"method": "binary"})
     assert parsed.layer_names == ("last",)
     run(tmp_path / "run", **dataclasses.asdict(parsed))

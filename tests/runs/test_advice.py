@@ -26,6 +26,19 @@ def test_iterative_runs_that_end_early_say_so():
         assert advice.before(config.parse({"epochs": 1, "method": method})) == []
 
 
+def test_milestones_that_no_epoch_reaches_are_told():
+    """As resnet20.py with fewer epochs has them."""
+    fields = {"method": "binary", "epochs": 30, "milestones": (10, 30, 31)}
+    (line,) = advice.before(config.parse(fields))
+    assert line == (
+        "the learning rate is not reduced at 30, 31, behind this run's 30 epochs; "
+        "--config.rate_schedule=cosine, without milestones, ends near 0"
+    )
+    (line,) = advice.before(config.parse(fields | {"milestone_offset": -1}))
+    assert "not reduced at 31, behind" in line
+    assert advice.before(config.parse(fields | {"epochs": 32})) == []
+
+
 ANNEALED = {"epochs_per_layer": 2, "scale": "channel", "map": "parq", "anneal_epochs": 2}
 
 
