@@ -59,7 +59,8 @@ def order_test(results: Sequence[Result]) -> str:
     """Whether the orders of iterative runs differ by more than their seeds explain, in words.
 
     A two-way analysis of variance without interaction, of the mean of the last tenth: orders, and
-    the seeds that all of them have as blocks; of variants of one order the first. Then all orders
+    the seeds that all of them have as blocks; an order of one seed is left out, and of variants of
+    one order all but the first. Then all orders
     against "binary", if it has these seeds. Each learning rate by itself. Empty with fewer than two
     orders or seeds.
     """
@@ -81,6 +82,8 @@ def _order_test(results: Sequence[Result]) -> str:
             by_variant.setdefault(result.variant, {})[result.fields["seed"]] = result.late_accuracy
             orders.setdefault(result.variant, {})[result.fields["seed"]] = result.order
     binary = by_variant.pop("binary", {})
+    alone = [variant for variant, of in by_variant.items() if len(of) < 2]
+    by_variant = {variant: of for variant, of in by_variant.items() if variant not in alone}
     seeds = sorted(set.intersection(*map(set, by_variant.values()))) if by_variant else []
     # Two measures may give one order, whose runs of one seed are one run.
     first: dict[tuple[tuple[int, ...], ...], str] = {}
@@ -96,9 +99,10 @@ def _order_test(results: Sequence[Result]) -> str:
     rest = table - means[:, None] - table.mean(axis=0) + table.mean()
     between = len(seeds) * np.sum((means - table.mean()) ** 2) / degrees[0]
     within = np.sum(rest**2) / degrees[1]
+    without = f" (without {', '.join(alone)}, of one seed)" if alone else ""
     said = (
-        f"{len(by_variant)} orders, {len(seeds)} seeds: their means of the last tenth lie within "
-        f"{np.ptp(means):.2f} points; "
+        f"{len(by_variant)} orders, {len(seeds)} seeds{without}: their means of the last tenth lie "
+        f"within {np.ptp(means):.2f} points; "
     )
     if within < (_ROUNDING * np.abs(table).max()) ** 2:
         said += "seeds differ in the same way for all of them, so that F is not defined."

@@ -28,7 +28,7 @@ def table(
     totals = [0.0] * (1 + len(speeds))
     for run, where in runs:
         done = epochs_recorded(where)
-        left = 0 if execution.has_ended(where) else run.config.run_epochs - done
+        left = 0 if execution.has_ended(where, run.config) else run.config.run_epochs - done
         spec = run.config.dataset_spec
         steps = left * schedule.steps_per_epoch(
             spec.train_examples, run.config.batch_size, run.config.max_steps_per_epoch

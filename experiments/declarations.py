@@ -150,8 +150,11 @@ def make_run(network: str, stage: str, variant: str, choices: Choices, **fields:
 def _parse(fields: Mapping[str, Any]) -> Config:
     """The configuration; planning asks for every run several times, and a deep network is slow."""
     in_file = str(fields.get("order", "")).endswith(".json")  # whose content may change
-    simple = all(isinstance(value, (str, int, float, tuple)) for value in fields.values())
-    return _parse_once(tuple(fields.items())) if simple and not in_file else config.parse(fields)
+    try:
+        hash(items := tuple(fields.items()))
+    except TypeError:  # a list, which is taken as a tuple, or refused
+        return config.parse(fields)
+    return config.parse(fields) if in_file else _parse_once(items)
 
 
 @functools.cache
@@ -204,21 +207,20 @@ def scaled_schedule(fields: Mapping[str, Any], scale: float) -> dict[str, Any]:
     return durations | milestones
 
 
-def variants(network: str, stage: str) -> list[str]:
-    """The variants of a stage of a network; those of "guided" are called after its orders."""
+def variants(network: str, stage: str, choices: Choices) -> list[str]:
+    """The variants of a stage of a network; those of "guided" are called after its orders.
+
+    The published reset is of bare signs: with other rules there is none.
+    """
     experiment = EXPERIMENTS[network]
     if stage == "sensitivity":
-        return [f"layer-{layer}" for layer in range(1, layer_count(network) + 1)]
+        layers = make_run(network, stage, "float", choices).config.layer_names
+        return [f"layer-{layer}" for layer in range(1, len(layers) + 1)]
     names = ["float", "binary", *[f"iterative-{name}" for name in experiment.orders]]
-    if stage == "full":
+    rules = ("scale", "map", "grain", "layer_scales")
+    if stage == "full" and not any(choices.overrides.get(name) for name in rules):
         names += [f"{variant}-reset" for variant in experiment.resets]
     return names
-
-
-@functools.cache
-def layer_count(network: str) -> int:
-    """How many layers a network can make binary."""
-    return len(config.parse(published(network)).layer_names)
 
 
 def sensitivity_runs(network: str, choices: Choices, learning_rate: float) -> list[Run]:
@@ -232,7 +234,7 @@ def sensitivity_runs(network: str, choices: Choices, learning_rate: float) -> li
             seed=choices.seeds[0],
             learning_rate=learning_rate,
         )
-        for variant in _wanted(variants(network, "sensitivity"), choices)
+        for variant in _wanted(variants(network, "sensitivity", choices), choices)
     ]
 
 
@@ -240,7 +242,7 @@ def search_runs(network: str, choices: Choices) -> list[Run]:
     """Float, binary and every order, each with every learning rate, evaluated on validation."""
     experiment = EXPERIMENTS[network]
     rates = choices.learning_rates or experiment.learning_rates
-    wanted = _wanted(variants(network, "search"), choices)
+    wanted = _wanted(variants(network, "search", choices), choices)
     return [
         make_run(network, "search", variant, choices, seed=choices.seeds[0], learning_rate=rate)
         for variant, rate in itertools.product(wanted, rates)
@@ -254,7 +256,7 @@ def full_runs(network: str, choices: Choices, rates: Mapping[str, float]) -> lis
       network, choices: what to run.
       rates: learning rate of each variant; see `experiments.selection`.
     """
-    wanted = _wanted(variants(network, "full"), choices)
+    wanted = _wanted(variants(network, "full", choices), choices)
     return [
         make_run(
             network,

@@ -20,8 +20,9 @@ from experiments import progress
 from experiments.declarations import Run
 from jaxbin import population
 from jaxbin.common.errors import UserError
-from jaxbin.config import FIELDS
+from jaxbin.config import FIELDS, Config
 from jaxbin.runs import finished, run_directory
+from jaxbin.runs.configuration import read_configuration
 from jaxbin.runs.records import epochs_recorded
 
 POPULATIONS = ("sequential", "vmap")
@@ -71,13 +72,21 @@ def stoppable() -> Generator[None]:
             sys.exit(128 + number)
 
 
-def has_ended(directory: Path) -> bool:
+def has_ended(directory: Path, config: Config | None = None) -> bool:
     """Whether a run has nothing left to do.
+
+    Args:
+      directory: of the run.
+      config: as it is to be now, which may ask for more patience than it had; None: as it was.
 
     Raises:
       UserError: its summary is damaged.
     """
-    return (directory / "summary.json").exists() and bool(finished.read_summary(directory))
+    if not (directory / "summary.json").exists():
+        return False
+    early = finished.read_summary(directory).get("stopped_early")
+    longer = early and config and run_directory.waits_longer(read_configuration(directory), config)
+    return not longer
 
 
 def command(network: str, run: Run, directory: Path) -> list[str]:
@@ -119,7 +128,7 @@ def execute(
     """
     for run, directory in runs:
         run_directory.check(directory, run.config)
-    left = [(run, directory) for run, directory in runs if not has_ended(directory)]
+    left = [(run, directory) for run, directory in runs if not has_ended(directory, run.config)]
     vmapped = population == "vmap"
     groups = list(_groups(left, members)) if vmapped else [[one] for one in left]
     slots: queue.Queue[set[int]] = queue.Queue()

@@ -105,4 +105,5 @@ def measures_in(paths: Iterable[Path]) -> dict[str, dict[str, Any]]:
 
 
 def _measures(directory: Path) -> list[Path]:
-    return sorted(directory.rglob("measures/*.json"))
+    own = directory.glob("*.json") if directory.resolve().name == "measures" else ()
+    return sorted({*own, *directory.rglob("measures/*.json")})

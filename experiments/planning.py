@@ -96,7 +96,7 @@ def _check_only(asked: Request) -> None:
 def _variants(asked: Request, stage: str) -> list[str]:
     if stage == "guided":
         return [f"iterative-{path.stem}" for path in asked.order_files]
-    variants = declarations.variants(asked.network, stage)
+    variants = declarations.variants(asked.network, stage, asked.choices)
     if stage != "sensitivity":
         return variants
     trained = variants if selection.TRAINING in asked.measures else []
@@ -163,6 +163,15 @@ def _runs(asked: Request, stage: str, rates: Mapping[str, float]) -> list[Run]:
         "full": functools.partial(declarations.full_runs, network, choices, rates),
         "guided": functools.partial(declarations.guided_runs, network, choices, rates, files),
     }[stage]()
+
+
+def guided_rate(asked: Request) -> float:
+    """The learning rate of runs in measured orders.
+
+    Raises:
+      UserError: it has not been searched, nor is one given.
+    """
+    return selection.rates(asked.network, asked.directory, asked.choices)[selection.FALLBACK]
 
 
 def sensitivity_runs(asked: Request) -> list[Run]:

@@ -67,6 +67,14 @@ def write(
             f"measures of sensitivity lie beside runs of {', '.join(networks)}; accepted: one "
             "network in a report of sensitivities"
         )
+    flips = [result.curve.get("layer_flip_ratios") for result in results]
+    layers = {len(of_epoch[0]) for of_epoch in flips if of_epoch}
+    layers |= {len(one["scores"]) for one in measured.values()}
+    if measured and len(layers) > 1:
+        raise UserError(
+            f"measures and runs of {', '.join(map(str, sorted(layers)))} layers; accepted: one "
+            "network in a report of sensitivities"
+        )
     parts = ["# Report\n"]
     trained = [r for r in results if r.fields["method"] != "sensitivity"]
     stems: list[str] = []
@@ -101,7 +109,7 @@ def write(
         parts.append(f"## Sensitivity of {network}\n\n{tables.conditions(origins, _PACKAGES)}\n")
         parts.append(f"{table}\n\n{SENSITIVITY_NOTE}\n\n![sensitivity]({path.name})\n")
     text = output / "report.md"
-    text.write_text("\n".join(parts), encoding="utf-8")
+    files.write_bytes(text, "\n".join(parts).encode())
     return text
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from experiments.declarations import CONDITIONS
+from jaxbin.networks import own
 
 _EXACT = ("split_file_sha256", "devices")
 
@@ -40,6 +41,8 @@ class Result:
     def conditions(self) -> dict[str, Any]:
         """Whatever makes it unlike others of its variant, apart from learning rate and seed."""
         fields = {name: self.fields[name] for name in CONDITIONS if name in self.fields}
+        if own.is_reference(str(self.fields.get("network"))):  # of which `network` is a part alone
+            fields["network"] = self.fields["network"]
         went_on = [one["devices"] for one in self.origin.get("went_on", ())]
         others = [devices for devices in went_on if devices != self.origin["devices"]]
         exact = {name: self.origin[name] for name in _EXACT if name in self.origin}

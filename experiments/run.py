@@ -145,6 +145,7 @@ def overrides(arguments: Sequence[str]) -> dict[str, Any]:
 def _carry_out(asked: Request, stage: str, execute: _Execute) -> dict[Path, str]:
     """Run a stage; what failed, and why."""
     if stage == "guided" and planning.foreseen(asked, stage)[0]:
+        _ = planning.guided_rate(asked)  # or hours of measuring would end in nothing
         _measure_orders(asked, execute)
     return _execute(asked, stage, planning.planned(asked, stage), execute)
 

@@ -43,33 +43,42 @@ def finished_runs(
     return found
 
 
-def searched_rates(directory: Path) -> dict[str, float]:
+def searched_rates(
+    directory: Path, required: Sequence[float], others: bool = True
+) -> dict[str, float]:
     """The learning rate with the best validation accuracy, by variant, of those searched.
 
     The best epoch counts, as `jaxbin.runs.records.best_epoch` has it; of equal ones the one with
     the smaller loss. Only runs of one length are compared with each other, the longest of a variant
-    that have all the rates of shorter ones, or a search that was interrupted would decide; of
-    several seeds the mean counts, or a rate would be chosen for having been tried more often.
+    that have the required rates and all of shorter ones, or a search that was interrupted would
+    decide; a variant without them has none. Of several seeds the mean counts, or a rate would be
+    chosen for having been tried more often.
 
     Args:
       directory: of the network; its subdirectory "search" is read.
+      required: rates that must have been run.
+      others: whether other rates that were run count, too.
 
     Raises:
       UserError: runs of a variant differ in more than learning rate and seed.
     """
     found: dict[str, dict[int, list[tuple[dict[str, Any], dict[str, Any]]]]] = {}
     for variant, configuration, summary in finished_runs(directory / "search"):
+        if not others and configuration["learning_rate"] not in required:
+            continue
         # As planned: patience may have ended them earlier.
         of_length = found.setdefault(variant, {}).setdefault(configuration["epochs"], [])
         of_length.append((configuration, summary))
-    return {variant: _best_rate(variant, _compared(runs)) for variant, runs in found.items()}
+    compared = {variant: _compared(runs, required) for variant, runs in found.items()}
+    return {variant: _best_rate(variant, runs) for variant, runs in compared.items() if runs}
 
 
 def _compared(
     by_length: Mapping[int, list[tuple[dict[str, Any], dict[str, Any]]]],
+    required: Sequence[float],
 ) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """The longest runs that have all the rates of shorter ones."""
-    compared, rates = [], set[float]()
+    """The longest runs that have the required rates and all of shorter ones; none if none have."""
+    compared, rates = [], set(required)
     for _, runs in sorted(by_length.items()):
         theirs = {configuration["learning_rate"] for configuration, _ in runs}
         if theirs >= rates:
@@ -102,12 +111,19 @@ class Rates(dict[str, float]):
     """Learning rates by variant; an order that was not searched takes the forward order's.
 
     Attributes:
+      required: that a search has to have run.
       stand_in: for what was not searched at all; None: that is an error on lookup.
       stood_in: the variants that it was needed for.
     """
 
-    def __init__(self, rates: Mapping[str, float], stand_in: float | None = None):
+    def __init__(
+        self,
+        rates: Mapping[str, float],
+        required: Sequence[float] = (),
+        stand_in: float | None = None,
+    ):
         super().__init__(rates)
+        self.required = required
         self.stand_in = stand_in
         self.stood_in: list[str] = []
 
@@ -117,8 +133,9 @@ class Rates(dict[str, float]):
             return self[fallback]
         if self.stand_in is None:
             raise UserError(
-                f"no learning rate was searched for {variant}; run --stage=search first, or give "
-                "--learning_rates=RATE"
+                f"no learning rate was searched for {variant} among all of "
+                f"{', '.join(f'{rate:g}' for rate in self.required)}; run --stage=search first, or "
+                "give --learning_rates=RATE, or those that have been run"
             )
         if variant not in self.stood_in:
             self.stood_in.append(variant)
@@ -139,7 +156,9 @@ def rates(network: str, directory: Path, choices: Choices, stand_in: float | Non
         orders = EXPERIMENTS[network].orders
         variants = ["float", "binary", FALLBACK, *[f"iterative-{order}" for order in orders]]
         return Rates(dict.fromkeys(variants, choices.learning_rates[0]))
-    return Rates(searched_rates(directory), stand_in)
+    given = choices.learning_rates
+    required = given or EXPERIMENTS[network].learning_rates
+    return Rates(searched_rates(directory, required, others=not given), required, stand_in)
 
 
 def sensitivity_rate(network: str, directory: Path, choices: Choices) -> float:

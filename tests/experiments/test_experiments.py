@@ -192,10 +192,12 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_search_selects_by_validation(searched: Path):
     directory = searched / "mnist_300"
     assert len(list(directory.glob("search/*/summary.json"))) == 4
-    assert selection.searched_rates(directory) == {"float": 0.003, "iterative-forward": 0.003}
-    rates = selection.rates("mnist_300", directory, Choices())
+    both = (0.003, 1e-9)
+    found = {"float": 0.003, "iterative-forward": 0.003}
+    assert selection.searched_rates(directory, both) == found
+    rates = selection.rates("mnist_300", directory, Choices(learning_rates=both))
     assert rates["iterative-231"] == 0.003
-    with pytest.raises(UserError, match="no learning rate was searched for binary; run --stage"):
+    with pytest.raises(UserError, match="no learning rate was searched for binary among all of"):
         rates["binary"]
     given = selection.rates("mnist_300", directory, Choices(learning_rates=(0.5,)))
     assert given["binary"] == given["iterative-312"] == 0.5
@@ -302,34 +304,50 @@ def search_run(directory: Path, accuracy: float, **fields: Any) -> None:
     (place / "summary.json").write_text(json.dumps(summary))
 
 
+def test_a_search_that_was_interrupted_decides_nothing(tmp_path: Path):
+    search_run(tmp_path, 0.9, learning_rate=0.1)
+    rates = selection.rates("mnist_300", tmp_path, Choices())
+    with pytest.raises(
+        UserError, match=r"for binary among all of 0.1, 0.01, 0.001; run --stage=search first"
+    ):
+        rates["binary"]
+    search_run(tmp_path, 0.95, learning_rate=0.01)
+    search_run(tmp_path, 0.97, learning_rate=0.02)
+    assert selection.rates("mnist_300", tmp_path, Choices(), stand_in=0.5)["binary"] == 0.5
+    two = Choices(learning_rates=(0.1, 0.01))
+    assert selection.rates("mnist_300", tmp_path, two)["binary"] == 0.01
+    search_run(tmp_path, 0.96, learning_rate=0.001)
+    assert selection.rates("mnist_300", tmp_path, Choices())["binary"] == 0.02
+
+
 def test_a_rate_is_not_chosen_for_having_been_waited_for_longer(tmp_path: Path):
     for rate, accuracy, epochs in ((0.1, 0.98, 60), (0.01, 0.5, 61), (0.001, 0.97, 55)):
         search_run(tmp_path, accuracy, learning_rate=rate, patience=20)
         (place,) = [one for one in tmp_path.glob("search/*") if f"lr{rate:g}-" in one.name]
         summary = json.loads((place / "summary.json").read_text()) | {"epochs": epochs}
         (place / "summary.json").write_text(json.dumps(summary))
-    assert selection.searched_rates(tmp_path) == {"binary": 0.1}
+    assert selection.searched_rates(tmp_path, ()) == {"binary": 0.1}
 
 
 def test_a_longer_search_decides_when_it_has_every_rate(tmp_path: Path):
     for rate, accuracy in ((0.1, 0.90), (0.01, 0.98)):
         search_run(tmp_path, accuracy, learning_rate=rate)
     search_run(tmp_path, 0.99, learning_rate=0.1, epochs=900)
-    assert selection.searched_rates(tmp_path) == {"binary": 0.01}
+    assert selection.searched_rates(tmp_path, ()) == {"binary": 0.01}
     search_run(tmp_path, 0.985, learning_rate=0.01, epochs=900)
-    assert selection.searched_rates(tmp_path) == {"binary": 0.1}
+    assert selection.searched_rates(tmp_path, ()) == {"binary": 0.1}
 
 
 def test_a_rate_is_not_chosen_for_having_had_more_seeds(tmp_path: Path):
     search_run(tmp_path, 0.97, learning_rate=0.1, seed=1)
     search_run(tmp_path, 0.98, learning_rate=0.01, seed=1)
     search_run(tmp_path, 0.90, learning_rate=0.01, seed=2)
-    assert selection.searched_rates(tmp_path) == {"binary": 0.1}
+    assert selection.searched_rates(tmp_path, ()) == {"binary": 0.1}
     search_run(tmp_path, 0.99, learning_rate=0.001, batch_size=50)
     with pytest.raises(
         UserError, match="the search of binary holds runs with batch_size=50 and batch_size=100"
     ):
-        selection.searched_rates(tmp_path)
+        selection.searched_rates(tmp_path, ())
 
 
 def test_dry_run_of_everything_without_a_search(capsys: pytest.CaptureFixture[str], tmp_path: Path):
@@ -365,6 +383,55 @@ def test_nothing_is_measured_for_no_guided_run(capsys: pytest.CaptureFixture[str
 
     assert run._carry_out(asked, "guided", execute) == {}
     assert "guided: 0 runs" in capsys.readouterr().out
+
+
+def test_nothing_is_measured_for_guided_runs_without_a_rate(tmp_path: Path):
+    flags = ["mnist_300", "--stage=guided", "--measure=weight_error", *TINY]
+    asked = run._parse([*flags, f"--output={tmp_path}"])[1]
+    started: list[Any] = []
+
+    def execute(_: str, runs: Any) -> dict[Path, str]:
+        started.extend(runs)
+        return {}
+
+    with pytest.raises(UserError, match="no learning rate was searched for iterative-forward"):
+        run._carry_out(asked, "guided", execute)
+    assert not started
+
+
+def test_layers_are_those_of_the_network_that_is_run():
+    deeper = Choices(overrides={"depth": 32})
+    assert declarations.variants("resnet20", "sensitivity", deeper)[-1] == "layer-32"
+    assert declarations.variants("resnet20", "sensitivity", Choices())[-1] == "layer-20"
+
+
+def test_the_published_reset_is_of_bare_signs():
+    assert "binary-reset" in declarations.variants("mnist_300", "full", Choices())
+    scaled = Choices(overrides={"scale": "channel"})
+    assert "binary-reset" not in declarations.variants("mnist_300", "full", scaled)
+
+
+def test_lists_where_numbers_are_asked_for_are_a_line():
+    with pytest.raises(UserError, match=r"milestones=\(\[1\],\) is not accepted"):
+        declarations.make_run(
+            "mnist_300", "search", "float", Choices(overrides={"milestones": ([1],)})
+        )
+
+
+def test_a_run_that_is_given_more_patience_has_not_ended(tmp_path: Path):
+    search_run(tmp_path, 0.9, patience=1)
+    (place,) = tmp_path.glob("search/*")
+    assert execution.has_ended(place)
+    summary = json.loads((place / "summary.json").read_text())
+    (place / "summary.json").write_text(json.dumps(summary | {"stopped_early": True}))
+
+    def ended(patience: int) -> bool:
+        fields = Choices(overrides={"patience": patience})
+        one = declarations.make_run("mnist_300", "search", "binary", fields)
+        return execution.has_ended(place, one.config)
+
+    assert execution.has_ended(place)
+    assert [ended(patience) for patience in (1, 2, 0)] == [True, False, False]
 
 
 def test_damaged_records_are_a_line(tmp_path: Path):
@@ -541,7 +608,10 @@ def test_dry_run_costs(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.M
     [
         (["lenet"], "network='lenet' has no experiment; accepted: mnist_300, "),
         (["vgg5", "--stage=fulll"], "invalid choice: 'fulll'"),
-        (["vgg5", "--stage=full"], "no learning rate was searched for float; run --stage=search"),
+        (
+            ["vgg5", "--stage=full"],
+            "no learning rate was searched for float among all of 0.1, 0.01, 0.001",
+        ),
         (["vgg5", "--stage=search", "--only=iterativ"], "--only=iterativ matches no run"),
         (["vgg5", "--stage=search", "--scale=0"], "scale=0 is not accepted"),
         (["vgg5", "--stage=search", "--config.epoch=3"], "config.epoch is unknown; did you mean"),

@@ -197,6 +197,26 @@ def test_measures_beside_runs_of_two_networks_are_nobodys(runs: Path, tmp_path: 
         report.write([first, other], loading.measures_in([runs]), tmp_path)
 
 
+def test_measures_of_another_networks_layers_are_not_its(runs: Path, tmp_path: Path):
+    (first, *_) = loading.load([runs])
+    flips = {"layer_flip_ratios": [[0.0] * 5]}
+    other = dataclasses.replace(first, curve=dict(first.curve) | flips)
+    with pytest.raises(UserError, match="measures and runs of 3, 5 layers; accepted: one network"):
+        report.write([other], loading.measures_in([runs]), tmp_path)
+
+
+def test_the_directory_of_measures_itself_is_read(runs: Path):
+    assert loading.measures_in([runs / "measures"]) == loading.measures_in([runs])
+
+
+def test_networks_of_ones_own_of_one_name_are_not_seeds_of_one_another():
+    one, other, again = (
+        made("binary", seed, 0.9, network=name)
+        for seed, name in ((1, "a:Net"), (2, "b:Net"), (3, "a:Net"))
+    )
+    assert [len(group) for _, group in report.alike([one, other, again])] == [2, 1]
+
+
 def made(method: str, seed: int, accuracy: float, **fields: Any) -> report.Result:
     """A run of 10 epochs that ends with this accuracy; its last tenth had 1 point less."""
     line = {"epoch": 9, "test_accuracy": accuracy}
@@ -286,6 +306,11 @@ def test_the_comparison_of_orders_by_hand():
     said = comparisons.order_test([*runs, *binary, fast])
     assert said.startswith("At the learning rate 0.1: 2 orders, ")
     assert "\n" not in said
+    # an order that was tried once takes no seed from the others
+    once = made("iterative", 2, 0.5, order="231")
+    assert comparisons.order_test([*runs, once]).startswith(
+        "2 orders, 2 seeds (without iterative-231, of one seed): their means"
+    )
     assert comparisons.order_test(runs[:2]) == ""
     assert comparisons.order_test([runs[0], runs[2]]) == ""
     assert comparisons.order_test(others) == ""
