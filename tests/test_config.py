@@ -225,6 +225,8 @@ WRONG: list[tuple[dict, list[str]]] = [
         {"milestone_factor": 0.5, "rate_schedule": "cosine"},
         ["milestone_factor=0.5", "rate_schedule='milestones'", "rate_schedule='cosine' takes 0.1"],
     ),
+    ({"momentum": 0.5}, ["momentum=0.5", "optimizer='sgd'", "optimizer='adam' takes 0.9"]),
+    ({"synthetic_examples": 77}, ["synthetic_examples=77", "dataset='synthetic'", "takes 10000"]),
     ({"steepness": 20.0}, ["steepness=20.0", "'parq' or 'tanh'", "map='sign' takes 10.0"]),
     (
         {"map": "relax", "steepness": 5.0, "anneal_epochs": 2},
@@ -311,7 +313,7 @@ def test_wrong_configurations_are_refused_in_one_line(values: dict, mentioned: l
         {"seed": 2**32 - 1},
         {"seed": 0},
         {"milestone_factor": 1.0},
-        {"momentum": 0.0},
+        {"momentum": 0.0, "optimizer": "sgd"},
         {"map": "parq", "method": "binary", "epochs": 5, "anneal_epochs": 3, "float_epochs": 2},
         {"map": "tanh", "epochs": 12, "epochs_per_layer": 5, "anneal_epochs": 2},
         {"grain": "weight", "scale": "he", "epochs": 15, "epochs_per_layer": 5},

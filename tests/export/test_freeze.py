@@ -163,6 +163,16 @@ def test_the_checkpoint_is_chosen(run_directory):
     assert frozen.training["order"] == "231"
 
 
+def test_an_artifact_says_which_measure_gave_the_order_and_not_where_it_lay(
+    run_directory, tmp_path: Path
+):
+    (tmp_path / "zero_shot.json").write_text("[2, 3, 1]")
+    workdir = run_directory("iterative")
+    summary = json.loads((workdir / "summary.json").read_text())
+    measured = config.parse({"order": str(tmp_path / "zero_shot.json")})
+    assert freeze._training(workdir, measured, summary, "last")["order"] == "zero_shot"
+
+
 def test_the_table(run_directory, tmp_path: Path, capsys: pytest.CaptureFixture):
     output = tmp_path / "model.jaxbin"
     export.main([f"--workdir={run_directory('partly')}", f"--output={output}"])

@@ -148,6 +148,15 @@ def labeled(tmp_path: Path) -> Path:
     return folder
 
 
+def test_hidden_files_are_passed_over(labeled: Path):
+    seen = images.find_labeled_images([str(labeled)], [str(digit) for digit in range(10)])
+    (labeled / ".ipynb_checkpoints").mkdir()
+    for folder in [path for path in labeled.iterdir() if path.is_dir()]:
+        (folder / "._digit.png").touch()
+    again = images.find_labeled_images([str(labeled)], [str(digit) for digit in range(10)])
+    assert again == seen != []
+
+
 def test_accuracy_over_labeled_folders(labeled: Path, capsys: pytest.CaptureFixture[str]):
     classes = inference.load("mnist_300").predict(DIGITS.images[:10]).classes
     assert (classes == DIGITS.labels[:10]).all()  # else the counts below are others

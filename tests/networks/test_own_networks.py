@@ -34,7 +34,7 @@ from jaxbin.engine.preprocessing import normalize
 from jaxbin.export import __main__ as export
 from jaxbin.export import freeze
 from jaxbin.networks import torch_weights
-from jaxbin.runs import terminal
+from jaxbin.runs import run_directory, terminal
 
 VIT = {
     "network": "own_networks:SmallViT",
@@ -70,6 +70,13 @@ def test_layers_become_binary_one_after_the_other(trained: Path):
     assert binary[:2] == [[2], [2, 3]]
     assert binary[-1] == [2, 3, 4, 5, 6, 7]
     assert lines_of(trained)[-1]["train_loss"] < lines_of(trained)[0]["train_loss"]
+
+
+def test_options_are_the_same_however_they_are_written():
+    stored = json.loads(json.dumps(config.to_json(config.parse(VIT))))
+    for text, same in (('{"width":16}', True), (' {"width": 16} ', True), ('{"width": 8}', False)):
+        parsed = config.parse(VIT | {"network_options": text})
+        assert run_directory.same_run(stored, parsed) == same
 
 
 def test_it_is_traced_once_and_goes_on_where_it_was_stopped(trained: Path, tmp_path: Path):
@@ -167,6 +174,7 @@ def test_no_file_names_code_that_is_imported(trained: Path, tmp_path: Path):
         ({"network": "no_such_module:A"}, r"cannot be imported: ModuleNotFoundError: No module"),
         ({"network": "own_networks:SmallVit"}, r"function 'SmallVit'; own_networks has A"),
         ({"network": "os:environ"}, r"there is no flax.linen.Module or function 'environ'"),
+        ({"network": "builtins:max"}, r"builtins:max' cannot be made: ValueError: no signature"),
         ({"network": "subprocess:Popen"}, r"there is no flax.linen.Module or function 'Popen'"),
         ({"network": "own_networks:text"}, r"gives 'str'; accepted: a flax.linen.Module"),
         ({"network_options": "{"}, r"network_options='\{' is not accepted; accepted: an object in"),

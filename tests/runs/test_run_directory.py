@@ -98,6 +98,42 @@ def test_what_may_differ_is_stored_as_it_is_now(tmp_path: Path):
         assert run_directory.waits_longer(stored, parsed) == longer
 
 
+@pytest.mark.parametrize("left", ["summary.json", "metrics.jsonl", "checkpoints/3/state"])
+def test_what_is_left_of_a_run_without_its_configuration_is_nobodys(tmp_path: Path, left: str):
+    run_directory.check(tmp_path, CONFIG)
+    (tmp_path / left).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / left).touch()
+    message = refused(lambda: run_directory.check(tmp_path, CONFIG))
+    assert f"holds {left.split('/')[0]} of a run, but no config.json to say which" in message
+
+
+def test_records_are_not_begun_anew_where_checkpoints_are_gone(tmp_path: Path):
+    with run_directory.claim(tmp_path, CONFIG, CONFIG.dataset_spec):
+        pass
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "metrics.jsonl").touch()
+    run_directory.check(tmp_path, CONFIG)  # killed before its first checkpoint
+    (tmp_path / "checkpoints").rmdir()
+    gone = "holds the records of a run whose checkpoints are gone, so that it cannot go on"
+    assert gone in refused(lambda: run_directory.check(tmp_path, CONFIG))
+    (tmp_path / "summary.json").touch()
+    run_directory.check(tmp_path, CONFIG)  # it has ended
+    longer = dataclasses.replace(CONFIG, epochs=2)
+    assert gone in refused(lambda: run_directory.check(tmp_path, longer))
+    (tmp_path / "checkpoints").mkdir()
+    assert gone in refused(lambda: run_directory.check(tmp_path, longer))
+    (tmp_path / "checkpoints" / "7").mkdir()
+    run_directory.check(tmp_path, longer)
+
+
+def test_a_name_that_is_too_long_is_a_line(tmp_path: Path):
+    assert train.ended(CONFIG, tmp_path / ("x" * 300)) is None
+    message = refused(
+        lambda: run_directory.claim(tmp_path / ("x" * 300), CONFIG, CONFIG.dataset_spec).__enter__()
+    )
+    assert "is not writable: File name too long" in message
+
+
 @pytest.mark.parametrize(
     ("lacks", "message"),
     [
