@@ -9,6 +9,8 @@ from jaxbin.networks import own as networks
 def check(config: Config) -> None:
     """Raise a UserError, one line, if there is a contradiction; layers and order are resolved."""
     spec = config.dataset_spec
+    for name in ("synthetic_shape", "synthetic_classes", "synthetic_examples"):
+        _check_used(config, name, "dataset", ("synthetic",))
     _check_network(config)
     _check_sensitivity(config)
     if config.batch_size > spec.train_examples:
@@ -78,6 +80,7 @@ def _check_sensitivity(config: Config) -> None:
 
 def _check_rates(config: Config) -> None:
     _check_used(config, "milestone_factor", "rate_schedule", ("milestones",))
+    _check_used(config, "momentum", "optimizer", ("sgd",))
     if config.rate_schedule != "milestones" and config.run_milestones:
         field = "sensitivity_milestones" if config.method == "sensitivity" else "milestones"
         raise UserError(

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -251,7 +252,7 @@ def _evaluate_run(
 def ended(config: Config, workdir: Path) -> dict[str, Any] | None:
     """The summary of a run that has nothing left to do."""
     path = workdir / "summary.json"
-    if not path.exists() or config.evaluate_only:
+    if not os.path.exists(path) or config.evaluate_only:
         return None
     summary = finished.read_summary(workdir)
     checks.check_fields(summary, str(path), {"stopped_early": checks.TRUTH})

@@ -99,6 +99,9 @@ def run(command: Callable[[Sequence[str]], None]) -> NoReturn:
     except BrokenPipeError:  # who read it, as `head` does, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
+    except KeyboardInterrupt:
+        print("stopped by SIGINT", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
     sys.exit(0)
 
 

@@ -10,6 +10,7 @@ import flax.linen as nn
 import numpy as np
 
 from jaxbin import config, data
+from jaxbin.binarization import orders
 from jaxbin.binarization.layers import BINARIZATION
 from jaxbin.binarization.methods import Rules
 from jaxbin.binarization.outline import forward_order, variable_shapes
@@ -200,7 +201,7 @@ def _training(
         "dataset": data.names.label(run.dataset),  # not where it lay
         "stage": run.stage,
         "method": run.method,
-        **({"order": run.order} if run.method == "iterative" else {}),
+        **({"order": orders.label(run.order)} if run.method == "iterative" else {}),
         "epochs": summary["epochs"],
         "seed": run.seed,
         "commit": commit[:12] if commit else None,

@@ -190,8 +190,9 @@ def find_labeled_images(
 
 
 def _content(folder: Path) -> list[Path]:
+    """What lies in a folder; hidden files are passed over, as in training."""
     try:
-        return sorted(folder.iterdir())
+        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     except OSError as error:
         raise UserError(f"folder {str(folder)!r} cannot be read: {error.strerror}") from None
 

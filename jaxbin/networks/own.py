@@ -50,6 +50,11 @@ def read_options(text: str) -> dict[str, Any]:
     return make_hashable(options)
 
 
+def same_options(one: str, other: str) -> bool:
+    """Whether two texts are the same options, whatever their blanks and the order of names."""
+    return read_options(one) == read_options(other)
+
+
 def make_hashable(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options from JSON as a module can have them as attributes: modules are hashed."""
     return {name: _hashable(value) for name, value in options.items()}
@@ -91,7 +96,7 @@ def build(
             "module, which has its arguments; accepted: none, or its class"
         )
     if not isinstance(made, nn.Module):
-        accepted: Mapping[str, Any] = inspect.signature(made).parameters
+        accepted: Mapping[str, Any] = _parameters(label, made)
         arguments = {"classes": classes, "rules": rules or Rules(), **given}
         arguments = {name: value for name, value in arguments.items() if name in accepted}
         make: Callable[..., Any] = made
@@ -141,7 +146,12 @@ def _name_of(network: Any) -> str:
 def takes_dtype(reference: str) -> bool:
     """Whether a network can be told what to compute in; a module may have been."""
     made = _found(reference)
-    return isinstance(made, nn.Module) or "dtype" in inspect.signature(made).parameters
+    return isinstance(made, nn.Module) or "dtype" in _parameters(reference, made)
+
+
+def _parameters(label: str, made: Callable[..., Any]) -> Mapping[str, Any]:
+    """The parameters of what makes a network."""
+    return _tried(label, "cannot be made", lambda: inspect.signature(made).parameters)
 
 
 def _found(reference: str) -> Callable[..., Any]:

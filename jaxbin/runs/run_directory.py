@@ -25,7 +25,8 @@ from jaxbin.binarization import orders
 from jaxbin.common import files
 from jaxbin.common.errors import UserError, shown
 from jaxbin.config import FIELDS, Config, to_json
-from jaxbin.runs import locks, weights
+from jaxbin.networks import own
+from jaxbin.runs import locks, remains, weights
 from jaxbin.runs.configuration import SPEC, as_run, read_configuration
 
 # Moving the data, looking at a run's result, what is kept of it and how long it is waited for make
@@ -95,6 +96,7 @@ def check(workdir: Path, config: Config) -> None:
         _check_classes(workdir, config)
     else:
         _check_writable(workdir)
+        remains.check_described(workdir)
     if not config.evaluate_only and os.path.exists(workdir / "config.json"):
         names = _names(config, read_configuration(workdir))
         _check_same("workdir", workdir, config, names, "choose another --workdir")
@@ -103,6 +105,8 @@ def check(workdir: Path, config: Config) -> None:
                 f"workdir={str(workdir)!r} was left unfinished by an older jaxbin, which counted "
                 "checkpoints in epochs; accepted: that version, or another --workdir"
             )
+        if not os.path.exists(workdir / "summary.json") or _goes_on(workdir, config):
+            remains.check_goes_on(workdir)
     if config.initialize_from and not config.evaluate_only and not _has_begun(workdir):
         _check_source(files.expanded(config.initialize_from), config)
     data.check_directory(config.dataset, config.data_dir, config.download)
@@ -127,6 +131,12 @@ def waits_longer(stored: Mapping[str, Any], config: Config) -> bool:
     return before > 0 and not 0 < config.patience <= before
 
 
+def _goes_on(workdir: Path, config: Config) -> bool:
+    """Whether a run is given more than it had: epochs, or patience."""
+    there = read_configuration(workdir)
+    return there[_budget(config)] < config.run_epochs or waits_longer(there, config)
+
+
 def _check_writable(workdir: Path) -> None:
     """Raise a UserError if `workdir` cannot be written to, or another process does."""
     # os.path.exists, unlike Path.exists, is no error where one may not even look.
@@ -141,8 +151,7 @@ def _check_writable(workdir: Path) -> None:
 
 def _has_begun(workdir: Path) -> bool:
     """Whether a run has weights of its own, and no longer needs those that it started from."""
-    checkpoints = (workdir / "checkpoints").glob("[0-9]*")
-    return any(checkpoints) or os.path.exists(workdir / "summary.json")
+    return remains.has_checkpoints(workdir) or os.path.exists(workdir / "summary.json")
 
 
 def _check_source(source: Path, config: Config) -> None:
@@ -214,6 +223,10 @@ def _differing(there: Mapping[str, Any], config: Config, names: Sequence[str]) -
     """
     here = json.loads(json.dumps(to_json(config))) | _checksums(config)
     compared = list(names)
+    if "network_options" in names and own.same_options(
+        there.get("network_options", ""), config.network_options
+    ):
+        compared.remove("network_options")
     if "split_file" in names and _SPLIT in there:
         compared[compared.index("split_file")] = _SPLIT
     if "order" in compared and all(str(one["order"]).endswith(".json") for one in (there, here)):
@@ -274,7 +287,7 @@ def claim(workdir: Path, config: Config, spec: data.DatasetSpec) -> Generator[No
             there = read_configuration(workdir)
             content |= {SPEC: there[SPEC]} if own else kept
             check_images(workdir, there, spec)
-            if there[_budget(config)] < config.run_epochs or waits_longer(there, config):
+            if _goes_on(workdir, config):
                 (workdir / "summary.json").unlink(missing_ok=True)  # it has not ended any more
         files.write_json(workdir / "config.json", content)  # what may differ, as it is now
         yield
