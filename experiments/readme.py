@@ -109,6 +109,16 @@ _TABLES: dict[str, tuple[str, str, Callable[[Any], str]]] = {
     "recipes for vgg5, tested": ("docs/recipes.md", "vgg5_protocol.json", recipe_table),
     "recipes in 30 epochs": ("docs/recipes.md", "resnet20_protocol.json", protocol_recipes),
     "recipes in 30 epochs, seed 1": ("docs/recipes.md", "resnet20_30_epochs.json", recipe_table),
+    "recipes for mnist 300 in 30 epochs": (
+        "docs/recipes.md",
+        "mnist_300_30_epochs.json",
+        searched_table,
+    ),
+    "recipes for mnist 300 in 30 epochs, tested": (
+        "docs/recipes.md",
+        "mnist_300_30_epochs.json",
+        recipe_table,
+    ),
     "recipes for mnist 300": (
         "docs/recipes.md",
         "mnist_300_100_epochs_search.json",
