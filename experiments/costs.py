@@ -5,10 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments import execution
-from experiments.declarations import RESULTS, Run
+from experiments.declarations import RESULTS, Run, published
+from jaxbin import config
 from jaxbin.binarization import schedule
 from jaxbin.common import command_line
 from jaxbin.runs.records import epochs_recorded
+
+_MEASURED = ("network", "depth", "batch_size")
+"""Fields of which a step's time is known as published alone."""
 
 
 def table(
@@ -21,7 +25,10 @@ def table(
       runs: with their directories.
       unknown: what is not known of them yet, see `experiments.planning.foreseen`.
     """
-    speeds = step_milliseconds(network)
+    asked = {tuple(getattr(run.config, name) for name in _MEASURED) for run, _ in runs}
+    defaults = {name: config.FIELDS[name].default for name in _MEASURED} | published(network)
+    known = asked <= {tuple(defaults[name] for name in _MEASURED)}
+    speeds = step_milliseconds(network) if known else {}
     rows: list[tuple[str, ...]] = [
         ("state", "run", "epochs left", *[f"hours, {device}" for device in speeds])
     ]
@@ -39,6 +46,8 @@ def table(
         rows.append((state, run.name, *_cells(costs)))
     rows.append(("", "total", *_cells(totals)))
     notes = [f"not known yet: {line}" for line in unknown]
+    if not known:
+        notes.append(f"hours are not known of another {', '.join(_MEASURED)} than is published")
     return "\n".join([f"{network} {stage}", command_line.aligned(rows), *notes])
 
 

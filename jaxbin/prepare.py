@@ -17,6 +17,7 @@ from jaxbin import data
 from jaxbin.common import command_line
 from jaxbin.common.errors import UserError
 from jaxbin.common.files import expanded
+from jaxbin.data.originals import preparation
 from jaxbin.data.streaming import available_cores
 
 DATASETS = ("mnist", "cifar10", "imagenet2012")
@@ -45,6 +46,12 @@ def main(arguments: Sequence[str]) -> None:
     if flags.dataset == "imagenet2012":
         directory = _imagenet(flags)
     else:
+        for name in ("workers", "damaged_limit", "partial"):
+            if getattr(flags, name) != parser.get_default(name):
+                raise UserError(f"--{name} is for imagenet2012, not for {flags.dataset}")
+        there = preparation.find_version(flags.dataset, flags.data_dir)
+        if there is not None and flags.source is not None:
+            raise UserError(f"{there} is there already; accepted: no --source, or another data_dir")
         directory = data.prepare(flags.dataset, flags.data_dir, _say, flags.source)
     print(directory)
 

@@ -233,11 +233,20 @@ def test_wrong_sources_are_refused(tmp_path: Path, files: dict, message: str):
         (["imagenet2012"], "--source=DIR must hold its files"),
         (["mnist", "--source=nowhere"], "source='nowhere' is no directory"),
         (["imagenet2012", "--source=.", "--workers=-2"], "--workers takes -1 or more"),
+        (["mnist", "--workers=3"], "--workers is for imagenet2012, not for mnist"),
+        (["cifar10", "--damaged_limit=0"], "--damaged_limit is for imagenet2012, not for cifar10"),
+        (["mnist", "--partial"], "--partial is for imagenet2012, not for mnist"),
     ],
 )
 def test_wrong_flags_are_refused(arguments: list[str], message: str):
     with pytest.raises(UserError, match=message):
         prepare.main(arguments)
+
+
+def test_originals_are_not_passed_over(tmp_path: Path):
+    (tmp_path / "mnist" / "3.0.1").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"mnist/3.0.1 is there already; accepted: no --source"):
+        prepare.main(["mnist", f"--source={tmp_path}", f"--data_dir={tmp_path}"])
 
 
 def test_the_command(tmp_path: Path):

@@ -455,6 +455,10 @@ def test_arrays_with_class_names(tmp_path: Path):
         ({"class_names": np.arange(3)}, "class_names is int64 (3,); accepted: texts (classes,)"),
         ({"class_names": np.array(["a", "b", "a"])}, "two classes of one name"),
         ({"class_names": np.array(["a", "b", "\x1b"])}, r"a class called '\x1b'"),
+        (
+            {"test_images": pixels(2, 5, 4), "test_labels": np.array([1, 7])},
+            "test_labels has 7, of which there is no training image",
+        ),
         ({"labels": np.array([None] * 20)}, "holds Python objects, which are never read"),
         (
             {"test_images": pixels(2, 5, 5), "test_labels": np.zeros(2, int)},

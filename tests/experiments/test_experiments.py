@@ -601,6 +601,13 @@ def test_dry_run_costs(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.M
     # 450 epochs of 550 steps of 2 ms
     assert lines[2].split() == ["new", "float-lr0.1-seed316-450epochs", "450", "0.14"]
     assert lines[-1].split() == ["total", "1350", "0.41"]
+    flags = ["--stage=full", "--only=float", "--learning_rates=0.1", "--dry_run"]
+    run.main(["mnist_300", *flags, "--config.batch_size=1000"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2].split() == ["total", "1350"]
+    assert (
+        lines[-1] == "hours are not known of another network, depth, batch_size than is published"
+    )
 
 
 @pytest.mark.parametrize(

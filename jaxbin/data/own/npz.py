@@ -93,6 +93,12 @@ def find_npz(name: str) -> Found:
         for split, prefix in _PREFIXES.items()
         if f"{prefix}images" in members
     }
+    for split, numbers in labels.items():
+        if len(unknown := np.setdiff1d(numbers, labels["train"])):
+            raise UserError(
+                f"dataset={name!r}: {_PREFIXES[split]}labels has {unknown[0]}, of which there is "
+                "no training image; accepted: classes of labels"
+            )
     class_names = _class_names(name, members.get(_NAMES), labels)
     mapped = _is_mapped(name, members)
     given: dict[str, Source] = {
