@@ -523,6 +523,7 @@ def test_a_population_leaves_the_same_directories(searched: Path, tmp_path: Path
 
 def test_guided_order_in_one_command(searched: Path, tmp_path: Path):
     flags = ("--stage=guided", "--measure=weight_error", "--seeds=7", "--population=vmap")
+    flags += ("--learning_rates=0.003,1e-9",)  # that were searched
     start(searched, "mnist_300", *flags)
     directory = searched / "mnist_300"
     scores = json.loads((directory / "measures" / "weight_error.json").read_text())["scores"]
