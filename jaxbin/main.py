@@ -84,15 +84,13 @@ def _run(parsed: config.Config) -> None:
     """Train, evaluate or list what a configuration says."""
     # Only here: --help and refusals need not wait for Orbax and the rest.
     from jaxbin import train
-    from jaxbin.runs import run_directory, terminal
+    from jaxbin.runs import naming, terminal
 
     if parsed.list_layers:
         print(terminal.layer_table(parsed))
         return
     cache.keep_compiled(parsed.compilation_cache)
-    workdir = (
-        files.expanded(_WORKDIR.value) if _WORKDIR.value else run_directory.default_workdir(parsed)
-    )
+    workdir = files.expanded(_WORKDIR.value) if _WORKDIR.value else naming.default_workdir(parsed)
     if processes.is_first():
         terminal.log_to_terminal()
     train.run(parsed, workdir, stopping.requests())

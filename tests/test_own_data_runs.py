@@ -15,7 +15,7 @@ from jaxbin import config, data, population, sensitivity, train
 from jaxbin.common.errors import UserError
 from jaxbin.data import specs
 from jaxbin.export import artifact, freeze
-from jaxbin.runs import run_directory
+from jaxbin.runs import naming, run_directory
 
 
 @pytest.fixture
@@ -210,7 +210,7 @@ def test_a_damaged_image_to_evaluate_on_costs_no_epoch(
 
 
 def test_the_name_of_a_run(tmp_path: Path, folder: Path):
-    name = run_directory.default_workdir(config.parse(fields(folder))).name
+    name = naming.default_workdir(config.parse(fields(folder))).name
     assert name == "folder-own-validation-mlp300-iterative-forward-lr0.01-seed316"
 
 

@@ -33,7 +33,7 @@ from jaxbin.engine import program as programs
 from jaxbin.engine.devices import Alone
 from jaxbin.engine.metrics import Metrics
 from jaxbin.engine.plan import Plan, plan_epoch
-from jaxbin.runs import checkpoints, records, run_directory
+from jaxbin.runs import checkpoints, naming, records
 
 SHORT = {"epochs_per_layer": 1, "max_steps_per_epoch": 3, "learning_rate": 0.003}
 # Every epoch has another mask or another learning rate.
@@ -730,7 +730,7 @@ def test_best_epoch(epochs: list[tuple[float, int]], best: int):
     ],
 )
 def test_default_workdir(fields: dict[str, Any], name: str):
-    assert run_directory.default_workdir(config.parse(fields)) == Path("logs") / name
+    assert naming.default_workdir(config.parse(fields)) == Path("logs") / name
 
 
 def test_a_workdir_that_cannot_be_made_is_refused(tmp_path: Path):

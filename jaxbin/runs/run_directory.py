@@ -21,10 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from jaxbin import data
-from jaxbin.binarization import orders
 from jaxbin.common import files
 from jaxbin.common.errors import UserError, shown
-from jaxbin.config import FIELDS, Config, to_json
+from jaxbin.config import Config, to_json
 from jaxbin.networks import own
 from jaxbin.runs import locks, remains, weights
 from jaxbin.runs.configuration import SPEC, as_run, read_configuration
@@ -54,33 +53,6 @@ _DEFINES_OUTPUT = ("scale", "layer_scales", "map", "steepness", "grain", "grain_
 
 _SPLIT = "split_file_sha256"
 _CONTENT = "dataset_content"
-
-
-def default_workdir(config: Config) -> Path:
-    """`logs/` and a name made of dataset, stage, network, method, rule, learning rate and seed."""
-    method = {
-        "iterative": f"iterative-{orders.label(config.order)}",
-        "sensitivity": f"sensitivity-{config.sensitivity_layer}",
-    }.get(config.method, config.method)
-    parts = (
-        data.names.label(config.dataset),
-        config.stage,
-        config.network_label,
-        method,
-        *_rule_parts(config),
-        *(["reset"] if config.latent_reset else []),
-        f"lr{config.learning_rate:g}",
-        f"seed{config.seed}",
-    )
-    return Path("logs") / "-".join(parts)
-
-
-def _rule_parts(config: Config) -> list[str]:
-    """What the name of a run says of fields that differ from the published method's."""
-    names = ("scale", "map", "grain", "rate_schedule")
-    return [
-        getattr(config, name) for name in names if getattr(config, name) != FIELDS[name].default
-    ]
 
 
 def check(workdir: Path, config: Config) -> None:
