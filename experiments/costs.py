@@ -4,12 +4,12 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments import execution
 from experiments.declarations import RESULTS, Run, published
 from jaxbin import config
 from jaxbin.binarization import schedule
 from jaxbin.common import command_line
 from jaxbin.runs.records import epochs_recorded
+from jaxbin.train import ended
 
 _MEASURED = ("network", "depth", "batch_size")
 """Fields of which a step's time is known as published alone."""
@@ -35,7 +35,7 @@ def table(
     totals = [0.0] * (1 + len(speeds))
     for run, where in runs:
         done = epochs_recorded(where)
-        left = 0 if execution.has_ended(where, run.config) else run.config.run_epochs - done
+        left = 0 if ended(run.config, where) else run.config.run_epochs - done
         spec = run.config.dataset_spec
         steps = left * schedule.steps_per_epoch(
             spec.train_examples, run.config.batch_size, run.config.max_steps_per_epoch

@@ -20,10 +20,10 @@ from experiments import progress
 from experiments.declarations import Run
 from jaxbin import population
 from jaxbin.common.errors import UserError
-from jaxbin.config import FIELDS, Config
-from jaxbin.runs import finished, run_directory
-from jaxbin.runs.configuration import read_configuration
+from jaxbin.config import FIELDS
+from jaxbin.runs import run_directory
 from jaxbin.runs.records import epochs_recorded
+from jaxbin.train import ended
 
 POPULATIONS = ("sequential", "vmap")
 _SHARED_GPU = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
@@ -72,23 +72,6 @@ def stoppable() -> Generator[None]:
             sys.exit(128 + number)
 
 
-def has_ended(directory: Path, config: Config | None = None) -> bool:
-    """Whether a run has nothing left to do.
-
-    Args:
-      directory: of the run.
-      config: as it is to be now, which may ask for more patience than it had; None: as it was.
-
-    Raises:
-      UserError: its summary is damaged.
-    """
-    if not (directory / "summary.json").exists():
-        return False
-    early = finished.read_summary(directory).get("stopped_early")
-    longer = early and config and run_directory.waits_longer(read_configuration(directory), config)
-    return not longer
-
-
 def command(network: str, run: Run, directory: Path) -> list[str]:
     """The arguments of Python that train a run."""
     fields = [f"--config.{name}={value}" for name, value in run.overrides.items()]
@@ -128,7 +111,7 @@ def execute(
     """
     for run, directory in runs:
         run_directory.check(directory, run.config)
-    left = [(run, directory) for run, directory in runs if not has_ended(directory, run.config)]
+    left = [(run, directory) for run, directory in runs if not ended(run.config, directory)]
     vmapped = population == "vmap"
     groups = list(_groups(left, members)) if vmapped else [[one] for one in left]
     slots: queue.Queue[set[int]] = queue.Queue()
@@ -143,14 +126,15 @@ def execute(
             problem = _population(group, cores) if vmapped else _alone(network, *group[0], cores)
         finally:
             slots.put(cores)
+        failed = [directory for run, directory in group if not ended(run.config, directory)]
         for _, directory in group:
-            said = "ended" if has_ended(directory) else problem
+            said = problem if directory in failed else "ended"
             _report(f"{directory.name}: {said} ({now()})")
-        return [directory for _, directory in group if not has_ended(directory)], problem
+        return failed, problem
 
     def done() -> list[int]:
         return [
-            run.config.run_epochs if has_ended(directory) else epochs_recorded(directory)
+            run.config.run_epochs if ended(run.config, directory) else epochs_recorded(directory)
             for run, directory in runs
         ]
 

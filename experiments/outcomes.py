@@ -5,12 +5,13 @@ import json
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
-from experiments import execution, loading
+from experiments import loading
 from experiments.arms import arm_of
 from experiments.declarations import CONDITIONS, Run
 from experiments.result import Result
 from jaxbin.common.errors import UserError, shown
 from jaxbin.runs import finished
+from jaxbin.train import ended
 
 # Stage of the configuration, arm, learning rate, seed.
 _Key = tuple[str, str, float, int]
@@ -64,7 +65,7 @@ class Outcomes:
         if self.knows(run):
             return self.known[_key(run)].accuracy("last")
         where = self.where(run)
-        if not execution.has_ended(where):
+        if not ended(run.config, where):
             raise UserError(f"{where} has not ended; the same command without --dry_run runs it")
         summary = finished.read_summary(where, ("validation_accuracy",))
         return summary["last"]["validation_accuracy"]

@@ -29,6 +29,7 @@ from experiments.outcomes import Outcomes
 from experiments.run import names_of, overrides
 from jaxbin.common import command_line, files
 from jaxbin.common.errors import UserError
+from jaxbin.train import ended
 
 MEASURE = "hessian"
 """Of the guided order; it is taken of the first seed's float run."""
@@ -243,7 +244,7 @@ def _measured_order(there: Outcomes, run: Run) -> Path:
     path = _order_file(there)
     if not _is_measured(there, run):
         where = there.where(run)
-        if not execution.has_ended(where):
+        if not ended(run.config, where):
             raise UserError(f"the guided order is measured of {where}, which has not ended")
         execution.measure(where, there.directory / "measures", [MEASURE])
         scores = selection.scores(there.directory, MEASURE)

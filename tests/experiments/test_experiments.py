@@ -17,7 +17,7 @@ from refusals import refused
 
 from experiments import costs, declarations, execution, measure, progress, run, selection
 from experiments.declarations import Choices
-from jaxbin import config
+from jaxbin import config, train
 from jaxbin.common.errors import UserError
 from jaxbin.runs import records
 
@@ -299,8 +299,9 @@ def search_run(directory: Path, accuracy: float, **fields: Any) -> None:
     place.mkdir(parents=True)
     (place / "config.json").write_text(json.dumps(config.to_json(one.config)))
     line = {"epoch": 0, "validation_loss": 0.5, "duration_seconds": 1.0}
-    line["validation_accuracy"] = accuracy
-    summary = {"epochs": 450, "metric": "validation_accuracy", "best": line, "last": line}
+    line |= {"validation_accuracy": accuracy, "binary_layers": [1, 2, 3]}
+    summary = {"epochs": one.config.run_epochs, "metric": "validation_accuracy"}
+    summary |= {"best": line, "last": line, "stopped_early": False}
     (place / "summary.json").write_text(json.dumps(summary))
 
 
@@ -421,25 +422,24 @@ def test_lists_where_numbers_are_asked_for_are_a_line():
 def test_a_run_that_is_given_more_patience_has_not_ended(tmp_path: Path):
     search_run(tmp_path, 0.9, patience=1)
     (place,) = tmp_path.glob("search/*")
-    assert execution.has_ended(place)
     summary = json.loads((place / "summary.json").read_text())
     (place / "summary.json").write_text(json.dumps(summary | {"stopped_early": True}))
 
     def ended(patience: int) -> bool:
         fields = Choices(overrides={"patience": patience})
         one = declarations.make_run("mnist_300", "search", "binary", fields)
-        return execution.has_ended(place, one.config)
+        return train.ended(one.config, place) is not None
 
-    assert execution.has_ended(place)
     assert [ended(patience) for patience in (1, 2, 0)] == [True, False, False]
 
 
 def test_damaged_records_are_a_line(tmp_path: Path):
     (tmp_path / "metrics.jsonl").write_bytes(b"\xff\xfe\n{}\n")
     assert records.epochs_recorded(tmp_path) == 2
-    assert not execution.has_ended(tmp_path)
+    one = declarations.make_run("mnist_300", "search", "binary", Choices()).config
+    assert not train.ended(one, tmp_path)
     (tmp_path / "summary.json").touch()
-    assert "summary.json cannot be read" in refused(lambda: execution.has_ended(tmp_path))
+    assert "summary.json cannot be read" in refused(lambda: train.ended(one, tmp_path))
 
 
 def test_progress_by_hand():

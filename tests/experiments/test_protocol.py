@@ -98,7 +98,7 @@ def test_a_measured_order_is_taken(tmp_path: Path):
 
 def finish(directory: Path, best: float, last: float) -> None:
     directory.mkdir(parents=True)
-    line = {"epoch": 9, "validation_accuracy": last}
+    line = {"epoch": 9, "validation_accuracy": last, "binary_layers": []}
     summary = {"metric": "validation_accuracy", "epochs": 10, "stopped_early": False}
     summary |= {"best": line | {"epoch": 3, "validation_accuracy": best}, "last": line}
     (directory / "summary.json").write_text(json.dumps(summary))
