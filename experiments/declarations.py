@@ -9,7 +9,7 @@ import functools
 import itertools
 import math
 import runpy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +109,14 @@ class Choices:
     learning_rates: tuple[float, ...] = ()
     only: tuple[str, ...] = ()
     overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def wanted(self, variants: Iterable[str]) -> list[str]:
+        """Those of `variants` that `only` leaves."""
+        return [
+            variant
+            for variant in variants
+            if not self.only or any(fnmatch.fnmatchcase(variant, only) for only in self.only)
+        ]
 
 
 def published(network: str) -> dict[str, Any]:
@@ -234,7 +242,7 @@ def sensitivity_runs(network: str, choices: Choices, learning_rate: float) -> li
             seed=choices.seeds[0],
             learning_rate=learning_rate,
         )
-        for variant in _wanted(variants(network, "sensitivity", choices), choices)
+        for variant in choices.wanted(variants(network, "sensitivity", choices))
     ]
 
 
@@ -242,7 +250,7 @@ def search_runs(network: str, choices: Choices) -> list[Run]:
     """Float, binary and every order, each with every learning rate, evaluated on validation."""
     experiment = EXPERIMENTS[network]
     rates = choices.learning_rates or experiment.learning_rates
-    wanted = _wanted(variants(network, "search", choices), choices)
+    wanted = choices.wanted(variants(network, "search", choices))
     return [
         make_run(network, "search", variant, choices, seed=choices.seeds[0], learning_rate=rate)
         for variant, rate in itertools.product(wanted, rates)
@@ -256,7 +264,7 @@ def full_runs(network: str, choices: Choices, rates: Mapping[str, float]) -> lis
       network, choices: what to run.
       rates: learning rate of each variant; see `experiments.selection`.
     """
-    wanted = _wanted(variants(network, "full", choices), choices)
+    wanted = choices.wanted(variants(network, "full", choices))
     return [
         make_run(
             network,
@@ -270,6 +278,11 @@ def full_runs(network: str, choices: Choices, rates: Mapping[str, float]) -> lis
     ]
 
 
+def guided_variant(order_file: Path) -> str:
+    """The variant of runs in the order of a file."""
+    return f"iterative-{orders.label(str(order_file))}"
+
+
 def guided_runs(
     network: str, choices: Choices, rates: Mapping[str, float], order_files: Sequence[Path]
 ) -> list[Run]:
@@ -277,7 +290,7 @@ def guided_runs(
 
     A file that is not there yet is stood in for by the forward order, which costs the same.
     """
-    files = {f"iterative-{orders.label(str(path))}": path for path in order_files}
+    files = {guided_variant(path): path for path in order_files}
     return [
         make_run(
             network,
@@ -288,13 +301,5 @@ def guided_runs(
             learning_rate=rates["iterative-forward"],
             order=str(files[variant].absolute()) if files[variant].exists() else "forward",
         )
-        for seed, variant in itertools.product(choices.seeds, _wanted(list(files), choices))
-    ]
-
-
-def _wanted(names: Sequence[str], choices: Choices) -> list[str]:
-    return [
-        variant
-        for variant in names
-        if not choices.only or any(fnmatch.fnmatchcase(variant, only) for only in choices.only)
+        for seed, variant in itertools.product(choices.seeds, choices.wanted(files))
     ]

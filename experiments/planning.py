@@ -22,7 +22,7 @@ class Request:
     Attributes:
       network: one of `experiments.declarations.EXPERIMENTS`.
       stage: one of `experiments.declarations.STAGES`, or "all".
-      measure: of sensitivity, and for the guided orders; one of `selection.MEASURES`, or "all".
+      measures: of sensitivity, and for the guided orders; of `selection.MEASURES`.
       choices: what varies, and which variants are run.
       directory: where the network's runs, measures and orders lie.
       allow_partly_binary: whether iterative schedules may end before every layer is binary.
@@ -30,7 +30,7 @@ class Request:
 
     network: str
     stage: str
-    measure: str
+    measures: tuple[str, ...]
     choices: Choices
     directory: Path
     allow_partly_binary: bool = False
@@ -41,27 +41,33 @@ class Request:
         return ALL if self.stage == "all" else (self.stage,)
 
     @property
-    def measures(self) -> Sequence[str]:
-        """The measures that are asked for."""
-        return selection.MEASURES if self.measure == "all" else (self.measure,)
+    def trained_layers(self) -> bool:
+        """Whether a measure is asked for that trains for every layer."""
+        return selection.TRAINING in self.measures
+
+    @property
+    def cheap(self) -> list[str]:
+        """The measures that are asked for and look at one trained network."""
+        return [name for name in self.measures if name != selection.TRAINING]
 
     @property
     def order_files(self) -> list[Path]:
         """Where the orders that guided runs take lie, measured or not."""
-        return [
-            self.directory / "orders" / f"{which}-{name}.json"
+        return [path for name in self.measures for path in self._orders_by(name)]
+
+    def _orders_by(self, measure: str) -> list[Path]:
+        where = self.directory / "orders"
+        return [where / f"{which}-{measure}.json" for which in ("ascend", "descend")]
+
+    def of_wanted_orders(self) -> "Request":
+        """What guided runs need: the measures of the orders that `--only` leaves, of all layers."""
+        wanted = [
+            name
             for name in self.measures
-            for which in ("ascend", "descend")
+            if self.choices.wanted(map(declarations.guided_variant, self._orders_by(name)))
         ]
-
-    @property
-    def missing_orders(self) -> list[Path]:
-        """The order files that are not there yet."""
-        return [path for path in self.order_files if not path.exists()]
-
-    def of_every_variant(self) -> "Request":
-        """The same whatever `--only` says: an order takes every layer."""
-        return dataclasses.replace(self, choices=dataclasses.replace(self.choices, only=()))
+        every = dataclasses.replace(self.choices, only=())
+        return dataclasses.replace(self, measures=tuple(wanted), choices=every)
 
 
 def check(asked: Request) -> None:
@@ -95,21 +101,20 @@ def _check_only(asked: Request) -> None:
 
 def _variants(asked: Request, stage: str) -> list[str]:
     if stage == "guided":
-        return [f"iterative-{path.stem}" for path in asked.order_files]
+        return [declarations.guided_variant(path) for path in asked.order_files]
     variants = declarations.variants(asked.network, stage, asked.choices)
     if stage != "sensitivity":
         return variants
-    trained = variants if selection.TRAINING in asked.measures else []
-    return [*trained, *(["float"] if asked.measure != selection.TRAINING else [])]
+    return [*(variants if asked.trained_layers else []), *(["float"] if asked.cheap else [])]
 
 
 def _check_measure(asked: Request, stage: str, runs: Sequence[Run]) -> None:
     """Measures that train nothing look at all images of a split at once."""
-    measures = stage in ("sensitivity", "guided") and asked.measure != selection.TRAINING
+    measures = stage in ("sensitivity", "guided")
     for run in runs:
-        if measures and run.config.streamed:
+        if measures and asked.cheap and run.config.streamed:
             raise UserError(
-                f"--measure={asked.measure} is not accepted for dataset="
+                f"--measure={asked.cheap[0]} is not accepted for dataset="
                 f"{run.config.dataset!r}, which is streamed; accepted: {selection.TRAINING}"
             )
 
@@ -123,6 +128,8 @@ def foreseen(asked: Request, stage: str) -> tuple[list[Run], list[str]]:
     """
     rate = declarations.published(asked.network)["learning_rate"]
     rates = selection.rates(asked.network, asked.directory, asked.choices, stand_in=rate)
+    if stage == "sensitivity":
+        _ = rates[selection.FALLBACK]  # which all its runs take, so that it is said
     runs = _runs(asked, stage, rates)
     unknown = []
     if rates.stood_in:
@@ -130,10 +137,10 @@ def foreseen(asked: Request, stage: str) -> tuple[list[Run], list[str]]:
             f"the learning rate of {', '.join(rates.stood_in)}: --stage=search is to find it, "
             f"{rate:g} stands in"
         )
-    missing = asked.missing_orders
-    if stage == "guided" and missing:
+    if stage == "guided":
+        missing = missing_orders(asked)
         names = ", ".join(path.name for path in missing)
-        unknown.append(f"the orders {names}: they are measured first")
+        unknown += [f"the orders {names}: they are measured first"] if missing else []
     return runs, unknown
 
 
@@ -143,13 +150,10 @@ def planned(asked: Request, stage: str) -> list[Run]:
     Raises:
       UserError: a learning rate has not been searched, or an order not been measured yet.
     """
-    missing = asked.missing_orders
-    if stage == "guided" and not foreseen(asked, stage)[0]:
-        return []
-    if stage == "guided" and missing:
+    if stage == "guided" and (missing := missing_orders(asked)):
+        measure = missing[0].stem.partition("-")[2]
         raise UserError(
-            f"{missing[0]} is not measured yet; run --stage=sensitivity --measure="
-            f"{asked.measure} first"
+            f"{missing[0]} is not measured yet; run --stage=sensitivity --measure={measure} first"
         )
     rates = selection.rates(asked.network, asked.directory, asked.choices)
     return _runs(asked, stage, rates)
@@ -165,6 +169,21 @@ def _runs(asked: Request, stage: str, rates: Mapping[str, float]) -> list[Run]:
     }[stage]()
 
 
+def missing_orders(asked: Request) -> list[Path]:
+    """The order files that guided runs take and that are not there yet."""
+    return [path for path in asked.of_wanted_orders().order_files if not path.exists()]
+
+
+def measured_first(asked: Request) -> list[Run]:
+    """The runs that guided runs wait for, since what is there was not measured of them."""
+    needed = asked.of_wanted_orders()
+    measured = not missing_orders(asked) and all(
+        selection.is_measured(asked.directory, name, measured_runs(needed, name))
+        for name in needed.measures
+    )
+    return [] if measured else sensitivity_runs(needed)
+
+
 def guided_rate(asked: Request) -> float:
     """The learning rate of runs in measured orders.
 
@@ -177,9 +196,9 @@ def guided_rate(asked: Request) -> float:
 def sensitivity_runs(asked: Request) -> list[Run]:
     """What a measure has to train: every layer alone, or one floating-point network."""
     runs = []
-    if selection.TRAINING in asked.measures:
+    if asked.trained_layers:
         runs += layer_runs(asked)
-    if asked.measure != selection.TRAINING:
+    if asked.cheap:
         runs.append(float_run(asked))
     return runs
 

@@ -12,6 +12,7 @@ stages on the test set; what they need of the search is read from its finished r
 
 import argparse
 import ast
+import dataclasses
 import functools
 import json
 from collections.abc import Callable, Sequence
@@ -47,14 +48,23 @@ def main(argv: Sequence[str]) -> None:
     with execution.stoppable():
         for stage in asked.stages:
             if arguments.dry_run:
-                runs, unknown = planning.foreseen(asked, stage)
-                print(costs.table(asked.network, stage, _placed(asked, stage, runs), unknown))
+                _print_costs(asked, stage)
             elif arguments.print_commands:
                 for run, where in _placed(asked, stage, planning.planned(asked, stage)):
                     print(execution.shell_line(asked.network, run, where))
             else:
                 failures |= _carry_out(asked, stage, execute)
     execution.check_failures(failures)
+
+
+def _print_costs(asked: Request, stage: str) -> None:
+    """What a stage costs; guided runs asked for alone with what is measured for them first."""
+    runs, unknown = planning.foreseen(asked, stage)
+    first = planning.measured_first(asked) if stage == "guided" == asked.stage and runs else []
+    if first:
+        where = _placed(asked, "sensitivity", first)
+        print(costs.table(asked.network, "sensitivity, measured first", where, []))
+    print(costs.table(asked.network, stage, _placed(asked, stage, runs), unknown))
 
 
 def _placed(asked: Request, stage: str, runs: Sequence[Run]) -> list[tuple[Run, Path]]:
@@ -108,7 +118,7 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Request]:
     return arguments, Request(
         arguments.network,
         arguments.stage,
-        arguments.measure,
+        selection.MEASURES if arguments.measure == "all" else (arguments.measure,),
         choices,
         directory=arguments.output / arguments.network,
         allow_partly_binary=arguments.allow_partly_binary,
@@ -152,25 +162,24 @@ def _carry_out(asked: Request, stage: str, execute: _Execute) -> dict[Path, str]
 
 def _measure_orders(asked: Request, execute: _Execute) -> None:
     """Take the measures whose orders guided runs need, unless that was done before."""
-    every = asked.of_every_variant()
-    for name in asked.measures:
-        for run, where in _placed(asked, "sensitivity", planning.measured_runs(every, name)):
-            run_directory.check(where, run.config)  # a measure of other conditions is another one
-    missing = asked.missing_orders + [
-        asked.directory / "measures" / f"{name}.json"
-        for name in asked.measures
-        if not selection.is_measured(asked.directory, name, planning.measured_runs(every, name))
-    ]
-    if not missing:
+    needed = asked.of_wanted_orders()
+    for run, where in _placed(asked, "sensitivity", planning.sensitivity_runs(needed)):
+        run_directory.check(where, run.config)  # a measure of other conditions is another one
+    runs = planning.measured_first(asked)
+    if not runs:
         return
-    failures = _execute(every, "sensitivity", planning.sensitivity_runs(every), execute)
+    failures = _execute(needed, "sensitivity", runs, execute)
     if failures:
-        raise UserError(f"{missing[0]} is not measured: {execution.reasons(failures)}")
+        measures = ", ".join(needed.measures)
+        raise UserError(f"{measures} is not measured: {execution.reasons(failures)}")
 
 
 def _execute(asked: Request, stage: str, runs: Sequence[Run], execute: _Execute) -> dict[Path, str]:
     """Run what a stage needs, and take the measures that it was run for; what failed, and why."""
     print(f"{asked.network} {stage}: {len(runs)} runs", flush=True)
+    if stage == "sensitivity":
+        for line in planning.foreseen(asked, stage)[1]:
+            print(f"note: {line}", flush=True)
     failures = execute(asked.network, _placed(asked, stage, runs))
     if stage == "sensitivity" and not failures:
         _write_sensitivity(asked)
@@ -179,12 +188,12 @@ def _execute(asked: Request, stage: str, runs: Sequence[Run], execute: _Execute)
 
 def _write_sensitivity(asked: Request) -> None:
     """Scores and orders of every measure that was asked for."""
-    cheap = [name for name in asked.measures if name != selection.TRAINING]
-    if cheap:
+    if asked.cheap:
         where = asked.directory / "sensitivity" / planning.float_run(asked).name
-        execution.measure(where, asked.directory / "measures", cheap)
-    if selection.TRAINING in asked.measures:
-        runs = planning.layer_runs(asked.of_every_variant())
+        execution.measure(where, asked.directory / "measures", asked.cheap)
+    if asked.trained_layers:
+        every = dataclasses.replace(asked.choices, only=())  # an order takes every layer
+        runs = planning.layer_runs(dataclasses.replace(asked, choices=every))
         selection.write_training_scores(asked.directory, runs)
     for name in asked.measures:
         scores = selection.scores(asked.directory, name)

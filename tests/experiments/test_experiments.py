@@ -386,6 +386,41 @@ def test_nothing_is_measured_for_no_guided_run(capsys: pytest.CaptureFixture[str
     assert "guided: 0 runs" in capsys.readouterr().out
 
 
+def test_only_what_the_wanted_orders_need_is_measured(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    flags = ["mnist_300", "--stage=guided", "--measure=all", "--learning_rates=0.1", "--seeds=7"]
+    flags += ["--only=iterative-ascend-hessian", f"--output={tmp_path}"]
+    run.main([*flags, "--dry_run"])
+    measured, guided = capsys.readouterr().out.split("mnist_300 guided\n")
+    assert measured.startswith("mnist_300 sensitivity, measured first\n")
+    assert [line.split()[1] for line in measured.splitlines()[2:-1]] == [
+        "float-lr0.1-seed7-450epochs"
+    ]
+    assert "iterative-ascend-hessian-lr0.1-seed7" in guided
+    assert "the orders ascend-hessian.json, descend-hessian.json: they are measured" in guided
+    started: list[str] = []
+
+    def execute(_: str, runs: Any) -> dict[Path, str]:
+        started.extend(run.name for run, _ in runs)
+        return {where: "stopped here" for _, where in runs}
+
+    with pytest.raises(UserError, match=r"hessian is not measured: float-.*: stopped here"):
+        run._carry_out(run._parse(flags)[1], "guided", execute)
+    assert started == ["float-lr0.1-seed7-450epochs"]
+
+
+def test_the_rate_that_a_sensitivity_takes_is_told(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    flags = ["mnist_300", "--stage=sensitivity", f"--output={tmp_path}"]
+    told = "the learning rate of iterative-forward: --stage=search is to find it, 0.1 stands in"
+    run.main([*flags, "--dry_run"])
+    assert f"not known yet: {told}" in capsys.readouterr().out
+    run._carry_out(run._parse(flags)[1], "sensitivity", lambda _, runs: {Path("a"): "stopped"})
+    assert f"note: {told}" in capsys.readouterr().out
+
+
 def test_nothing_is_measured_for_guided_runs_without_a_rate(tmp_path: Path):
     flags = ["mnist_300", "--stage=guided", "--measure=weight_error", *TINY]
     asked = run._parse([*flags, f"--output={tmp_path}"])[1]
