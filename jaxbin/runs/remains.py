@@ -20,7 +20,7 @@ def check_described(workdir: Path) -> None:
     if left:
         raise UserError(
             f"workdir={str(workdir)!r} holds {' and '.join(left)} of a run, but no config.json to "
-            "say which; accepted: its config.json back in place, or another --workdir"
+            "say which; accepted: its config.json back in place, or another directory"
         )
 
 
@@ -32,5 +32,5 @@ def check_goes_on(workdir: Path) -> None:
     if begun or ended:
         raise UserError(
             f"workdir={str(workdir)!r} holds the records of a run whose checkpoints are gone, so "
-            "that it cannot go on; accepted: its checkpoints back in place, or another --workdir"
+            "that it cannot go on; accepted: its checkpoints back in place, or another directory"
         )

@@ -71,11 +71,11 @@ def check(workdir: Path, config: Config) -> None:
         remains.check_described(workdir)
     if not config.evaluate_only and os.path.exists(workdir / "config.json"):
         names = _names(config, read_configuration(workdir))
-        _check_same("workdir", workdir, config, names, "choose another --workdir")
+        _check_same("workdir", workdir, config, names, "choose another directory")
         if os.path.exists(workdir / "positions") and not os.path.exists(workdir / "summary.json"):
             raise UserError(
                 f"workdir={str(workdir)!r} was left unfinished by an older jaxbin, which counted "
-                "checkpoints in epochs; accepted: that version, or another --workdir"
+                "checkpoints in epochs; accepted: that version, or another directory"
             )
         if not os.path.exists(workdir / "summary.json") or _goes_on(workdir, config):
             remains.check_goes_on(workdir)
@@ -283,5 +283,5 @@ def check_images(workdir: Path, there: Mapping[str, Any], spec: data.DatasetSpec
     if differing:
         raise UserError(
             f"workdir={str(workdir)!r} belongs to other images: {', '.join(differing)}; accepted: "
-            "another --workdir, or the images it was trained on"
+            "another directory, or the images it was trained on"
         )
