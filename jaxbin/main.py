@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import jax
+import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
@@ -54,6 +55,7 @@ _FLAGS = (
     *("config", "workdir", "distributed", "coordinator", "processes", "process"),
     "heartbeat_seconds",
 )
+_RETURNS = "accepted: jaxbin.config.base_config(...), which has every field"
 _HELP = {"-h", "--h", "-help", "--help", "-?"}
 
 
@@ -117,13 +119,13 @@ def _parse_flags(argv: list[str]) -> list[str]:
         app.usage(shorthelp=True, writeto_stdout=True, exitcode=0)
     try:
         remaining = flags.FLAGS(_with_configuration_found(argv))
-        dict(_CONFIG.value)  # a file that could not be loaded fails when it is first looked at
+        returned = _CONFIG.value  # a file that could not be loaded fails when it is first looked at
+        if not isinstance(returned, (dict, ml_collections.ConfigDict)):
+            raise UserError(f"config: get_config() returned {shown(returned)}; {_RETURNS}")
     except UserError as error:
         _exit_with(error)
-    except (flags.Error, AttributeError, TypeError) as error:
-        _exit_with(_explained(error))
     except Exception as error:  # a config file is a program: it can fail in any way
-        _exit_with(UserError(f"config: {kind_and_line(error)}"))
+        _exit_with(_explained(error))
     if flags.FLAGS["verbosity"].using_default_value:
         flags.FLAGS.verbosity = logging.WARNING  # Orbax reports every file at the level below
     return remaining
@@ -175,9 +177,16 @@ def _explained(error: Exception) -> Exception:
         except UserError as explained:
             return explained
     flag = re.match(r"flag --(\w+)=(.*?): ", str(error), re.DOTALL)
+    if flag and flag[1] == "config":
+        return UserError(f"config: get_config() returned {flag[2]}; {_RETURNS}")
     if flag and isinstance(error, flags.IllegalFlagValueError):
         return UserError(f"{flag[1]}={shown(flag[2])} is not accepted; --help explains the flags")
-    return error
+    if isinstance(error, (flags.Error, TypeError)):
+        return error
+    missing = re.search(r"(\w+)\W*$", str(error))
+    if missing and missing[1] in config.FIELDS and isinstance(error, (AttributeError, LookupError)):
+        return UserError(f"config: get_config() returned no {missing[1]}; {_RETURNS}")
+    return UserError(f"config: {kind_and_line(error)}")
 
 
 def _exit_with(error: Exception) -> NoReturn:

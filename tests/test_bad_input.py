@@ -31,8 +31,9 @@ HEADER = "from ml_collections import ConfigDict\nfrom math import inf, nan\n\nde
 Case = tuple[str, list[str], Mapping[str, str | bytes], list[str]]
 
 
-def config_file(text: str, *mentioned: str) -> Case:
-    return "jaxbin.main", ["--config=config.py"], {"config.py": text}, list(mentioned)
+def config_file(text: str, *mentioned: str, override: str = "") -> Case:
+    arguments = ["--config=config.py", *filter(None, [override])]
+    return "jaxbin.main", arguments, {"config.py": text}, list(mentioned)
 
 
 def quickstart(*arguments: str, mentioned: list[str], **files: str | bytes) -> Case:
@@ -171,6 +172,16 @@ CONFIG_FILES: list[Case] = [
     config_file("x = 1\n", "get_config"),
     config_file("def get_config(:\n", "config.py"),
     config_file("import no_such_module\n", "no_such_module"),
+    config_file(HEADER + "    pass\n", "returned None; accepted: jaxbin.config.base_config("),
+    config_file(HEADER + "    return 3\n", "returned 3; accepted: jaxbin.config.base_config("),
+    *(
+        config_file(
+            f"{HEADER}    return {returned}\n",
+            "returned no seed; accepted: jaxbin.config.base_config(",
+            override="--config.seed=2",
+        )
+        for returned in ("{'epochs': 3}", "ConfigDict({'epochs': 3})")
+    ),
 ]
 
 ORDER_FILES: list[Case] = [
