@@ -3,16 +3,20 @@
 Both are small, so that they can be sent to worker processes.
 """
 
+import contextlib
 import dataclasses
 import functools
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jaxbin.common.errors import UserError, kind_and_line
+from jaxbin.common.errors import UserError, kind_and_line, shown
+
+_FEATURES = "tensorflow_datasets.core.features."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,17 +108,54 @@ class ImageFolder:
         return os.path.join(self.root, os.fsdecode(self.names[position]))
 
 
+def described(directory: Path) -> Any:
+    """What TFDS knows of the prepared directory of one version: its `DatasetInfo`.
+
+    TFDS imports the modules of the features that are named there: other modules than its own are
+    refused first.
+
+    Raises:
+      UserError: it cannot be read, or is refused.
+    """
+    import tensorflow_datasets as tfds  # more than a second
+
+    try:
+        strangers = list(_strangers(json.loads((directory / "features.json").read_bytes())))
+        info = None if strangers else tfds.builder_from_directory(directory).info
+    # TFDS documents no exceptions for damaged or foreign files.
+    except Exception as error:
+        raise UserError(f"{directory} cannot be read: {kind_and_line(error)}") from error
+    if strangers:
+        raise UserError(
+            f"{directory}: features.json names {shown(strangers[0])}, which would be imported; "
+            f"accepted: the features of TFDS, as {_FEATURES}Image"
+        )
+    return info
+
+
+def _strangers(content: Any, name: str = "") -> Iterator[str]:
+    """The classes in the content of a `features.json`, as it is or as text in it, not TFDS's."""
+    if isinstance(content, str):
+        if name in ("pythonClassName", "python_class_name", "type"):
+            yield from [] if content.startswith(_FEATURES) else [content]
+        with contextlib.suppress(ValueError):
+            yield from _strangers(json.loads(content))
+    elif isinstance(content, dict):
+        for key, value in content.items():
+            yield from _strangers(value, key)
+    elif isinstance(content, list):
+        for value in content:
+            yield from _strangers(value)
+
+
 def stored_images(directory: Path, split: str) -> StoredImages:
     """A split of the TFDS directory of one version.
 
     Raises:
       UserError: it cannot be read, or does not hold what it says.
     """
-    import tensorflow_datasets as tfds
-
-    where = f"{directory} ({split})"
+    where, info = f"{directory} ({split})", described(directory)
     try:
-        info = tfds.builder_from_directory(directory).info
         shards = tuple(str(path) for path in info.splits[split].filepaths)
         images = StoredImages(str(directory), split, shards, len(_cached(shards)))
         images.read([0, len(images) - 1])

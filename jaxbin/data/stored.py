@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorflow_datasets as tfds
 
 from jaxbin.common.errors import UserError, kind_and_line
 from jaxbin.data import sources
@@ -42,8 +41,9 @@ def read_records(directory: Path, split: str, spec: DatasetSpec) -> Records:
         raise UserError(
             f"{directory} is not a complete TFDS directory: it has no dataset_info.json"
         )
+    info = sources.described(directory)
     try:
-        examples = _read_examples(directory, split)
+        examples = _read_examples(info, split)
     # TFDS, protobuf and array_record document no exceptions for damaged or foreign files.
     except Exception as error:
         raise UserError(f"{source} cannot be read: {kind_and_line(error)}") from error
@@ -63,9 +63,8 @@ def read_records(directory: Path, split: str, spec: DatasetSpec) -> Records:
     return Records(encoded, labels, ids, source)
 
 
-def _read_examples(directory: Path, split: str) -> list[dict[str, Any]]:
+def _read_examples(info: Any, split: str) -> list[dict[str, Any]]:
     """What each record holds of image, label and id; an empty record, as of a cut file, nothing."""
-    info = tfds.builder_from_directory(directory).info
     records = sources.open_shards(info.splits[split].file_instructions)
     examples: list[dict[str, Any]] = []
     for start in range(0, len(records), _CHUNK_RECORDS):

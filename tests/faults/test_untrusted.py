@@ -24,6 +24,7 @@ from refusals import check_refused
 from jaxbin import data
 from jaxbin.binarization import orders
 from jaxbin.common.errors import UserError
+from jaxbin.data import sources
 from jaxbin.data.imagenet import originals
 from jaxbin.export import __main__ as export
 from jaxbin.export import artifact, images, inference
@@ -55,6 +56,40 @@ def payload(tmp_path: Path) -> bytes:
 
 
 # --- Nothing is executed --------------------------------------------------------------------------
+
+
+_LEGACY = json.dumps({"a": {"type": "stranger.Feature", "content": {}}})
+
+
+@pytest.mark.parametrize(
+    "features",
+    [
+        {"pythonClassName": "stranger.Feature", "jsonFeature": {"json": "{}"}},
+        {"python_class_name": "stranger.Feature", "jsonFeature": {"json": "{}"}},
+        {"type": "stranger.Feature", "content": {}},
+        {
+            "pythonClassName": "tensorflow_datasets.core.features.features_dict.FeaturesDict",
+            "jsonFeature": {"json": _LEGACY},
+        },
+        {
+            "type": "tensorflow_datasets.core.features.features_dict.FeaturesDict",
+            "content": {"a": [{"type": "stranger.Feature", "content": {}}]},
+        },
+    ],
+    ids=["proto", "field", "legacy", "text", "list"],
+)
+def test_features_of_a_dataset_are_not_imported(
+    features: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "stranger.py").write_text("import os\nos.mkdir('executed')\n")
+    directory = tmp_path / "flowers" / "1.0.0"
+    directory.mkdir(parents=True)
+    (directory / "dataset_info.json").write_text('{"name": "flowers", "version": "1.0.0"}')
+    (directory / "features.json").write_text(json.dumps(features))
+    check_refused(lambda: sources.described(directory), "names 'stranger.Feature', which would be")
+    assert not (tmp_path / "executed").exists()
 
 
 @pytest.mark.parametrize("end", ["*/", "*\\\n/", "*??/\n/", "*\\\r\n/"], ids=repr)

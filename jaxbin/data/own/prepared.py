@@ -6,13 +6,13 @@ import re
 from pathlib import Path
 from typing import Any
 
-from jaxbin.common.errors import UserError, kind_and_line
+from jaxbin.common.errors import UserError
 from jaxbin.common.files import expanded
 from jaxbin.data import kept
 from jaxbin.data.own import names
 from jaxbin.data.own.found import SPLITS, Found, check_classes, divided
 from jaxbin.data.pictures import evaluation_picture, training_picture
-from jaxbin.data.sources import stored_images
+from jaxbin.data.sources import described, stored_images
 from jaxbin.data.specs import Source
 
 _DESCRIPTION = "dataset_info.json"
@@ -27,7 +27,7 @@ def find_prepared(name: str, data_dir: str) -> Found:
       OSError: a directory cannot be listed.
     """
     directory = _directory(name, expanded(data_dir))
-    info = _described(name, directory)
+    info = described(directory)
     channels, size, class_names = _features(name, info)
     check_classes(name, class_names)
     if "train" not in info.splits:
@@ -80,18 +80,6 @@ def _directory(name: str, data_dir: Path) -> Path:
         f"dataset={name!r} is not prepared: {root} holds no version with a {_DESCRIPTION}; "
         f"prepared in data_dir={str(data_dir)!r}: {hint}"
     )
-
-
-def _described(name: str, directory: Path) -> Any:
-    import tensorflow_datasets as tfds  # more than a second
-
-    try:
-        return tfds.builder_from_directory(directory).info
-    # TFDS documents no exceptions for damaged or foreign files.
-    except Exception as error:
-        raise UserError(
-            f"dataset={name!r}: {directory} is damaged: {kind_and_line(error)}"
-        ) from None
 
 
 def _features(name: str, info: Any) -> tuple[int, tuple[int, int] | None, tuple[str, ...]]:
