@@ -242,6 +242,19 @@ def _pooled_its_own_way(x: jax.Array) -> jax.Array:
     ).reshape(1, -1)
 
 
+def _pooled_over_padded_channels(x: jax.Array) -> jax.Array:
+    padding = ((0, 0), (0, 0), (0, 0), (1, 0))
+    pooled = jax.lax.reduce_window(x, 0.0, jax.lax.add, (1, 2, 2, 1), (1,) * 4, padding)
+    return pooled.reshape(1, -1)
+        1, -1
+    )
+
+
+def _behind_a_barrier(x: jax.Array) -> jax.Array:
+    kernel, y = jax.lax.optimization_barrier((np.ones((16, 3), np.float32), x.reshape(1, -1)))
+    return y @ kernel
+
+
 @pytest.mark.parametrize(
     ("function", "message"),
     [
@@ -256,12 +269,22 @@ def _pooled_its_own_way(x: jax.Array) -> jax.Array:
         (_dilated, "operation 'conv_general_dilated with dilation' of the network"),
         (_looped, "operation 'scan' of the network"),
         (_pooled_its_own_way, "operation 'reduce_window' of the network"),
+        (_pooled_over_padded_channels, "operation 'reduce_window_sum with padding of channels' of"),
+        (_behind_a_barrier, "operation 'optimization_barrier of an array' of the network"),
         (_image, r"logits of shape \(1, 4, 4, 1\) cannot be written in C"),
     ],
 )
 def test_what_cannot_be_written(function: Callable[[jax.Array], jax.Array], message: str):
     with pytest.raises(UserError, match=message):
         write(lambda images: function(images.astype(jnp.float32)), (4, 4, 1))
+
+
+def test_pixels_in_another_order_cannot_be_written():
+    def compute(images: jax.Array) -> jax.Array:
+        return jax.lax.reshape(images.astype(jnp.float32), (1, 12), dimensions=(0, 3, 1, 2))
+
+    with pytest.raises(UserError, match="operation 'reshape with axes in another order' of"):
+        write(compute, (2, 3, 2))
 
 
 @pytest.mark.parametrize(("side", "stack"), [(7, 1), (15, 1), (16, 2), (28, 4)])

@@ -18,6 +18,8 @@ def reshape(state: Translation, step: Step) -> list[Value]:
     what = f"from {value.shape} to {shape}"
     if np.prod(shape) != np.prod(value.shape) or len(shape) not in (2, 4) or shape[0] != 1:
         raise UnknownStepError(what)
+    if step.params.get("dimensions") is not None:  # of lax.reshape; None: as they lie
+        raise UnknownStepError("with axes in another order")
     if shape == value.shape:
         return [value]
     channels, height, width = value.in_memory
@@ -87,6 +89,8 @@ def pool(state: Translation, step: Step) -> list[Value]:
         raise UnknownStepError("with dilation, or of anything but images")
     if (windows[0], windows[3], steps[0], steps[3]) != (1, 1, 1, 1) or min(padding) < 0:
         raise UnknownStepError(f"over windows {windows}")
+    if {*params["padding"][0], *params["padding"][3]} != {0}:
+        raise UnknownStepError("with padding of channels")
     largest = step.name == "reduce_window_max"
     windows = (windows[1:3], steps[1:3], padding[1:3])
     return [_pooled(state, value, windows, largest, step.results[0].shape)]

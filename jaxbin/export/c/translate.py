@@ -29,7 +29,7 @@ def translate(program: Program) -> list[Operation]:
     for step in program.steps:
         try:
             results = _STEPS.get(step.name, _unknown)(state, step)
-            for name, value, aval in zip(step.outputs, results, step.results, strict=False):
+            for name, value, aval in zip(step.outputs, results, step.results, strict=True):
                 if aval.dtype != np.float32:
                     raise UnknownStepError(f"of {aval.dtype}")
                 exclusive = value.exclusive and program.uses[name] == 1

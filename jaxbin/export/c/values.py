@@ -59,4 +59,7 @@ def one_value(state: Translation, step: Step) -> tuple[Value, np.ndarray | None,
 
 
 def same(state: Translation, step: Step) -> list[Value]:
-    return [state.values[name] for name in step.inputs if isinstance(name, int)]
+    names = [name for name in step.inputs if isinstance(name, int)]
+    if len(names) < len(step.inputs):
+        raise UnknownStepError("of an array")
+    return [state.values[name] for name in names]
