@@ -246,8 +246,6 @@ def _pooled_over_padded_channels(x: jax.Array) -> jax.Array:
     padding = ((0, 0), (0, 0), (0, 0), (1, 0))
     pooled = jax.lax.reduce_window(x, 0.0, jax.lax.add, (1, 2, 2, 1), (1,) * 4, padding)
     return pooled.reshape(1, -1)
-        1, -1
-    )
 
 
 def _behind_a_barrier(x: jax.Array) -> jax.Array:
