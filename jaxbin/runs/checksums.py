@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from jaxbin.common import files
+from jaxbin.common import checks, files
 from jaxbin.common.errors import UserError
 
 CHECKSUMS = "checksums.json"
@@ -30,15 +30,14 @@ def _checksum(path: Path) -> str:
 def damage(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint's files; None if they are as they were written.
 
-    One without checksums was written by an older version, or by a run that was killed right after;
-    it is complete, as Orbax sees to that, and is taken as it is.
+    Of one without checksums nothing is said.
     """
     path = checkpoint / CHECKSUMS
     if not path.exists():
         return None
     try:
-        sums = dict(files.read_json(path))
-    except (UserError, TypeError, ValueError):
+        sums = checks.check_fields(files.read_json(path), str(path), {})
+    except UserError:
         return f"{CHECKSUMS} is not what was written"
     for name, wanted in sums.items():
         if not (checkpoint / name).is_file():
@@ -53,6 +52,9 @@ def sound(
 ) -> list[int]:
     """The numbers of the checkpoints that are not damaged, ascending.
 
+    One without checksums, as a kill can leave it while it is written or removed, counts if none has
+    any.
+
     Args:
       directory: of checkpoints.
       report: is told of every damaged one.
@@ -64,6 +66,9 @@ def sound(
     """
     found = sorted(int(path.name) for path in directory.glob("*") if path.name.isdecimal())
     problems = {number: damage(directory / str(number)) for number in found}
+    listed = {number for number in found if (directory / str(number) / CHECKSUMS).exists()}
+    if any(problems[number] is None for number in listed):
+        problems |= dict.fromkeys({*found} - listed, f"it has no {CHECKSUMS}")
     whole = [number for number, problem in problems.items() if problem is None]
     damaged = [f"{number}: {problem}" for number, problem in problems.items() if problem]
     if found and not whole and needed:

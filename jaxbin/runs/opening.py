@@ -59,7 +59,9 @@ def open_run(
         there = [number for number in sound if number <= start_at]
         for number in sound[len(there) :]:
             # Its population goes on from before: the same will be computed, and saved, again.
-            shutil.rmtree(workdir / "checkpoints" / str(number), ignore_errors=True)
+            aside = workdir / "checkpoints" / f"{number}.damaged"  # as a kill would leave it
+            (workdir / "checkpoints" / str(number)).rename(aside)
+            shutil.rmtree(aside, ignore_errors=True)
         saved = stack.enter_context(checkpoints.open_checkpoints(workdir / "checkpoints"))
         start = first_state
         if start_at:

@@ -116,7 +116,8 @@ def open_records(workdir: Path, metric: str, epochs: int, step: int) -> Records:
     """
     path = workdir / "metrics.jsonl"
     with files.written(path):
-        kept = path.read_bytes().splitlines()[:epochs] if path.exists() else []
+        # What follows the last newline is a line that a full disk or a kill cut short.
+        kept = path.read_bytes().split(b"\n")[:-1][:epochs] if path.exists() else []
     lines: list[Any] = [None] * len(kept)
     with contextlib.suppress(ValueError):  # no JSON, or no UTF-8
         lines = [json.loads(line) for line in kept]

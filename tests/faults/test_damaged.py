@@ -73,8 +73,6 @@ def test_damage_is_noticed_and_the_checkpoint_before_is_used(
     chance = random.Random(f"{way.__name__} {number}")
     directory = workdir / "checkpoints" / "15"
     files = sorted(path for path in directory.rglob("*") if path.is_file() and path.stat().st_size)
-    if way is delete:
-        files.remove(directory / "checksums.json")  # nothing is lost with that one
     path = chance.choice(files)
     way(path, chance)
     reports: list[str] = []
@@ -166,9 +164,33 @@ def test_the_best_epoch_is_one_that_a_checkpoint_holds(tmp_path: Path):
     assert freeze.freeze(tmp_path / "run", "best").training["epoch"] == summary["best"]["epoch"]
 
 
-def test_checkpoints_of_older_versions_have_no_checksums(interrupted: Path, tmp_path: Path):
+def test_a_checkpoint_without_checksums_counts_if_none_has_any(interrupted: Path, tmp_path: Path):
     workdir = tmp_path / "run"
     shutil.copytree(interrupted, workdir)
+    whole = kept(workdir)
     (workdir / "checkpoints" / "15" / "checksums.json").unlink()
-    assert checksums.damage(workdir / "checkpoints" / "15") is None
-    assert checksums.sound(workdir / "checkpoints", print)[-1] == 15
+    reports: list[str] = []
+    assert checksums.sound(workdir / "checkpoints", reports.append) == whole[:-1]
+    (report,) = reports
+    assert report.endswith("15 is damaged and not used: it has no checksums.json")
+    for path in (workdir / "checkpoints").glob("*/checksums.json"):
+        path.unlink()
+    assert checksums.sound(workdir / "checkpoints", print) == whole
+
+
+@pytest.mark.parametrize("content", ["[[1, 2]]", "3", "{", "[]"])
+def test_checksums_that_are_none_are_damage(interrupted: Path, tmp_path: Path, content: str):
+    workdir = tmp_path / "run"
+    shutil.copytree(interrupted, workdir)
+    (workdir / "checkpoints" / "15" / "checksums.json").write_text(content)
+    assert checksums.sound(workdir / "checkpoints", print)[-1] == 12
+
+
+def test_a_line_that_was_cut_short_is_written_again(whole: Path, tmp_path: Path):
+    workdir = tmp_path / "run"
+    with pytest.raises(Stopped):  # in the evaluation of epoch 0
+        train.run(parsed(), workdir, StopAt(1))
+    assert kept(workdir) == [3]
+    (workdir / "metrics.jsonl").write_text('{"epoch": 0, "step": 3, "bin')
+    programs.run(parsed(), workdir)
+    assert_same_run(workdir, whole, FIELDS)
