@@ -17,9 +17,6 @@ from jaxbin.data.images import crop_box
 FORMATS = ("PNG", "JPEG")
 """What a dataset's images may be."""
 
-SUFFIXES = (".png", ".jpg", ".jpeg")
-"""How their files' names end."""
-
 _GRAY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N")
 _ORIENTATION, _SIDEWAYS = 0x0112, (5, 6, 7, 8)
 _MODES = {1: "L", 3: "RGB"}

@@ -16,6 +16,9 @@ import numpy as np
 
 from jaxbin.common.errors import UserError, kind_and_line, shown
 
+SUFFIXES = (".png", ".jpg", ".jpeg")
+"""How names of images in folders end, small or large letters."""
+
 _FEATURES = "tensorflow_datasets.core.features."
 
 
@@ -73,6 +76,21 @@ def features(records: Any, positions: Sequence[int]) -> list[Any]:
 
 
 _cached = functools.cache(open_shards)
+
+
+def images_in(folder: Path) -> list[os.DirEntry[str]]:
+    """The PNG and JPEG files in a folder, by name; hidden ones, and what is no file, are none."""
+    with os.scandir(folder) as entries:
+        return sorted(
+            (
+                entry
+                for entry in entries
+                if entry.name.lower().endswith(SUFFIXES)
+                and not entry.name.startswith(".")
+                and entry.is_file()
+            ),
+            key=lambda entry: entry.name,
+        )
 
 
 @dataclasses.dataclass(frozen=True)

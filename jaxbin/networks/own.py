@@ -160,13 +160,15 @@ def _found(reference: str) -> Callable[..., Any]:
     if not name.isidentifier() or not all(map(str.isidentifier, module_name.split("."))):
         raise UserError(f"network={shown(reference)} is not accepted; accepted: module:Name")
     here = str(Path.cwd())
-    sys.path.append(here)
+    added = [here] if here not in sys.path else []
+    sys.path.extend(added)
     try:
         module = _tried(
             reference, "cannot be imported", lambda: importlib.import_module(module_name)
         )
     finally:
-        sys.path.remove(here)
+        for path in added:
+            sys.path.remove(path)
     found = getattr(module, name, None)
     if (isinstance(found, type) and not issubclass(found, nn.Module)) or not callable(found):
         networks = sorted(

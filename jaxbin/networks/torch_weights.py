@@ -1,6 +1,5 @@
 """Weights of the published PyTorch networks by PyTorch name, either way; checkpoint files."""
 
-import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -200,17 +199,16 @@ def _number_or_text(part: str) -> tuple[int, int | str]:
 def _kernel(weight: np.ndarray, channels_before: int) -> np.ndarray:
     """A PyTorch weight as a Flax kernel.
 
-    PyTorch flattens images as channel, height, width, Flax as height, width, channel: the first
-    dense layer after a convolution of `channels_before` channels has its inputs rearranged.
+    PyTorch flattens images as channel, pixel, Flax as pixel, channel: the first dense layer after a
+    convolution of `channels_before` channels has its inputs rearranged.
     """
     if weight.ndim == 4:
         return weight.transpose(2, 3, 1, 0)
     if weight.ndim != 2:
         return weight  # no kernel of ours; its shape will be refused
     outputs, inputs = weight.shape
-    side = math.isqrt(inputs // channels_before) if channels_before else 0
-    if side * side * channels_before == inputs:
-        weight = weight.reshape(outputs, channels_before, side, side).transpose(0, 2, 3, 1)
+    if channels_before and inputs % channels_before == 0:
+        weight = weight.reshape(outputs, channels_before, -1).transpose(0, 2, 1)
     return weight.reshape(outputs, inputs).T
 
 
@@ -220,9 +218,8 @@ def _weight(kernel: np.ndarray, channels_before: int) -> np.ndarray:
         return kernel.transpose(3, 2, 0, 1)
     inputs, outputs = kernel.shape
     weight = kernel.T
-    side = math.isqrt(inputs // channels_before) if channels_before else 0
-    if side * side * channels_before == inputs:
-        weight = weight.reshape(outputs, side, side, channels_before).transpose(0, 3, 1, 2)
+    if channels_before:
+        weight = weight.reshape(outputs, -1, channels_before).transpose(0, 2, 1)
     return weight.reshape(outputs, inputs)
 
 

@@ -452,7 +452,9 @@ def test_arrays_with_class_names(tmp_path: Path):
         ({"labels": np.arange(20) * 10**6}, "labels holds 19000000; accepted: 0 to 99999"),
         ({"labels": np.zeros(20, int)}, "has 1 classes; accepted: 2 to"),
         ({"class_names": np.array(["a", "b"])}, "has 2 class_names, and a label 2; accepted: 0 to"),
-        ({"class_names": np.arange(3)}, "class_names is int64 (3,); accepted: texts (classes,)"),
+        ({"class_names": np.arange(3)}, "class_names is int64 (3,); accepted: at most 100,000 "),
+        ({"class_names": np.zeros(100_001, "U1000")}, "class_names is <U1000 (100001,); accepted"),
+        ({"images": pixels(20, 0, 4)}, "images is uint8 (20, 0, 4); accepted: uint8 (n, height"),
         ({"class_names": np.array(["a", "b", "a"])}, "two classes of one name"),
         ({"class_names": np.array(["a", "b", "\x1b"])}, r"a class called '\x1b'"),
         (

@@ -302,6 +302,15 @@ def test_a_damaged_image_is_named_by_a_worker(tmp_path: Path):
         next(iterator)
 
 
+def test_hidden_files_and_folders_are_no_images(tmp_path: Path):
+    write_tree(tmp_path, TRAIN, VALIDATION)
+    before = len(data.load(SPEC, stage="validation", data_dir=str(tmp_path)).train)
+    folder = next((tmp_path / "train").iterdir())
+    (folder / "._a.JPEG").write_bytes(b"of another system")
+    (folder / "b.JPEG").mkdir()
+    assert len(data.load(SPEC, stage="validation", data_dir=str(tmp_path)).train) == before
+
+
 def test_data_that_is_not_there(tmp_path: Path):
     with pytest.raises(UserError, match=r"python -m jaxbin\.prepare imagenet2012 --source=DIR"):
         data.load(SPEC, stage="full", data_dir=str(tmp_path))

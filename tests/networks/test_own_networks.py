@@ -246,6 +246,17 @@ def test_modules_in_the_current_directory_are_found(tmp_path: Path, monkeypatch:
     assert parsed.network_label == "small"
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_the_module_search_path_stays_as_it_was(
+    there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*([str(tmp_path)] if there else []), *sys.path])
+    before = [*sys.path]
+    _ = config.parse(VIT).layer_names
+    assert sys.path == before
+
+
 def test_the_layers_are_listed():
     parsed = config.parse(VIT)
     table = terminal.layer_table(parsed).splitlines()

@@ -61,6 +61,19 @@ def test_layouts():
     )
 
 
+def test_images_need_not_be_square():
+    shape, rng = (8, 16, 3), np.random.default_rng(1)
+    weight = rng.standard_normal((256, 4 * 8 * 2))
+    given = arrays() | {"classifier.0.weight": weight}
+    variables = torch_weights.variables_from_arrays(NETWORK, shape, given)
+    kernel = by_path(variables)["params/classifier/dense1/kernel"]
+    features = rng.standard_normal((4, 8, 2))
+    expected = weight @ features.transpose(2, 0, 1).ravel()
+    np.testing.assert_allclose(features.ravel() @ kernel, expected, rtol=1e-12)
+    back = torch_weights.arrays_from_variables(NETWORK, shape, variables)
+    np.testing.assert_array_equal(back["classifier.0.weight"], weight)
+
+
 def test_the_network_accepts_the_variables():
     variables = torch_weights.variables_from_arrays(NETWORK, SHAPE, arrays())
     fresh = jax.eval_shape(lambda: NETWORK.init(jax.random.key(0), np.zeros((1, *SHAPE)), False))

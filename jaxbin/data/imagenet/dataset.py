@@ -9,11 +9,10 @@ import numpy as np
 from jaxbin.common.errors import UserError
 from jaxbin.common.files import expanded
 from jaxbin.data.imagenet.synsets import synsets
-from jaxbin.data.sources import ImageFolder, stored_images
+from jaxbin.data.sources import ImageFolder, images_in, stored_images
 from jaxbin.data.specs import Dataset, DatasetSpec, Stream
 
 NAME = "imagenet2012"
-SUFFIXES = (".jpeg", ".jpg", ".png")
 
 
 def list_folder(root: Path) -> ImageFolder:
@@ -27,9 +26,7 @@ def list_folder(root: Path) -> ImageFolder:
     for folder in sorted(path for path in root.iterdir() if path.is_dir()):
         if folder.name not in known:
             raise UserError(f"{folder} is not named by one of ImageNet's 1,000 synsets")
-        files = sorted(
-            entry.name for entry in os.scandir(folder) if entry.name.lower().endswith(SUFFIXES)
-        )
+        files = [path.name for path in images_in(folder)]
         names.extend(os.fsencode(f"{folder.name}/{file}") for file in files)
         labels.extend([known[folder.name]] * len(files))
     if not names:

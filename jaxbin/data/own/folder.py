@@ -12,8 +12,8 @@ from jaxbin.common.files import expanded
 from jaxbin.data.own import names
 from jaxbin.data.own.found import Found, check_classes, divided
 from jaxbin.data.own.headers import looks_of
-from jaxbin.data.pictures import SUFFIXES, evaluation_picture, training_picture
-from jaxbin.data.sources import ImageFolder
+from jaxbin.data.pictures import evaluation_picture, training_picture
+from jaxbin.data.sources import SUFFIXES, ImageFolder, images_in
 from jaxbin.data.specs import Source
 
 _FOLDERS = {"train": ("train",), "validation": ("validation", "val", "valid"), "test": ("test",)}
@@ -124,7 +124,10 @@ def _listed(folder: Path, class_names: tuple[str, ...], listing: _Listing) -> Im
         if path.name not in labels:
             few = ", ".join(class_names[:5]) + (", ..." if len(class_names) > 5 else "")
             raise UserError(f"{path} is called like no class of train; accepted: {few}")
-        files = _images_in(path, listing)
+        files = images_in(path)
+        images = {file.name for file in files}
+        others = [name for name in _visible(path) if name not in images]
+        listing.passed_over += [f"{path.name}/{name}" for name in others]
         if not files:
             raise UserError(f"{path} holds no image; accepted: {', '.join(SUFFIXES)}")
         found += [os.fsencode(f"{path.name}/{file.name}") for file in files]
@@ -136,16 +139,3 @@ def _listed(folder: Path, class_names: tuple[str, ...], listing: _Listing) -> Im
     if not found:
         raise UserError(f"{folder} holds no folder of a class; accepted: {folder}/CLASS/*")
     return ImageFolder(str(folder), np.array(found), np.array(numbers, np.int32))
-
-
-def _images_in(folder: Path, listing: _Listing) -> list[os.DirEntry[str]]:
-    files = []
-    with os.scandir(folder) as entries:
-        for entry in sorted(entries, key=lambda entry: entry.name):
-            if entry.name.startswith("."):
-                continue
-            if entry.name.lower().endswith(SUFFIXES) and entry.is_file():
-                files.append(entry)
-            else:
-                listing.passed_over.append(f"{folder.name}/{entry.name}")
-    return files

@@ -87,7 +87,8 @@ def find_npz(name: str) -> Found:
     if not path.is_file():
         what = "is no file" if path.exists() else "does not exist"
         raise UserError(f"dataset={name!r}: {str(path)!r} {what}; accepted: a file of numpy.savez")
-    members = _checked(name, path, _members(name, path))
+    members = _checked(name, _members(name, path))
+    mapped = _is_mapped(name, members)  # before anything is read
     labels = {
         split: _labels(name, members[f"{prefix}labels"], len_of=members[f"{prefix}images"])
         for split, prefix in _PREFIXES.items()
@@ -100,7 +101,6 @@ def find_npz(name: str) -> Found:
                 "no training image; accepted: classes of labels"
             )
     class_names = _class_names(name, members.get(_NAMES), labels)
-    mapped = _is_mapped(name, members)
     given: dict[str, Source] = {
         split: ArrayImages(members[f"{_PREFIXES[split]}images"], numbers, mapped)
         for split, numbers in labels.items()
@@ -187,7 +187,7 @@ def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
     raise ValueError(f"an array has format version {version}")
 
 
-def _checked(name: str, path: Path, members: dict[str, Member]) -> dict[str, Member]:
+def _checked(name: str, members: dict[str, Member]) -> dict[str, Member]:
     """The members, their names, types and shapes as they should be."""
     for array in members:
         if array not in (*_ARRAYS, _NAMES):
@@ -201,7 +201,7 @@ def _checked(name: str, path: Path, members: dict[str, Member]) -> dict[str, Mem
             missing = next(array for array in pair if array not in members)
             raise UserError(f"dataset={name!r} has no array {missing!r}; accepted: {_ACCEPTED}")
         images, first = members[pair[0]], members["images"]
-        if images.dtype != np.uint8 or len(images.shape) not in (3, 4) or not images.shape[0]:
+        if images.dtype != np.uint8 or len(images.shape) not in (3, 4) or 0 in images.shape:
             raise UserError(
                 f"dataset={name!r}: {pair[0]} is {images.dtype} {images.shape}; accepted: uint8 "
                 "(n, height, width) or (n, height, width, channels)"
@@ -239,15 +239,15 @@ def _class_names(
     elif (
         member.dtype.kind != "U"
         or len(member.shape) != 1
+        or member.shape[0] > MOST_CLASSES
         or member.dtype.itemsize > _LONGEST_NAME_BYTES
     ):
         raise UserError(
-            f"dataset={name!r}: {_NAMES} is {member.dtype} {member.shape}; accepted: texts "
-            "(classes,)"
+            f"dataset={name!r}: {_NAMES} is {member.dtype} {member.shape}; accepted: at most "
+            f"{MOST_CLASSES:,} texts (classes,)"
         )
     else:
         found = tuple(str(one) for one in _read(name, member))
-        check_classes(name, found)
         if most >= len(found):
             raise UserError(
                 f"dataset={name!r} has {len(found)} class_names, and a label {most}; accepted: 0 "
