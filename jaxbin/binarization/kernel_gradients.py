@@ -179,7 +179,8 @@ def _in_pieces(form: Form) -> Form:
     def summed(inputs: jax.Array, gradient: jax.Array, size: Size, strides: int) -> jax.Array:
         pieces = min(_PIECES, len(inputs))
         split = zip(jnp.array_split(inputs, pieces), jnp.array_split(gradient, pieces), strict=True)
-        return jnp.asarray(sum(form(*piece, size, strides) for piece in split))
+        products = (form(*piece, size, strides).astype(_wide(inputs)) for piece in split)
+        return jnp.asarray(sum(products)).astype(inputs.dtype)
 
     return summed
 
@@ -192,7 +193,7 @@ def _in_turn(form: Form) -> Form:
         few = max(1, min(examples, _NUMBERS_IN_TURN * examples // (inputs.size + gradient.size)))
         turns = examples // few
 
-        wide = jnp.promote_types(inputs.dtype, jnp.float32)  # so many sums want more than 16 bits
+        wide = _wide(inputs)
 
         def add(total: jax.Array, some: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
             return total + form(*some, size, strides).astype(wide), None
@@ -207,6 +208,11 @@ def _in_turn(form: Form) -> Form:
         return total.astype(inputs.dtype)
 
     return summed
+
+
+def _wide(inputs: jax.Array) -> jnp.dtype:
+    """What sums of products are taken in: many of them want more than 16 bits."""
+    return jnp.promote_types(inputs.dtype, jnp.float32)
 
 
 FORMS: dict[str, Form] = {

@@ -94,6 +94,18 @@ def test_many_turns_are_summed_in_more_than_16_bits(monkeypatch):
     np.testing.assert_allclose(computed.astype(float), exact, rtol=0.005)
 
 
+@pytest.mark.parametrize("form", ["blocks", "shifts"])
+def test_pieces_are_summed_in_more_than_16_bits(form):
+    rng = np.random.default_rng(0)
+    inputs = jnp.asarray(rng.standard_normal((64, 6, 6, 8)), jnp.bfloat16)
+    gradient = jnp.asarray(rng.standard_normal((64, 6, 6, 8)), jnp.bfloat16)
+    computed = kernel_gradients.FORMS[form](inputs, gradient, (3, 3), 1)
+    exact = kernel_gradients.FORMS["plain"](inputs.astype(float), gradient.astype(float), (3, 3), 1)
+    assert computed.dtype == jnp.bfloat16
+    error = np.sqrt(np.mean((computed.astype(float) - exact) ** 2) / np.mean(exact**2))
+    assert error < 0.003  # one rounding of the whole is 0.0017, one for each piece 0.005
+
+
 @pytest.mark.parametrize(
     ("version", "shape", "strides", "form"),
     [
