@@ -87,7 +87,7 @@ def assert_same_runs(alone: Path, together: Path, number: int) -> None:
     states = []
     for directory in (alone, together):
         with checkpoints.open_checkpoints(directory / "checkpoints", read_only=True) as saved:
-            states.append((saved.steps()[-1], saved.read(saved.steps()[-1])))
+            states.append((saved.steps()[-1], saved.read(saved.steps()[-1], 1e9)))
     assert states[0][0] == states[1][0]
     assert states[0][1].keys() == states[1][1].keys()
     for name, array in states[0][1].items():

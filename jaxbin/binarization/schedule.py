@@ -68,7 +68,7 @@ def turns(
         },
         "sensitivity": {sensitivity_layer: float_epochs},
     }[method]
-    return tuple(None if layer in float_layers else due.get(layer) for layer in layers)
+    return tuple(map(due.get, layers))
 
 
 def mask_at(

@@ -114,7 +114,7 @@ class Checkpoints:
         stored = self.read(steps, _MOST_TIMES * _bytes(jax.tree.leaves(template)) + 2**20)
         return fit(stored, template, f"checkpoint {steps} in {self._manager.directory}")
 
-    def read(self, steps: int, most_bytes: float = math.inf) -> dict[str, np.ndarray]:
+    def read(self, steps: int, most_bytes: float) -> dict[str, np.ndarray]:
         """What a checkpoint holds, by name.
 
         Args:

@@ -49,7 +49,7 @@ def looks_of(folders: Sequence[ImageFolder], fingerprint: str) -> Looks:
             if path:
                 with contextlib.suppress(OSError, UserError):
                     path.parent.mkdir(exist_ok=True)
-                    files.write_json(path, asdict(looks))
+                    files.write_bytes(path, json.dumps(asdict(looks)).encode())
         _KNOWN[fingerprint] = looks
     return _KNOWN[fingerprint]
 

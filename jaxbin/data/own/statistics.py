@@ -59,4 +59,5 @@ def write(path: Path, found: Statistics) -> None:
     """Keep them; if that cannot be, it is no harm."""
     with contextlib.suppress(OSError, UserError):
         path.parent.mkdir(exist_ok=True)
-        files.write_json(path, {"mean": found[0], "std": found[1]})
+        content = {"mean": found[0], "std": found[1]}
+        files.write_bytes(path, json.dumps(content).encode())
