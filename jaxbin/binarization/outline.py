@@ -2,18 +2,21 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from jaxbin.binarization.calls import traced_calls
 from jaxbin.binarization.layers import BINARIZATION, Conv, Dense
 from jaxbin.binarization.methods import Rule, Rules
 from jaxbin.common.errors import UserError
 from jaxbin.common.paths import by_path
+
+_OUTPUTS = "outputs of "
 
 
 class Call(NamedTuple):
@@ -139,6 +142,45 @@ def norms_after(network: nn.Module, image_shape: tuple[int, ...]) -> dict[str, s
         for call in calls[name]
         if call.source in layers
     }
+
+
+def used_elsewhere(network: nn.Module, image_shape: tuple[int, ...]) -> list[str]:
+    """Names of the layers whose outputs something else takes, too, than their batch norm.
+
+    Args:
+      network, image_shape: as for `forward_order`.
+    """
+    norms = norms_after(network, image_shape)
+    raw: dict[int, tuple[jax.Array, jax.Array]] = {}  # outputs under a name, and without one
+
+    def under_names(
+        call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext
+    ) -> Any:
+        name = "/".join(context.module.path)
+        if name in norms.values() and args and id(args[0]) in raw:
+            args = (raw[id(args[0])][1], *args[1:])
+        outputs = call(*args, **kwargs)
+        if context.method_name != "__call__" or name not in norms:
+            return outputs
+        named = checkpoint_name(outputs, f"{_OUTPUTS}{name}")
+        raw[id(named)] = named, outputs
+        return named
+
+    def compute(images: jax.Array) -> Any:
+        return network.init_with_output(jax.random.key(0), images, train=False)[0]
+
+    with jax.disable_jit(), nn.intercept_methods(under_names):
+        image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+        jaxpr = jax.make_jaxpr(compute)(image).jaxpr
+    used = {id(variable) for step in jaxpr.eqns for variable in step.invars}
+    used |= {id(variable) for variable in jaxpr.outvars}
+    return sorted(
+        {
+            str(step.params["name"]).removeprefix(_OUTPUTS)
+            for step in jaxpr.eqns
+            if str(step.params.get("name", "")).startswith(_OUTPUTS) and id(step.outvars[0]) in used
+        }
+    )
 
 
 def variable_shapes(network: nn.Module, image_shape: tuple[int, ...]) -> dict[str, Any]:

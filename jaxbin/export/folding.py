@@ -13,6 +13,7 @@ from jaxbin.binarization.outline import (
     forward_order,
     norms_after,
     outline_of,
+    used_elsewhere,
     variable_shapes,
 )
 from jaxbin.binarization.wrapped import Layer
@@ -21,6 +22,8 @@ from jaxbin.common.paths import by_path
 from jaxbin.export.artifact import FOLDED, OWN, VARIABLES, pack
 from jaxbin.networks import own
 from jaxbin.networks.norm import EPSILON
+
+_ANY = "jaxbin.binarizable(network, ...)"
 
 
 def kernel(flat: Mapping[str, np.ndarray], layer: Layer, float_dtype: Any) -> np.ndarray:
@@ -76,6 +79,11 @@ def norms_of(network: nn.Module, image_shape: tuple[int, ...]) -> dict[str, str]
             f"this network cannot be exported: {problem}; accepted: a batch norm of "
             "jaxbin.networks.norm after the only call of its layer"
         )
+    if elsewhere := used_elsewhere(network, image_shape):
+        raise UserError(
+            f"this network cannot be exported: outputs of {', '.join(elsewhere)} are used beside "
+            f"their batch norm; accepted: networks that do not, or {_ANY}"
+        )
     given: Rules = getattr(network, "rules", Rules())
     for name in layers:
         rules = outline.calls[name][0].rules
@@ -88,7 +96,7 @@ def norms_of(network: nn.Module, image_shape: tuple[int, ...]) -> dict[str, str]
     if others := sorted(modules - folded):
         raise UserError(
             f"this network cannot be exported: {', '.join(others)} is no layer, and no batch norm "
-            "right after one; accepted: networks of the paper, or jaxbin.binarizable(network, ...)"
+            "right after one; accepted: networks of the paper, or {_ANY}"
         )
     return norms
 

@@ -34,6 +34,7 @@ class Placed(nn.Module):
     shared: bool = False
     before: Any = None
     own_rule: Rule | Rules = Rules()
+    bypass: bool = False
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
@@ -41,7 +42,8 @@ class Placed(nn.Module):
         layer = Dense(28, name="rows", rules=self.own_rule)
         norm = batch_norm(self, train)(name="norm", **(self.norm or {}))
         x = layer(rows)
-        x = nn.relu(norm(x if self.before is None else self.before(x)))
+        y = nn.relu(norm(x if self.before is None else self.before(x)))
+        x = y + x if self.bypass else y
         if self.twice:
             x = layer(x)
         if self.shared:
@@ -106,6 +108,11 @@ def test_what_stands_between_a_layer_and_its_batch_norm_is_not_lost(
 ):
     with pytest.raises(UserError, match="exported: norm is no layer, and no batch norm right"):
         frozen(monkeypatch, before=before)
+
+
+def test_outputs_that_are_used_beside_their_batch_norm_are_refused(monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(UserError, match="exported: outputs of rows are used beside their batch no"):
+        frozen(monkeypatch, bypass=True)
 
 
 def test_a_layer_by_its_own_rule_is_refused(monkeypatch: pytest.MonkeyPatch):
