@@ -8,6 +8,8 @@ from experiments.declarations import RESULTS, Run, published
 from jaxbin import config
 from jaxbin.binarization import schedule
 from jaxbin.common import command_line
+from jaxbin.runs import run_directory
+from jaxbin.runs.configuration import read_configuration
 from jaxbin.runs.records import epochs_recorded
 from jaxbin.train import ended
 
@@ -32,9 +34,12 @@ def table(
     rows: list[tuple[str, ...]] = [
         ("state", "run", "epochs left", *[f"hours, {device}" for device in speeds])
     ]
-    totals = [0.0] * (1 + len(speeds))
+    totals, refused = [0.0] * (1 + len(speeds)), list[str]()
     for run, where in runs:
         done = epochs_recorded(where)
+        other = (where / "config.json").exists() and not run_directory.same_run(
+            read_configuration(where), run.config
+        )
         left = 0 if ended(run.config, where) else run.config.run_epochs - done
         spec = run.config.dataset_spec
         steps = left * schedule.steps_per_epoch(
@@ -42,10 +47,11 @@ def table(
         )
         costs = [left, *[steps * speed / 3.6e6 for speed in speeds.values()]]
         totals = [total + cost for total, cost in zip(totals, costs, strict=True)]
-        state = "ended" if not left else "begun" if done else "new"
+        state = "refused" if other else "ended" if not left else "begun" if done else "new"
+        refused += [f"refused: {where} belongs to another configuration"] if other else []
         rows.append((state, run.name, *_cells(costs)))
     rows.append(("", "total", *_cells(totals)))
-    notes = [f"not known yet: {line}" for line in unknown]
+    notes = [*refused, *(f"not known yet: {line}" for line in unknown)]
     if not known:
         notes.append(f"hours are not known of another {', '.join(_MEASURED)} than is published")
     return "\n".join([f"{network} {stage}", command_line.aligned(rows), *notes])

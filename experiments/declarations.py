@@ -34,8 +34,15 @@ _NO_RESULT = (
     "compilation_cache",
 )
 
+_DURATIONS = (
+    *(*_SCHEDULE, *_MILESTONES),
+    *("anneal_epochs", "float_epochs", "warmup_epochs", "patience"),
+)
+
 CONDITIONS = tuple(name for name in config.FIELDS if name not in (*_ROW, *_NO_RESULT))
 """Fields in which runs have to agree to be compared, or to be seeds of one another."""
+SEARCHED = tuple(name for name in CONDITIONS if name not in _DURATIONS)
+"""Those in which a search has to agree with the runs that take its rates."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,7 +233,8 @@ def variants(network: str, stage: str, choices: Choices) -> list[str]:
         return [f"layer-{layer}" for layer in range(1, len(layers) + 1)]
     names = ["float", "binary", *[f"iterative-{name}" for name in experiment.orders]]
     rules = ("scale", "map", "grain", "layer_scales")
-    if stage == "full" and not any(choices.overrides.get(name) for name in rules):
+    bare = {name: config.FIELDS[name].default for name in rules}
+    if stage == "full" and {**choices.overrides, **bare} == {**bare, **choices.overrides}:
         names += [f"{variant}-reset" for variant in experiment.resets]
     return names
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from experiments import declarations, selection
 from experiments.declarations import Choices, Run
-from jaxbin.common.errors import UserError
+from jaxbin.common.errors import UserError, shown
 from jaxbin.runs import advice
 
 # What later stages need of earlier ones comes first.
@@ -78,7 +78,14 @@ def check(asked: Request) -> None:
         run would never become fully binary.
     """
     _check_only(asked)
+    floats = asked.choices.overrides.get("float_layers")
     for stage in asked.stages:
+        if floats and asked.trained_layers and stage in ("sensitivity", "guided"):
+            raise UserError(
+                f"--measure={selection.TRAINING} makes every layer binary, those of "
+                f"--config.float_layers={shown(floats)}, too; accepted: "
+                f"{', '.join(selection.MEASURES[1:])}"
+            )
         runs = foreseen(asked, stage)[0]
         _check_measure(asked, stage, runs)
         for run in runs:

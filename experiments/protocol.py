@@ -275,11 +275,11 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Asked]:
             raise UserError(f"--only={pattern} matches no arm; there are: {', '.join(arms)}")
         wanted |= matching
     choices = Choices(overrides=overrides(others))
-    for name in (*DISTINGUISHING, "anneal_epochs"):
+    for name in (*DISTINGUISHING, "anneal_epochs", "epochs", "epochs_per_layer"):
         if name in choices.overrides:
             raise UserError(
-                f"--config.{name} is not accepted: arms differ in it; accepted: --only=ARM, and "
-                "fields that all runs share"
+                f"--config.{name} is not accepted: the protocol lays it down; accepted: "
+                "--only=ARM, and fields that all runs share"
             )
     there = outcomes.load(network, arguments.output / network, arguments.known)
     return arguments, Asked(network, choices, tuple(filter(wanted.__contains__, arms)), there)

@@ -3,6 +3,7 @@
 Only runs that were evaluated on the validation split are looked at.
 """
 
+import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -44,7 +45,10 @@ def finished_runs(
 
 
 def searched_rates(
-    directory: Path, required: Sequence[float], others: bool = True
+    directory: Path,
+    required: Sequence[float],
+    others: bool = True,
+    planned: Config | None = None,
 ) -> dict[str, float]:
     """The learning rate with the best validation accuracy, by variant, of those searched.
 
@@ -58,9 +62,11 @@ def searched_rates(
       directory: of the network; its subdirectory "search" is read.
       required: rates that must have been run.
       others: whether other rates that were run count, too.
+      planned: a run that is to take a rate; None: it is not compared.
 
     Raises:
-      UserError: runs of a variant differ in more than learning rate and seed.
+      UserError: runs of a variant differ in more than learning rate and seed, or were searched
+        under other conditions than the planned one has.
     """
     found: dict[str, dict[int, list[tuple[dict[str, Any], dict[str, Any]]]]] = {}
     for variant, configuration, summary in finished_runs(directory / "search"):
@@ -70,7 +76,21 @@ def searched_rates(
         of_length = found.setdefault(variant, {}).setdefault(configuration["epochs"], [])
         of_length.append((configuration, summary))
     compared = {variant: _compared(runs, required) for variant, runs in found.items()}
+    for variant, runs in compared.items():
+        if planned and runs:
+            _check_conditions(variant, runs[0][0], planned)
     return {variant: _best_rate(variant, runs) for variant, runs in compared.items() if runs}
+
+
+def _check_conditions(variant: str, searched: Mapping[str, Any], planned: Config) -> None:
+    for name in declarations.SEARCHED:
+        value = getattr(planned, name)
+        if json.dumps(searched[name]) != json.dumps(value):
+            raise UserError(
+                f"the search of {variant} had {name}={shown(searched[name])}, the runs that would "
+                f"take its rate have {shown(value)}; accepted: a search of their own, with another "
+                "--output, or --learning_rates=RATE"
+            )
 
 
 def _compared(
@@ -158,7 +178,9 @@ def rates(network: str, directory: Path, choices: Choices, stand_in: float | Non
         return Rates(dict.fromkeys(variants, choices.learning_rates[0]))
     given = choices.learning_rates
     required = given or EXPERIMENTS[network].learning_rates
-    return Rates(searched_rates(directory, required, others=not given), required, stand_in)
+    planned = declarations.make_run(network, "search", "float", choices).config
+    found = searched_rates(directory, required, others=not given, planned=planned)
+    return Rates(found, required, stand_in)
 
 
 def sensitivity_rate(network: str, directory: Path, choices: Choices) -> float:

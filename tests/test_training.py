@@ -168,7 +168,11 @@ def test_another_configuration_is_refused(iterative):
         run(workdir, **ITERATIVE | {"seed": 7, "order": "132"})
     message = str(caught.value)
     assert len(message.splitlines()) == 1
-    for text in ("seed (316 there, 7 here)", "order ('231' there, '132' here)", "--workdir"):
+    for text in (
+        "seed (316 there, 7 here)",
+        "order ('231' there, '132' here)",
+        "another directory",
+    ):
         assert text in message
     assert "epochs" not in message
     assert snapshot(workdir) == before

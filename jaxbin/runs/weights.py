@@ -55,8 +55,19 @@ def read_file(path: Path, config: Config) -> Found:
       config: the run.
 
     Raises:
-      UserError: it cannot be read, holds nothing for the network, or an array of another shape.
+      UserError: it cannot be read, holds nothing for the network, an array of another shape, or
+        numbers that are not finite.
     """
+    found = _read_file(path, config)
+    for name, array in found.arrays.items():
+        if not np.isfinite(array).all():
+            raise UserError(
+                f"initialize_from={str(path)!r}: {name} holds numbers that are not finite"
+            )
+    return found
+
+
+def _read_file(path: Path, config: Config) -> Found:
     if not path.exists():
         raise UserError(f"initialize_from={str(path)!r} does not exist")
     if path.suffix in _TORCH:

@@ -49,7 +49,7 @@ def lines_of(workdir: Path) -> list[dict[str, Any]]:
 
 def stored(workdir: Path, number: int) -> dict[str, np.ndarray]:
     with checkpoints.open_checkpoints(workdir / "checkpoints", read_only=True) as manager:
-        return manager.read(number)
+        return manager.read(number, 1e9)
 
 
 @pytest.fixture(scope="module")

@@ -195,7 +195,7 @@ def test_search_selects_by_validation(searched: Path):
     both = (0.003, 1e-9)
     found = {"float": 0.003, "iterative-forward": 0.003}
     assert selection.searched_rates(directory, both) == found
-    rates = selection.rates("mnist_300", directory, Choices(learning_rates=both))
+    rates = selection.rates("mnist_300", directory, Choices(1, (1,), both, (), OVERRIDES))
     assert rates["iterative-231"] == 0.003
     with pytest.raises(UserError, match="no learning rate was searched for binary among all of"):
         rates["binary"]
@@ -303,6 +303,35 @@ def search_run(directory: Path, accuracy: float, **fields: Any) -> None:
     summary = {"epochs": one.config.run_epochs, "metric": "validation_accuracy"}
     summary |= {"best": line, "last": line, "stopped_early": False}
     (place / "summary.json").write_text(json.dumps(summary))
+
+
+def test_a_search_of_other_conditions_decides_nothing(tmp_path: Path):
+    for rate in (0.1, 0.01, 0.001):
+        search_run(tmp_path, 0.9, learning_rate=rate, optimizer="sgd", epochs=45)
+    others = Choices(overrides={"optimizer": "sgd", "patience": 5})  # another length is no other
+    assert selection.rates("mnist_300", tmp_path, others)["binary"] == 0.1
+    with pytest.raises(
+        UserError, match=r"search of binary had optimizer='sgd', the runs .* have 'adam'; accepted"
+    ):
+        selection.rates("mnist_300", tmp_path, Choices())
+
+
+def test_a_dry_run_names_what_will_be_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    search_run(tmp_path / "mnist_300", 0.9, optimizer="sgd", learning_rate=0.1)
+    (place,) = tmp_path.glob("mnist_300/search/*")
+    place = place.rename(place.with_name(place.name.removesuffix("-0")))
+    flags = ["mnist_300", "--stage=search", "--only=binary", f"--output={tmp_path}", "--dry_run"]
+    run.main([*flags, "--learning_rates=0.1", "--config.optimizer=sgd"])
+    assert "ended" in capsys.readouterr().out
+    run.main([*flags, "--learning_rates=0.1"])
+    printed = capsys.readouterr().out
+    assert f"refused: {place} belongs to another configuration" in printed
+    assert "ended" not in printed
+
+
+def test_the_published_rules_written_out_have_their_reset():
+    bare = Choices(overrides={"scale": "none", "map": "sign"})
+    assert "binary-reset" in declarations.variants("mnist_300", "full", bare)
 
 
 def test_a_search_that_was_interrupted_decides_nothing(tmp_path: Path):
@@ -584,7 +613,10 @@ def test_guided_order_in_one_command(searched: Path, tmp_path: Path):
     moved = shutil.copytree(searched, tmp_path / "moved")
     start(moved, "mnist_300", *flags)
     shutil.rmtree(directory / "guided")
-    message = refused(lambda: start(searched, "mnist_300", *flags, "--config.weight_decay=0.1"))
+    decayed = (*flags, "--config.weight_decay=0.1")
+    message = refused(lambda: start(searched, "mnist_300", *decayed))
+    assert "the search of float had weight_decay=0.0, the runs that would take its rate" in message
+    message = refused(lambda: start(searched, "mnist_300", *decayed, "--learning_rates=0.003"))
     assert "sensitivity" in message
     assert "belongs to another configuration: weight_decay (0.0 there, 0.1 here)" in message
 
@@ -700,6 +732,10 @@ def test_dry_run_costs(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.M
             ["resnet21", "--stage=sensitivity", "--measure=hessian"],
             "--measure=hessian is not accepted for dataset='imagenet2012', which is streamed; "
             "accepted: training",
+        ),
+        (
+            ["mnist_300", "--stage=guided", "--only=iterative-*", "--config.float_layers=dense1"],
+            "--measure=training makes every layer binary, those of --config.float_layers='dense1'",
         ),
         (["resnet21", "--stage=guided", "--measure=all"], "which is streamed; accepted: training"),
     ],

@@ -285,8 +285,10 @@ def test_bad_input(capsys: pytest.CaptureFixture):
         protocol.main(["vgg5", "--only=bin"])
     with pytest.raises(UserError, match="invalid choice: 'vgg'"):
         protocol.main(["vgg"])
-    with pytest.raises(UserError, match=r"--config\.scale is not accepted: arms differ in it"):
-        protocol.main(["vgg5", "--config.scale=channel", "--dry_run"])
+    for field in ("scale=channel", "anneal_epochs=3", "epochs=12", "epochs_per_layer=2"):
+        name = field.partition("=")[0]
+        with pytest.raises(UserError, match=rf"--config\.{name} is not accepted: the protocol la"):
+            protocol.main(["vgg5", f"--config.{field}", "--dry_run"])
     protocol.main(["vgg5", "--dry_run", "--only=recipe"])
     printed = capsys.readouterr().out
     assert printed.count("recipe-lr") == 3 + 2

@@ -481,6 +481,7 @@ def test_dropout_that_asks_for_its_stream_is_trained_with(tmp_path: Path):
     [
         ({"a/b": np.zeros(2)}, "x.safetensors", r"holds nothing for this network: it has a/b; acc"),
         ({"layers_1/kernel": np.zeros((2, 2))}, "x.safetensors", r"has shape \(2, 2\); the ne"),
+        ({"layers_3/bias": np.full(10, np.nan)}, "x.safetensors", r"holds numbers that are not fi"),
         ({}, "x.bin", r"x.bin' is not accepted; accepted: a run directory, or a file .safetensors"),
         (None, "x.safetensors", r"cannot be read: "),
         (None, "none", r"holds no run"),
