@@ -59,7 +59,8 @@ def write(
     """Write the report into a directory that is there; the path of its text.
 
     Raises:
-      UserError: there are measures, and runs of several networks.
+      UserError: there are measures, and runs of several networks; or nothing but runs of single
+        layers.
     """
     networks = sorted({result.network for result in results})
     if measured and len(networks) > 1:
@@ -77,6 +78,11 @@ def write(
         )
     parts = ["# Report\n"]
     trained = [r for r in results if r.fields["method"] != "sensitivity"]
+    if not trained and not measured:
+        raise UserError(
+            "there are runs of single layers alone, of which no measure is complete; accepted: the "
+            "measures of python -m experiments.run NETWORK --stage=sensitivity, too"
+        )
     stems: list[str] = []
     for title, runs in alike(trained):
         parts.append(

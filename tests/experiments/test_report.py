@@ -346,6 +346,12 @@ def test_tables_say_how_many_layers_are_binary():
     )
 
 
+def test_single_layers_without_their_measure_are_no_report(tmp_path: Path):
+    one = result("layer-1", 0.9, 0.9, method="sensitivity", sensitivity_layer=1)
+    with pytest.raises(UserError, match="runs of single layers alone, of which no measure is comp"):
+        report.write([one], {}, tmp_path)
+
+
 def test_where_a_run_went_on_is_told():
     origin = {"commit": "abc", "versions": {"jax": "0.1"}, "devices": ["cpu"], "cpu_count": 2}
     later = origin | {"devices": ["A", "A"], "versions": {"jax": "0.2"}, "commit": "def"}
