@@ -234,7 +234,8 @@ def variants(network: str, stage: str, choices: Choices) -> list[str]:
     names = ["float", "binary", *[f"iterative-{name}" for name in experiment.orders]]
     rules = ("scale", "map", "grain", "layer_scales")
     bare = {name: config.FIELDS[name].default for name in rules}
-    if stage == "full" and {**choices.overrides, **bare} == {**bare, **choices.overrides}:
+    changed = [name for name in rules if choices.overrides.get(name, bare[name]) != bare[name]]
+    if stage == "full" and not changed:
         names += [f"{variant}-reset" for variant in experiment.resets]
     return names
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -171,16 +171,27 @@ def used_elsewhere(network: nn.Module, image_shape: tuple[int, ...]) -> list[str
 
     with jax.disable_jit(), nn.intercept_methods(under_names):
         image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-        jaxpr = jax.make_jaxpr(compute)(image).jaxpr
-    used = {id(variable) for step in jaxpr.eqns for variable in step.invars}
-    used |= {id(variable) for variable in jaxpr.outvars}
+        programs = list(_programs(jax.make_jaxpr(compute)(image).jaxpr))
+    steps = [step for program in programs for step in program.eqns]
+    used = {id(variable) for step in steps for variable in step.invars}
+    used |= {id(variable) for program in programs for variable in program.outvars}
     return sorted(
         {
             str(step.params["name"]).removeprefix(_OUTPUTS)
-            for step in jaxpr.eqns
+            for step in steps
             if str(step.params.get("name", "")).startswith(_OUTPUTS) and id(step.outvars[0]) in used
         }
     )
+
+
+def _programs(jaxpr: Any) -> Iterator[Any]:
+    """A jaxpr, and those of the steps in it, as of `nn.remat`."""
+    yield jaxpr
+    for step in jaxpr.eqns:
+        for value in jax.tree.leaves(list(step.params.values())):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from _programs(inner)
 
 
 def variable_shapes(network: nn.Module, image_shape: tuple[int, ...]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import pytest
 from jaxbin import data
 from jaxbin.binarization.layers import BINARIZATION, Dense, write_mask
 from jaxbin.binarization.methods import Rule, Rules
-from jaxbin.binarization.outline import forward_order
+from jaxbin.binarization.outline import forward_order, used_elsewhere
 from jaxbin.common.errors import UserError
 from jaxbin.engine.preprocessing import normalize
 from jaxbin.export import freeze, inference
@@ -113,6 +113,34 @@ def test_what_stands_between_a_layer_and_its_batch_norm_is_not_lost(
 def test_outputs_that_are_used_beside_their_batch_norm_are_refused(monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(UserError, match="exported: outputs of rows are used beside their batch no"):
         frozen(monkeypatch, bypass=True)
+
+
+class Block(nn.Module):
+    """A layer and its batch norm; with `bypass` the layer's outputs are used beside it."""
+
+    bypass: bool
+    axis_name: Any = None
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = Dense(4, name="layer")(x)
+        z = nn.relu(batch_norm(self, False)(name="norm")(y))
+        return z + y if self.bypass else z
+
+
+class Recomputed(nn.Module):
+    bypass: bool
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+        del train
+        return nn.remat(Block)(self.bypass, name="block")(images.reshape(images.shape[0], -1))
+
+
+@pytest.mark.parametrize(("bypass", "found"), [(False, []), (True, ["block/layer"])])
+def test_such_outputs_are_found_within_recomputation(bypass: bool, found: list[str]):
+    assert used_elsewhere(Recomputed(bypass), (4, 4, 1)) == found
 
 
 def test_a_layer_by_its_own_rule_is_refused(monkeypatch: pytest.MonkeyPatch):
