@@ -148,10 +148,7 @@ def find_images(arguments: Sequence[str]) -> Iterator[str]:
             raise UserError(
                 f"folder {argument!r} holds no image; accepted: {', '.join(SUFFIXES)}{hint}"
             )
-        passed = [f"subfolders {_few(folders)}"] if folders else []
-        passed += [f"files {_few(others)}"] if others else []
-        if passed:
-            print(f"folder {argument!r}: passed over {', '.join(passed)}", file=sys.stderr)
+        _tell_passed_over(argument, others, folders)
         yield from (str(file) for file in found)
 
 
@@ -159,6 +156,8 @@ def find_labeled_images(
     folders: Sequence[str], class_names: Sequence[str]
 ) -> list[tuple[str, int]]:
     """Images in FOLDER/CLASS/*, with the number of their class.
+
+    What is passed over is said on standard error.
 
     Args:
       folders: of subfolders that are called as classes are.
@@ -176,17 +175,27 @@ def find_labeled_images(
     for folder in folders:
         if not os.path.isdir(folder):
             raise UserError(f"{folder!r} is no folder; --labeled takes folders of FOLDER/CLASS/*")
-        for subfolder in (path for path in _content(Path(folder)) if path.is_dir()):
+        content = _content(Path(folder))
+        _tell_passed_over(folder, [path.name for path in content if not path.is_dir()], [])
+        for subfolder in (path for path in content if path.is_dir()):
             if subfolder.name not in numbers:
                 raise UserError(
                     f"folder {str(subfolder)!r} is called like no class of the network; accepted: "
                     f"{_few(list(class_names))}"
                 )
-            images, _, _ = _listed(subfolder)
+            images, others, deeper = _listed(subfolder)
+            _tell_passed_over(str(subfolder), others, deeper)
             found += [(str(image), numbers[subfolder.name]) for image in images]
     if not found:
         raise UserError(f"{', '.join(map(repr, folders))} holds no FOLDER/CLASS/IMAGE")
     return found
+
+
+def _tell_passed_over(folder: str, files: Sequence[str], subfolders: Sequence[str]) -> None:
+    passed = [f"subfolders {_few(subfolders)}"] if subfolders else []
+    passed += [f"files {_few(files)}"] if files else []
+    if passed:
+        print(f"folder {folder!r}: passed over {', '.join(passed)}", file=sys.stderr)
 
 
 def _content(folder: Path) -> list[Path]:

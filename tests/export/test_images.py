@@ -157,6 +157,22 @@ def test_hidden_files_are_passed_over(labeled: Path):
     assert again == seen != []
 
 
+def test_labeled_folders_tell_what_is_passed_over(
+    labeled: Path, capsys: pytest.CaptureFixture[str]
+):
+    names = [str(digit) for digit in range(10)]
+    seen = images.find_labeled_images([str(labeled)], names)
+    assert capsys.readouterr().err == ""
+    (labeled / "lost.png").touch()
+    (labeled / "7" / "more").mkdir()
+    (labeled / "7" / "digit.pgn").touch()
+    assert images.find_labeled_images([str(labeled)], names) == seen
+    assert capsys.readouterr().err.splitlines() == [
+        f"folder '{labeled}': passed over files 'lost.png'",
+        f"folder '{labeled / '7'}': passed over subfolders 'more', files 'digit.pgn'",
+    ]
+
+
 def test_accuracy_over_labeled_folders(labeled: Path, capsys: pytest.CaptureFixture[str]):
     classes = inference.load("mnist_300").predict(DIGITS.images[:10]).classes
     assert (classes == DIGITS.labels[:10]).all()  # else the counts below are others
