@@ -266,5 +266,28 @@ class Convolutional(nn.Module):
         return nn.Dense(self.classes)(_flat(x))
 
 
+class Unsteady(nn.Module):
+    """Of variables that a step cannot train, or would make others."""
+
+    classes: int
+    kind: str
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+        x = _flat(images)
+        if self.kind == "counted":
+            steps = self.variable("batch_stats", "steps", lambda: jnp.zeros((), jnp.int32))
+            steps.value += 1
+        elif self.kind == "indexed":
+            x = x[:, self.param("index", lambda _: jnp.arange(7))]
+        elif self.kind == "widened":
+            mean = self.variable("batch_stats", "mean", lambda: jnp.zeros((), jnp.bfloat16))
+            if train:
+                mean.value = 0.9 * mean.value + 0.1 * x.mean()
+        elif train:
+            self.variable("batch_stats", "late", lambda: x.mean())
+        return nn.Dense(self.classes)(x)
+
+
 chosen = Chosen(10)
 plain = Plain()

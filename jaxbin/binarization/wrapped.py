@@ -15,8 +15,8 @@ import numpy as np
 from jaxbin.binarization.calls import traced_calls
 from jaxbin.binarization.layers import BINARIZATION, Conv, Dense, write_mask
 from jaxbin.binarization.methods import Rule, Rules, computed_weights
-from jaxbin.common.errors import UserError
-from jaxbin.common.paths import by_path, nested
+from jaxbin.common.errors import UserError, shown
+from jaxbin.common.paths import by_path, nested, not_joinable
 
 _MODES: dict[str, Callable[[bool], bool]] = {
     "train": lambda train: train,
@@ -143,7 +143,8 @@ def binarizable(
     Raises:
       UserError: there is no layer, one is a stack made by `nn.scan`, or the module is itself a
         layer; a layer of jaxbin's inside computes by other rules; a layer's child that is a layer
-        has a name that its mask needs; a kernel is boxed (nn.with_partitioning).
+        has a name that its mask needs; a kernel is boxed (nn.with_partitioning) or no parameter
+        (nn.map_variables); a name of a parameter holds a "/" (nn.WeightNorm).
 
     >>> network = binarizable(nn.Sequential([nn.Dense(3), nn.relu, nn.Dense(2)]), jnp.ones((1, 4)))
     >>> [layer.name for layer in network.layers]
@@ -156,8 +157,15 @@ def binarizable(
         return network.init(jax.random.key(0), *given, **options)
 
     shapes, calls = traced_calls(init, inputs, _kernel_of)
+    if parts := not_joinable(shapes.get("params", {})):
+        raise UserError(
+            f"{type(network).__name__} has {shown(parts[0])} in a parameter's path, whose parts "
+            "'/' separates; accepted: names without it"
+        )
     params = by_path(shapes.get("params", {}))
-    found = {name: call for name, (*_, call) in calls.items() if call is not None}
+    # Of modules that share a scope (nn.share_scope) the inner one, whose call ends first.
+    known = {name: [call for call in its if call is not None] for name, its in calls.items()}
+    found = {name: its[0] for name, its in known.items() if its}
     chosen = {name: call for name, call in found.items() if call.rules is not None}
     computing = rules or Rules()
     for name, call in chosen.items():
@@ -236,7 +244,13 @@ def _check_names(names: Sequence[str]) -> None:
 
 def _check_whole(name: str, shape: tuple[int, ...], params: Mapping[str, Any]) -> None:
     """Raise a UserError if the kernel that has that shape in a call is part of a stack."""
-    whole = params[f"{name}/kernel" if name else "kernel"].shape
+    kernel = params.get(f"{name}/kernel" if name else "kernel")
+    if kernel is None:
+        raise UserError(
+            f"layer {name} has a kernel in a call and none among the parameters "
+            "(nn.map_variables); accepted: a kernel that is a parameter"
+        )
+    whole = kernel.shape
     if whole != shape:
         raise UserError(
             f"layer {name} is a stack: its kernel is {shape} in a call and {whole} outside "

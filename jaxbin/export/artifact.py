@@ -237,7 +237,8 @@ def _artifact(
             raise ValueError(f"options={shown(options)}; accepted: an object")
         dtype = dtype_of(values["precision"])
         made = own.make_hashable(options)
-        definition = own.build(own_network, made, image_shape, classes, None, dtype=dtype)
+        given = {"axis_name": None, "dtype": dtype}
+        definition = own.build(own_network, made, image_shape, classes, None, **given)
     network = definition or registry.build(values["network"], classes, depth)
     artifact = Artifact(
         **values,

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
-import jax.numpy as jnp
 import numpy as np
 
 from jaxbin.binarization.methods import Rules, channel_scales
@@ -43,25 +42,14 @@ def kernel(flat: Mapping[str, np.ndarray], layer: Layer, float_dtype: Any) -> np
 
 
 def other_variables(variables: Mapping[str, Any], layers: Sequence[Layer]) -> dict[str, np.ndarray]:
-    """All variables but the layers' kernels, by the names that an artifact has for them.
-
-    Raises:
-      UserError: one is not of floating-point numbers.
-    """
+    """All variables but the layers' kernels, by the names that an artifact has for them."""
     kernels = {f"params/{layer.name}/kernel" for layer in layers}
-    others = {
-        f"{collection}/{path}": array
+    return {
+        f"{VARIABLES}{collection}/{path}": array.astype(np.float32)
         for collection in own.TRAINED
         for path, array in flat_arrays(variables.get(collection, {})).items()
         if f"{collection}/{path}" not in kernels
     }
-    for name, array in others.items():
-        if not jnp.issubdtype(array.dtype, jnp.floating):
-            raise UserError(
-                f"this network cannot be exported: {name} is {array.dtype}; accepted: variables of "
-                "floating-point numbers"
-            )
-    return {f"{VARIABLES}{name}": array.astype(np.float32) for name, array in others.items()}
 
 
 def norms_of(network: nn.Module, image_shape: tuple[int, ...]) -> dict[str, str]:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
-import flax.traverse_util
 import jax
 import jax.numpy as jnp
 
@@ -18,6 +17,7 @@ from jaxbin.binarization.layers import BINARIZATION
 from jaxbin.binarization.methods import Rules
 from jaxbin.binarization.wrapped import Binarizable, binarizable, streams
 from jaxbin.common.errors import UserError, kind_and_line, shown
+from jaxbin.common.paths import by_path, not_joinable
 
 RESERVED = "channels"
 """No layer's name: artifacts call something else so."""
@@ -190,12 +190,11 @@ def _check(
     key = jax.random.key(0)
 
     def calls(variables: Any, images: Any) -> Any:
-        trained, _ = network.apply(
+        trained, changed = network.apply(
             variables, images, train=True, mutable=["batch_stats"], rngs=streams(key)
         )
-        return trained, *(
-            network.apply(variables, some, train=False) for some in (images, images[:1])
-        )
+        evaluated = [network.apply(variables, some, train=False) for some in (images, images[:1])]
+        return changed.get("batch_stats", {}), (trained, *evaluated)
 
     variables: dict[str, Any] = dict(
         jax.eval_shape(lambda images: network.init(key, images, train=False), images)
@@ -206,11 +205,14 @@ def _check(
             f"network={shown(reference)} has variables in {', '.join(others)}, which a run has no "
             f"place for; accepted: {', '.join(TRAINED)}"
         )
-    for problem in (problem for tree in variables.values() for problem in _unusable(tree)):
-        raise UserError(f"network={shown(reference)} {problem}")
-    outputs = _tried(
+    for collection, tree in variables.items():
+        for problem in _unusable(collection, tree):
+            raise UserError(f"network={shown(reference)} {problem}")
+    changed, outputs = _tried(
         reference, "cannot be called", lambda: jax.eval_shape(calls, variables, images)
     )
+    for problem in _changing(variables.get("batch_stats", {}), changed):
+        raise UserError(f"network={shown(reference)} {problem}")
     for output, count in zip(outputs, (images.shape[0], images.shape[0], 1), strict=True):
         if getattr(output, "shape", None) != (count, classes):
             shape = getattr(output, "shape", type(output).__name__)
@@ -220,17 +222,32 @@ def _check(
             )
 
 
-def _unusable(tree: Mapping[str, Any]) -> Iterator[str]:
-    """What a run cannot store or export of a network's variables."""
-    for path, leaf in flax.traverse_util.flatten_dict(tree).items():
-        for part in path:
-            if "/" in part:
-                yield f"has {shown(part)} in a variable's path, whose parts '/' separates"
-        if path[0] == RESERVED and path[1:] == ("mask",):
+def _unusable(collection: str, tree: Mapping[str, Any]) -> Iterator[str]:
+    """What a run cannot train, store or export of a network's variables."""
+    for part in not_joinable(tree):
+        yield f"has {shown(part)} in a variable's path, whose parts '/' separates"
+    for path, leaf in by_path(tree).items():
+        if path == f"{RESERVED}/mask":
             yield f"has a layer {RESERVED!r}, a name that artifacts use; accepted: another"
         if not isinstance(leaf, jax.ShapeDtypeStruct):
-            kind = type(leaf).__name__
-            yield f"has {'/'.join(path)} in a {kind}; accepted: plain arrays"
+            yield f"has {path} in a {type(leaf).__name__}; accepted: plain arrays"
+        elif collection in TRAINED and not jnp.issubdtype(leaf.dtype, jnp.floating):
+            yield f"has {collection}/{path} of {leaf.dtype}; accepted: floating-point numbers"
+
+
+def _changing(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
+    """What a step in training makes other variables than it was given: it would be traced anew."""
+    there, then = (
+        {path: f"{leaf.dtype} {leaf.shape}" for path, leaf in by_path(tree).items()}
+        for tree in (before, after)
+    )
+    for path in sorted(there.keys() | then.keys()):
+        initial, trained = there.get(path, "not there"), then.get(path, "not there")
+        if initial != trained:
+            yield (
+                f"has batch_stats/{path}, which is {initial} with train=False and {trained} after "
+                "a call with train=True; accepted: the same"
+            )
 
 
 def _tried(reference: str, problem: str, action: Callable[[], Any]) -> Any:

@@ -291,6 +291,71 @@ def test_every_place_of_a_local_convolution_has_its_own_outputs():
     np.testing.assert_allclose(weights, np.sqrt(2 / 25), rtol=1e-6)
 
 
+class Adapted(nn.Module):
+    """The layer that it is given, and what two small kernels add to it, in one scope."""
+
+    layer: nn.Module
+
+    def setup(self) -> None:
+        nn.share_scope(self, self.layer)
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        outputs = self.layer(x)
+        first = self.param("lora_a", nn.initializers.normal(), (x.shape[-1], 2))
+        second = self.param("lora_b", nn.initializers.normal(), (2, outputs.shape[-1]))
+        return outputs + x @ first @ second
+
+
+@pytest.mark.parametrize(
+    ("layer", "images"),
+    [
+        (nn.DenseGeneral((4, 8)), jnp.ones((8, 3))),
+        (nn.ConvTranspose(8, (3, 3), transpose_kernel=True), jnp.ones((1, 5, 5, 3))),
+    ],
+)
+def test_a_layer_that_shares_its_scope_is_the_same_layer(layer: nn.Module, images: jax.Array):
+    alone = binarizable(nn.Sequential([layer, nn.Dense(2)]), images)
+    adapted = binarizable(nn.Sequential([Adapted(layer.copy()), nn.Dense(2)]), images)
+    outputs = [one.outputs for one in alone.layers]
+    assert [one.outputs for one in adapted.layers] == outputs != [(-1,), (-1,)]
+
+
+def test_what_is_no_layer_or_has_a_rule_is_so_in_a_shared_scope():
+    summed = Adapted(nn.Einsum((3, 8), "ab,bc->ac"))
+    network = binarizable(nn.Sequential([summed, nn.Dense(2)]), jnp.ones((1, 3)))
+    assert [layer.name for layer in network.layers] == ["layers_1"]
+    with pytest.raises(UserError, match=r"layers_0 is jaxbin's, and computes by Rule\(scale='none"):
+        binarizable(nn.Sequential([Adapted(Dense(8))]), jnp.ones((1, 3)), rules=CHANNEL)
+
+
+def test_names_with_a_slash_and_kernels_that_are_no_parameters_are_refused():
+    class Normed(nn.Module):
+        @nn.compact
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return nn.WeightNorm(nn.Dense(3))(x)
+
+    with pytest.raises(UserError, match=r"Normed has 'Dense_0/kernel/scale' in a parameter's path"):
+        binarizable(Normed(), jnp.ones((1, 2)))
+
+    class Doubled(nn.Module):
+        @nn.compact
+        def __call__(self, x: jax.Array) -> jax.Array:
+            def doubled(variables: Any) -> Any:
+                return {"params": {"kernel": 2 * variables["params"]["half"]}} if variables else {}
+
+            def halved(variables: Any) -> Any:
+                return {"params": {"half": variables["params"]["kernel"] / 2}}
+
+            mapped: Any = nn.map_variables(
+                nn.Dense, "params", doubled, halved, init=True, mutable=True
+            )
+            return mapped(3, use_bias=False, name="layer")(x)
+
+    with pytest.raises(UserError, match=r"layer layer has a kernel in a call and none among"):
+        binarizable(Doubled(), jnp.ones((1, 2)))
+
+
 class Failing(nn.Module):
     @nn.compact
     def __call__(self, inputs):

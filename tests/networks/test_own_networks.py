@@ -50,6 +50,7 @@ VIT = {
     "epochs_per_layer": 1,
 }
 NAMED = "own_networks:SmallViT"
+UNSTEADY = "own_networks:Unsteady"
 
 
 @pytest.fixture(scope="module")
@@ -198,6 +199,14 @@ def test_no_file_names_code_that_is_imported(trained: Path, tmp_path: Path):
         ({"network": "own_networks:Normalized"}, r"has 'Dense_0/kernel/sigma' in a variable's"),
         ({"network": "own_networks:Reserved"}, r"has a layer 'channels', a name that artifacts"),
         ({"network": "own_networks:Partitioned"}, r"Dense_0 has its kernel in a Partitioned; acc"),
+        ({"network": UNSTEADY, "network_options": '{"kind": "counted"}'},
+         r"has batch_stats/steps of int32; accepted: floating-point numbers"),
+        ({"network": UNSTEADY, "network_options": '{"kind": "indexed"}'},
+         r"has params/index of int32; accepted: floating-point numbers"),
+        ({"network": UNSTEADY, "network_options": '{"kind": "widened"}'},
+         r"batch_stats/mean, which is bfloat16 \(\) with train=False and float32 \(\) after a call"),
+        ({"network": UNSTEADY, "network_options": '{"kind": "late"}'},
+         r"batch_stats/late, which is not there with train=False and float32 \(\) after a call"),
         ({"network": "own_networks:PartitionedBias"}, r"has Dense_0/bias in a Partitioned; acc"),
         ({"network": "own_networks:OwnStack"}, r"layer stack/Dense_0 is a stack"),
         ({"depth": 20}, r"depth=20 is for network='resnet'; a network of your own takes"),
