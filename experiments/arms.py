@@ -5,7 +5,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from experiments import declarations
+from experiments.declarations import SEEDS
 from experiments.result import Result
+from jaxbin.common.errors import UserError, shown
 from jaxbin.networks import registry
 
 BARE: Mapping[str, Any] = {"scale": "none"}
@@ -145,6 +147,25 @@ def arm_of(network: str, run: Result) -> str:
         if (variant, sets) == (arm.variant, wanted):
             return name
     return ""
+
+
+def belongs_to(network: str, run: Result) -> str:
+    """The name of the arm that a run is part of.
+
+    Raises:
+      UserError: it is of none, or of a seed that the arm has none of.
+    """
+    arm, seed = arm_of(network, run), run.fields["seed"]
+    if not arm:
+        sets = ", ".join(f"{name}={shown(run.fields[name])}" for name in DISTINGUISHING)
+        raise UserError(f"{run.variant} with {sets} is no arm of {network}; accepted: its arms")
+    seeds = SEEDS[: COMPARISONS[network].arms[arm].seeds if run.stage == "full" else 1]
+    if seed not in seeds:
+        accepted = ", ".join(map(str, seeds))
+        raise UserError(
+            f"{arm} of stage {run.stage} has a run of seed {seed}; accepted: {accepted}"
+        )
+    return arm
 
 
 def best_rate(accuracies: Mapping[float, float]) -> float:

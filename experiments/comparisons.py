@@ -20,13 +20,14 @@ def difference_table(results: Sequence[Result]) -> str:
     """What methods and orders change, seed by seed: the same seed has the same first weights.
 
     Variants are compared with "binary", those with the published latent reset with "binary-reset",
-    and these with themselves without it, at the same learning rate. Intervals are Student's, of
-    95 %. Empty without two runs of one seed.
+    and these with themselves without it, at the same learning rate. Several runs of one seed count
+    as one, by their mean. Intervals are Student's, of 95 %. Empty without two runs of one seed.
     """
-    by_variant: dict[tuple[str, float], dict[int, Result]] = {}
+    by_variant: dict[tuple[str, float], dict[int, list[Result]]] = {}
     for result in results:
         key = result.variant, result.fields["learning_rate"]
-        by_variant.setdefault(key, {})[result.fields["seed"]] = result
+        by_seed = by_variant.setdefault(key, {})
+        by_seed.setdefault(result.fields["seed"], []).append(result)
     several = len({rate for _, rate in by_variant}) > 1
     rows = []
     plain = {variant: variant.removesuffix("-reset") for variant, _ in by_variant}
@@ -38,14 +39,11 @@ def difference_table(results: Sequence[Result]) -> str:
         if variant == base or not seeds:
             continue
         pairs = [(by_seed[seed], others[seed]) for seed in seeds]
-        last = [one.accuracy("last") - other.accuracy("last") for one, other in pairs]
-        late = [
-            one.late_accuracy - other.late_accuracy
-            for one, other in pairs
-            if one.late_accuracy is not None and other.late_accuracy is not None
-        ]
+        last = [_last(one) - _last(other) for one, other in pairs]
+        lates = [(_late(one), _late(other)) for one, other in pairs]
+        late = [one - other for one, other in lates if one is not None and other is not None]
         name = f"{variant} - {base}" + (f", lr {rate:g}" if several else "")
-        binary = f"{pairs[0][0].binary_layers}, {pairs[0][1].binary_layers}"
+        binary = f"{pairs[0][0][0].binary_layers}, {pairs[0][1][0].binary_layers}"
         means = mean_and_interval(last), mean_and_interval(late)
         rows.append((name, binary, len(seeds), *means))
     heads = (
@@ -53,6 +51,17 @@ def difference_table(results: Sequence[Result]) -> str:
         "mean of the last tenth, points",
     )
     return markdown(heads, "lllll", rows) if rows else ""
+
+
+def _last(runs: Sequence[Result]) -> float:
+    return statistics.fmean(run.accuracy("last") for run in runs)
+
+
+def _late(runs: Sequence[Result]) -> float | None:
+    """The mean of the last tenth; None if one of the runs has none."""
+    late = [run.late_accuracy for run in runs]
+    known = [accuracy for accuracy in late if accuracy is not None]
+    return statistics.fmean(known) if len(known) == len(late) else None
 
 
 def order_test(results: Sequence[Result]) -> str:
@@ -76,11 +85,16 @@ def order_test(results: Sequence[Result]) -> str:
 def _order_test(results: Sequence[Result]) -> str:
     by_variant: dict[str, dict[int, float]] = {}
     orders: dict[str, dict[int, tuple[int, ...]]] = {}
-    for result in results:
-        compared = result.fields["method"] in ("iterative", "binary")
-        if compared and not result.fields["latent_reset"] and result.late_accuracy is not None:
-            by_variant.setdefault(result.variant, {})[result.fields["seed"]] = result.late_accuracy
-            orders.setdefault(result.variant, {})[result.fields["seed"]] = result.order
+    compared = [
+        result
+        for result in results
+        if result.fields["method"] in ("iterative", "binary") and not result.fields["latent_reset"]
+    ]
+    same = grouped(compared, lambda result: (result.variant, result.fields["seed"]))
+    for (variant, seed), runs in same.items():
+        if (late := _late(runs)) is not None:
+            by_variant.setdefault(variant, {})[seed] = late
+            orders.setdefault(variant, {})[seed] = runs[0].order
     binary = by_variant.pop("binary", {})
     alone = [variant for variant, of in by_variant.items() if len(of) < 2]
     by_variant = {variant: of for variant, of in by_variant.items() if variant not in alone}

@@ -80,17 +80,19 @@ def load(network: str, directory: Path, known: Path | None) -> Outcomes:
       known: more of them, in a collection or in run directories at any depth.
 
     Raises:
-      UserError: `known` cannot be read, or holds no run.
+      UserError: `known` cannot be read, or holds no run, or one of them twice.
     """
-    results = loading.load([known]) if known else []
-    return Outcomes(
-        directory,
-        {
-            (run.stage, arm, run.fields["learning_rate"], run.fields["seed"]): run
-            for run in results
-            if (arm := arm_of(network, run))
-        },
-    )
+    found: dict[_Key, Result] = {}
+    for run in loading.load([known]) if known else []:
+        rate, seed = run.fields["learning_rate"], run.fields["seed"]
+        if arm := arm_of(network, run):
+            if (key := (run.stage, arm, rate, seed)) in found:
+                raise UserError(
+                    f"--known={known} has {arm} of stage {run.stage} at {rate:g} with seed {seed} "
+                    "twice; accepted: once"
+                )
+            found[key] = run
+    return Outcomes(directory, found)
 
 
 def _key(run: Run) -> _Key:

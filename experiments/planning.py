@@ -205,9 +205,15 @@ def sensitivity_runs(asked: Request) -> list[Run]:
     runs = []
     if asked.trained_layers:
         runs += layer_runs(asked)
-    if asked.cheap:
+    if wants_float(asked):
         runs.append(float_run(asked))
     return runs
+
+
+def wants_float(asked: Request) -> bool:
+    """Whether `--only` leaves the network that cheap measures look at, or an order by them."""
+    kept = asked.choices.wanted(["float"]) or asked.of_wanted_orders().cheap
+    return bool(asked.cheap and kept)
 
 
 def layer_runs(asked: Request) -> list[Run]:

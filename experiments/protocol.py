@@ -202,15 +202,17 @@ def _foreseen_rates(asked: Asked) -> tuple[dict[str, float], list[str]]:
     rates: dict[str, float] = {}
     published: float = declarations.published(asked.network)["learning_rate"]
     unknown, searches = [], _searches(asked)
-    for name in COMPARISONS[asked.network].arms:
+    arms = COMPARISONS[asked.network].arms
+    for name in arms:
         if name in searches:
             try:
                 rates |= searched(asked, [name])
             except UserError:
-                rates[name] = published
-                unknown.append(name)
-    said = f"the learning rate of {', '.join(unknown)}: the search is to find it, "
-    return rates, [f"{said}{published:g} stands in"] if unknown else []
+                # Not the published one, at which bare arms are run as well.
+                rates[name] = next(rate for rate in arms[name].rates if rate != published)
+                unknown.append(f"{name} ({rates[name]:g} stands in)")
+    said = f"the learning rate of {', '.join(unknown)}: the search is to find it"
+    return rates, [said] if unknown else []
 
 
 def _searches(asked: Asked) -> set[str]:
@@ -275,7 +277,8 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Asked]:
             raise UserError(f"--only={pattern} matches no arm; there are: {', '.join(arms)}")
         wanted |= matching
     choices = Choices(overrides=overrides(others))
-    for name in (*DISTINGUISHING, "anneal_epochs", "epochs", "epochs_per_layer"):
+    comparison = COMPARISONS[network]
+    for name in (*DISTINGUISHING, "anneal_epochs", *comparison.full, "rate_schedule"):
         if name in choices.overrides:
             raise UserError(
                 f"--config.{name} is not accepted: the protocol lays it down; accepted: "

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments import curves, declarations, loading, places, tables
-from experiments.arms import COMPARISONS, arm_of, best_rate, compared_in
+from experiments.arms import COMPARISONS, belongs_to, best_rate, compared_in
 from experiments.comparisons import mean_and_interval
 from experiments.questions import QUESTIONS, answer_of
 from experiments.recipes import recipe_table
@@ -149,7 +149,7 @@ class _Comparison:
         results = [loading.result_of(run) for run in runs]
         network = compared_in(results[0])
         comparison = COMPARISONS[network]
-        arms = [arm_of(network, run) for run in results]
+        arms = [belongs_to(network, run) for run in results]
         groups = places.grouped(comparison, arms, results)
         self._elsewhere = places.elsewhere(groups, results)
         self.together: list[dict[str, Any]] = []
@@ -159,17 +159,25 @@ class _Comparison:
         self._arms = comparison.arms
         self.published: float = declarations.published(network)["learning_rate"]
         self.full: dict[tuple[str, float], dict[int, Result]] = {}
-        self._search: dict[str, dict[float, float]] = {}
+        searched: dict[str, dict[float, Result]] = {name: {} for name in self._arms}
         for arm, run in zip(arms, results, strict=True):
-            rate = run.fields["learning_rate"]
+            rate, seed = run.fields["learning_rate"], run.fields["seed"]
+            kept: dict[Any, Result] = searched[arm]
+            key = rate
             if run.stage == "full":
-                seed, of_arm = run.fields["seed"], self.full.setdefault((arm, rate), {})
-                if seed in of_arm:
-                    raise UserError(f"{arm} at {rate:g} with seed {seed} is there twice")
-                of_arm[seed] = run
-            else:
-                self._search.setdefault(arm, {})[rate] = run.accuracy("last")
-        best = {arm: best_rate(of_arm) for arm, of_arm in self._search.items()}
+                kept, key = self.full.setdefault((arm, rate), {}), seed
+            if key in kept:
+                raise UserError(f"{arm} at {rate:g} with seed {seed} is there twice")
+            kept[key] = run
+        self._search: dict[str, dict[float, float]] = {
+            name: {rate: run.accuracy("last") for rate, run in of_arm.items()}
+            for name, of_arm in searched.items()
+        }
+        best = {
+            name: best_rate(self._search[name])
+            for name, arm in self._arms.items()
+            if arm.rates and self._search[name].keys() >= set(arm.rates)
+        }
         self.rates = {
             name: best[arm.rate_of or name]
             for name, arm in self._arms.items()
@@ -190,9 +198,9 @@ class _Comparison:
         for name in self._arms:
             cells = [
                 f"**{rate:g}: {100 * accuracy:.2f}**"
-                if rate == self.rates[name]
+                if rate == self.rates.get(name)
                 else f"{rate:g}: {100 * accuracy:.2f}"
-                for rate, accuracy in sorted(self._search.get(name, {}).items())
+                for rate, accuracy in sorted(self._search[name].items())
             ]
             if cells:
                 rows.append((name, ", ".join(cells)))
@@ -212,14 +220,22 @@ class _Comparison:
         return tables.markdown(heads, "llrll", rows)
 
     def missing(self) -> list[str]:
-        """Arms of which seeds are missing, and how many; after them those at published rates."""
+        """Arms of which seeds are missing, and how many; after them those at published rates.
+
+        In front of them searches that have not come to their end, without which there is no rate.
+        """
         found = [(name, arm, len(self.accuracies(name))) for name, arm in self._arms.items()]
         found += [
             (f"{name} at {self.published:g}", arm, len(self.accuracies(name, self.published)))
             for name, arm in self._arms.items()
             if arm.shown_at_published and self.rates.get(name, self.published) != self.published
         ]
-        return [
+        searches = [
+            f"the search of {name} ({len(arm.rates) - there} of {len(arm.rates)} rates)"
+            for name, arm in self._arms.items()
+            if (there := len(self._search[name])) < len(arm.rates)
+        ]
+        return searches + [
             f"{name} ({arm.seeds - there} of {arm.seeds} seeds)"
             for name, arm, there in found
             if there < arm.seeds

@@ -188,7 +188,7 @@ def _execute(asked: Request, stage: str, runs: Sequence[Run], execute: _Execute)
 
 def _write_sensitivity(asked: Request) -> None:
     """Scores and orders of every measure that was asked for."""
-    if asked.cheap:
+    if planning.wants_float(asked):
         where = asked.directory / "sensitivity" / planning.float_run(asked).name
         execution.measure(where, asked.directory / "measures", asked.cheap)
     if asked.trained_layers:

@@ -8,6 +8,7 @@ whose best epoch was chosen on the validation split, that epoch counts, of other
 """
 
 import hashlib
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,19 +32,24 @@ def main(argv: Sequence[str]) -> None:
     spec = run.dataset_spec
     data.check_directory(spec.name, arguments.data_dir)
     frozen = freeze.freeze(arguments.run, "best" if run.stage == "validation" else "last")
-    path = ZOO / f"{arguments.name}.jaxbin"
-    artifact.write(frozen, path)
+    collected = collect(arguments.run)
     test = data.load(spec, stage="full", data_dir=arguments.data_dir).evaluation
-    classes = jaxbin.load(path).predict(test.images).classes
+    path = ZOO / f"{arguments.name}.jaxbin"
+    with tempfile.TemporaryDirectory() as directory:  # until it has classified, none is replaced
+        made = Path(directory) / path.name
+        artifact.write(frozen, made)
+        content = made.read_bytes()
+        classes = jaxbin.load(made).predict(test.images).classes
     result = {
         "network": frozen.network_label,
-        "bytes": path.stat().st_size,
-        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "bytes": len(content),
+        "sha256": hashlib.sha256(content).hexdigest(),
         "float32_bytes": sum(artifact.float32_bytes(frozen).values()),
         "test_images": len(test.labels),
         "test_accuracy": round(float((classes == test.labels).mean()), 6),
-        "run": collect(arguments.run),
+        "run": collected,
     }
+    artifact.write(frozen, path)
     files.write_json(path.with_suffix(".json"), result)
     print({name: value for name, value in result.items() if name != "run"})
 

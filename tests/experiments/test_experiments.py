@@ -439,6 +439,17 @@ def test_only_what_the_wanted_orders_need_is_measured(
     assert started == ["float-lr0.1-seed7-450epochs"]
 
 
+def test_no_network_is_trained_for_measures_that_nothing_takes(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    flags = ["mnist_300", "--stage=all", "--measure=hessian", "--learning_rates=0.01"]
+    flags += [f"--output={tmp_path}", "--dry_run"]
+    for only, runs in (("binary", 0), ("float", 1), ("iterative-ascend-hessian", 1)):
+        run.main([*flags, f"--only={only}"])
+        (sensitivity,) = re.findall(r"mnist_300 sensitivity.*?total", capsys.readouterr().out, re.S)
+        assert sensitivity.count("float-lr0.01-") == runs
+
+
 def test_the_rate_that_a_sensitivity_takes_is_told(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ):

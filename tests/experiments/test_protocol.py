@@ -277,7 +277,26 @@ def test_what_is_left_to_do_is_told_with_the_rates_that_were_found(
     assert printed.count("guided-lr0.3-") == printed.count("guided-lr0.1-") == 2
     assert printed.count("float-lr0.3-seed316-30epochs") == 1
     protocol.main(arguments)
-    assert "not known yet: the learning rate of float, forward, recipe" in capsys.readouterr().out
+    expected = "the learning rate of float (0.03 stands in), forward (0.3 stands in), "
+    assert expected in capsys.readouterr().out
+
+
+def test_of_two_known_runs_none_is_chosen(tmp_path: Path):
+    runs = protocol.search("vgg5", Choices())
+    others = protocol.search("vgg5", Choices(overrides={"weight_decay": 0.1}))
+    collect(tmp_path / "known.json", [*runs, others[0]], [0.5] * (len(runs) + 1))
+    message = r"float of stage validation at 0\.0003 with seed 316 twice; accepted: once"
+    with pytest.raises(UserError, match=message):
+        protocol.main(["vgg5", f"--known={tmp_path / 'known.json'}", "--dry_run"])
+
+
+def test_bare_arms_are_counted_at_the_published_rate_before_there_is_a_search(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    protocol.main(["mnist_300", f"--output={tmp_path}", "--only=binary", "--dry_run"])
+    printed = capsys.readouterr().out
+    assert printed.count("binary-lr0.1-") == printed.count("binary-lr0.0003-seed31") - 1 == 3
+    assert "the learning rate of binary (0.0003 stands in): the search is to find it" in printed
 
 
 def test_bad_input(capsys: pytest.CaptureFixture):
@@ -285,7 +304,8 @@ def test_bad_input(capsys: pytest.CaptureFixture):
         protocol.main(["vgg5", "--only=bin"])
     with pytest.raises(UserError, match="invalid choice: 'vgg'"):
         protocol.main(["vgg"])
-    for field in ("scale=channel", "anneal_epochs=3", "epochs=12", "epochs_per_layer=2"):
+    laid_down = ("scale=channel", "anneal_epochs=3", "epochs=12", "epochs_per_layer=2")
+    for field in (*laid_down, "rate_schedule=linear"):
         name = field.partition("=")[0]
         with pytest.raises(UserError, match=rf"--config\.{name} is not accepted: the protocol la"):
             protocol.main(["vgg5", f"--config.{field}", "--dry_run"])

@@ -146,6 +146,13 @@ def test_arms_that_decide_nothing_may_have_been_run_elsewhere():
         ({"fields": {"precision": "bfloat16"}}, "with precision 'float32' and 'bfloat16'"),
         ({"devices": ["another GPU"]}, "with devices .'GPU'. and .'another GPU'."),
         ({"summary": {"epochs": 3}}, "with epochs of stage full 30 and 3"),
+        ({"fields": {"weight_decay": 0.1}}, "with weight_decay 0.0001 and 0.1"),
+        ({"fields": {"patience": 3}}, "with patience of float, stage full 0 and 3"),
+        (
+            {"fields": {"seed": 319}},
+            "float of stage full has a run of seed 319; accepted: 316, 317",
+        ),
+        ({"fields": {"optimizer": "adam"}}, "float with .*'adam' is no arm of resnet20"),
         ({}, "float at 0.3 with seed 318 is there twice"),
     ],
 )
@@ -158,6 +165,27 @@ def test_what_cannot_be_compared_is_in_no_table(change: dict[str, Any], message:
     }
     with pytest.raises(UserError, match=message):
         protocol_tables.protocol_tables([*runs, last | changed])
+
+
+def test_a_search_that_lacks_a_run_has_no_rate():
+    """Or it would be another search, whose rate answers the questions otherwise."""
+    runs = ended()
+    lost = next(run for run in runs if run["fields"]["method"] == "binary")  # its lowest rate
+    text = protocol_tables.protocol_tables([run for run in runs if run is not lost])
+    assert "| binary | 0.3: 50.00, 1: 50.00 |" in text
+    assert "Without a result: the search of binary (1 of 3 rates), binary (3 of 3 seeds), " in text
+    assert "| iterative beats binary, bare | forward - binary | 0 | - | - | not decided |" in text
+
+
+def test_a_search_is_of_one_run_for_each_rate():
+    runs = ended()
+    message = "float at 0.03 with seed 316 is there twice"
+    with pytest.raises(UserError, match=message):
+        protocol_tables.protocol_tables([*runs, runs[0]])
+    other = runs[0] | {"fields": runs[0]["fields"] | {"seed": 317}}
+    message = "float of stage validation has a run of seed 317; accepted: 316"
+    with pytest.raises(UserError, match=message):
+        protocol_tables.protocol_tables([*runs[1:], other])
 
 
 def test_the_short_table_and_its_picture(tmp_path: Path):

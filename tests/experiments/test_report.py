@@ -268,6 +268,12 @@ def test_differences_by_hand():
         "| float-reset - float | -, - | 1 | -0.20 | -0.20 |",
     ]
     assert comparisons.difference_table(results[-1:]) == ""
+    # Two runs of a seed count as one, wherever they come: 0.972 is the mean of 0.974 and 0.97.
+    doubled = [made("binary", 2, 0.974), *results[:1], made("binary", 2, 0.97), *results[2:]]
+    for order in (doubled, doubled[::-1]):
+        differences = comparisons.difference_table(order).splitlines()
+        expected = "| float - binary | -, - | 3 | +1.20 (+0.95 to +1.45) | +1.20 (+0.95 to +1.45) |"
+        assert expected in differences
     # Learning rates do not meet.
     results.append(made("float", 1, 0.9, learning_rate=0.02))
     assert len(comparisons.difference_table(results).splitlines()) == 6
@@ -301,6 +307,9 @@ def test_the_comparison_of_orders_by_hand():
     binary = [made("binary", 1, 0.985), made("binary", 2, 0.9855)]
     said = comparisons.order_test([*runs, *binary])
     assert said.endswith("All orders together - binary: +0.50 (-0.77 to +1.77).")
+    # two runs of a seed count as one, by their mean
+    doubled = [made("binary", 2, 0.98), *binary[:1], made("binary", 2, 0.991)]
+    assert comparisons.order_test([*runs, *doubled]) == said
     # another learning rate is compared with itself
     fast = made("iterative", 1, 0.5, order="132", learning_rate=0.02)
     said = comparisons.order_test([*runs, *binary, fast])

@@ -8,6 +8,7 @@ import pytest
 from helpers import run
 
 from experiments import zoo
+from jaxbin.common.errors import UserError
 from jaxbin.export import freeze
 
 
@@ -34,3 +35,9 @@ def test_the_epoch_that_counts(
     assert result["sha256"] == hashlib.sha256(content).hexdigest()
     assert 0 < result["test_accuracy"] < 1
     assert result["run"]["summary"]["epochs"] == 1
+    # Nothing is replaced by a run that cannot be told of.
+    (tmp_path / "run" / "metrics.jsonl").unlink()
+    (tmp_path / "small.jaxbin").write_bytes(b"before")
+    with pytest.raises(UserError, match=r"metrics\.jsonl"):
+        zoo.main([str(tmp_path / "run"), "--name=small"])
+    assert (tmp_path / "small.jaxbin").read_bytes() == b"before"

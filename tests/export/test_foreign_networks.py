@@ -183,4 +183,3 @@ def test_scalars_and_half_precision_are_read_as_they_were_written(tmp_path: Path
     expected = compute(normalize(images, SPEC.mean, SPEC.std))
     logits = inference.make_model(loaded).predict(images).logits
     np.testing.assert_allclose(logits, expected, rtol=2e-2, atol=2e-2 * np.std(expected))
-

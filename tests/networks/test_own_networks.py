@@ -204,7 +204,7 @@ def test_no_file_names_code_that_is_imported(trained: Path, tmp_path: Path):
         ({"network": UNSTEADY, "network_options": '{"kind": "indexed"}'},
          r"has params/index of int32; accepted: floating-point numbers"),
         ({"network": UNSTEADY, "network_options": '{"kind": "widened"}'},
-         r"batch_stats/mean, which is bfloat16 \(\) with train=False and float32 \(\) after a call"),
+         r"batch_stats/mean, which is bfloat16 \(\) with train=False and float32 \(\) after a"),
         ({"network": UNSTEADY, "network_options": '{"kind": "late"}'},
          r"batch_stats/late, which is not there with train=False and float32 \(\) after a call"),
         ({"network": "own_networks:PartitionedBias"}, r"has Dense_0/bias in a Partitioned; acc"),
