@@ -14,9 +14,9 @@ def get_config() -> ConfigDict:
     """The recipe of docs/recipes.md, with the same share of the epochs to anneal.
 
     What to expect: **not known, for no run of 200 epochs has ended**, and nothing was chosen for
-    200; 30 epochs give 83.5 % on the test set. On an H100 an epoch in bfloat16 took 0.64 s
-    (docs/performance.md), so that a run would take two to three minutes; on two CPU cores many
-    hours.
+    200; 30 epochs give 83.5 % on the test set. On an H100 an epoch in bfloat16 took 0.63 s,
+    evaluation not included (docs/performance.md), so that a run would take two to three minutes;
+    on two CPU cores it would take ten to thirteen hours.
     """
     config = runpy.run_path(str(Path(__file__).with_name("resnet20_30.py")))["get_config"]()
     config.update(epochs=200, anneal_epochs=160)

@@ -13,8 +13,7 @@ def get_config() -> ConfigDict:
     """The recipe of docs/recipes.md: 83.5 % on the test set, 1.7 points below float (3 seeds).
 
     The images were once JPEG-compressed; with the original ones expect another accuracy. An epoch
-    of such a network took some three minutes on two CPU cores, so that a run takes an hour and a
-    half.
+    of such a network takes three to four minutes on two CPU cores, a run up to two hours.
     """
     return base_config(
         network="resnet",
