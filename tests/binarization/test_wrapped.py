@@ -303,8 +303,9 @@ class Adapted(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         outputs = self.layer(x)
         first = self.param("lora_a", nn.initializers.normal(), (x.shape[-1], 2))
-        second = self.param("lora_b", nn.initializers.normal(), (2, outputs.shape[-1]))
-        return outputs + x @ first @ second
+        each = outputs.size // (x.size // x.shape[-1])
+        second = self.param("lora_b", nn.initializers.normal(), (2, each))
+        return outputs + (x @ first @ second).reshape(outputs.shape)
 
 
 @pytest.mark.parametrize(
