@@ -237,8 +237,9 @@ def _artifact(
             raise ValueError(f"options={shown(options)}; accepted: an object")
         dtype = dtype_of(values["precision"])
         made = own.make_hashable(options)
-        given = {"axis_name": None, "dtype": dtype}
-        definition = own.build(own_network, made, image_shape, classes, None, **given)
+        definition = own.build(
+            own_network, made, image_shape, classes, None, axis_name=None, dtype=dtype
+        )
     network = definition or registry.build(values["network"], classes, depth)
     artifact = Artifact(
         **values,
