@@ -163,10 +163,10 @@ def test_a_member_that_cannot_save_does_not_harm_the_others(
 ):
     save = checkpoints.save
 
-    def failing_save(manager: Any, *arguments: Any) -> None:
-        if Path(manager.directory).parent.name == "1":
+    def failing_save(storage: Any, directory: Path, *arguments: Any) -> None:
+        if directory.parent.name == "1":
             raise UserError("the disk is full")
-        save(manager, *arguments)
+        save(storage, directory, *arguments)
 
     monkeypatch.setattr(checkpoints, "save", failing_save)
     outcomes = population.run_population(members(tmp_path, DENSE, OWN))

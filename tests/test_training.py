@@ -237,10 +237,10 @@ def interrupted(iterative, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     """A run that ended after recording epoch 3 and before its state was saved."""
     save = checkpoints.save
 
-    def dying_save(manager, number, *rest):
+    def dying_save(storage, directory, number, *rest):
         if number == 12:
             raise UserError("the power is gone")
-        save(manager, number, *rest)
+        save(storage, directory, number, *rest)
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints, "save", dying_save)
@@ -656,9 +656,9 @@ def test_checkpoint_interval(
 ):
     save, calls = checkpoints.save, []
 
-    def noting_save(manager, number, *rest):
+    def noting_save(storage, directory, number, *rest):
         calls.append(number)
-        save(manager, number, *rest)
+        save(storage, directory, number, *rest)
 
     monkeypatch.setattr(checkpoints, "save", noting_save)
     # one more layer is binary in every epoch, so that the last epoch is always the best

@@ -3,9 +3,10 @@
 import concurrent.futures
 import math
 import re
+import shutil
 import sys
 import threading
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,16 +16,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
-from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from jaxbin.common import files
 from jaxbin.common.errors import UserError, one_line
-from jaxbin.runs.checksums import damage, sound, write_checksums
+from jaxbin.runs.checksums import damage, numbers, sound, write_checksums
 
 PyTree = Any
-
-# One process writes and all others go on: Orbax need not know of them.
-_ALONE = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
 
 # If the latest is damaged the run goes on from the one before it.
 _KEPT = 2
@@ -34,33 +31,8 @@ _MOST_TIMES = 16
 
 _PROGRESS = re.compile(r"(^|\.)binarization\..*\.progress$")
 
-
-class _Kept(preservation_policy.PreservationPolicy):
-    """Keeps the latest checkpoints and, beside them, `best`."""
-
-    best: int | None = None
-
-    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        """Of each of `checkpoints`, ascending, whether it is kept."""
-        del context
-        latest = len(checkpoints) - _KEPT
-        return [
-            place >= latest or checkpoint.step == self.best
-            for place, checkpoint in enumerate(checkpoints)
-        ]
-
-
-class _Manager(ocp.CheckpointManager):
-    """Orbax's manager, which leaves stops to the loop.
-
-    It would count its steps where several processes count the calls after which one of them asks
-    all to stop (`jaxbin.engine.stopping`): one could pass the call at which the others stop.
-    """
-
-    def reached_preemption(self, step: int) -> bool:
-        """False."""
-        del step
-        return False
+# In the names of what is being written, or removed, and is no checkpoint; in Orbax's own, too.
+_UNFINISHED = "tmp"
 
 
 class Checkpoints:
@@ -70,9 +42,10 @@ class Checkpoints:
     was told of last.
     """
 
-    def __init__(self, manager: ocp.CheckpointManager, kept: _Kept):
+    def __init__(self, directory: Path):
         """See `open_checkpoints`."""
-        self._manager, self._kept = manager, kept
+        self._directory = directory
+        self._storage = _storage()
         self._writer = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: concurrent.futures.Future[None] | None = None
 
@@ -88,8 +61,9 @@ class Checkpoints:
           UserError: the save before this one failed.
         """
         self.settle()
-        self._kept.best = best
-        self._pending = self._writer.submit(save, self._manager, steps, state)
+        self._pending = self._writer.submit(
+            save, self._storage, self._directory, steps, state, best
+        )
 
     def settle(self) -> None:
         """Wait until all is stored.
@@ -112,7 +86,7 @@ class Checkpoints:
           UserError: the checkpoint is damaged, or holds something else.
         """
         stored = self.read(steps, _MOST_TIMES * _bytes(jax.tree.leaves(template)) + 2**20)
-        return fit(stored, template, f"checkpoint {steps} in {self._manager.directory}")
+        return fit(stored, template, f"checkpoint {steps} in {self._directory}")
 
     def read(self, steps: int, most_bytes: float) -> dict[str, np.ndarray]:
         """What a checkpoint holds, by name.
@@ -124,7 +98,7 @@ class Checkpoints:
         Raises:
           UserError: it is damaged, or too large.
         """
-        path = Path(self._manager.directory) / str(steps)
+        path = self._directory / str(steps)
         problem = damage(path)
         if problem is None:
             try:
@@ -132,7 +106,7 @@ class Checkpoints:
                 if size > most_bytes:
                     raise UserError(f"{path} holds {size:,} bytes; accepted: {most_bytes:,}")
                 arguments = ocp.args.Composite(state=ocp.args.StandardRestore())
-                return self._manager.restore(steps, args=arguments)["state"]
+                return self._storage.restore(path, args=arguments)["state"]
             except UserError:
                 raise
             except Exception as error:  # Orbax's storage raises what it likes
@@ -141,12 +115,12 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The numbers of what is stored, ascending."""
-        return sorted(self._manager.all_steps())
+        return numbers(self._directory)
 
     def close(self) -> None:
         """Wait, and let go of the directory; a failure that nobody asked for is not raised."""
         self._writer.shutdown()
-        self._manager.close()
+        self._storage.close()
 
 
 @contextmanager
@@ -155,44 +129,63 @@ def open_checkpoints(directory: Path, read_only: bool = False) -> Generator[Chec
 
     Unless `read_only`, half-written checkpoints of a killed run are removed.
     """
-    kept = _Kept()
-    options = ocp.CheckpointManagerOptions(
-        preservation_policy=kept,
-        enable_async_checkpointing=False,  # `Checkpoints` saves in a thread of its own
-        # Orbax's own read_only warns that it is.
-        cleanup_tmp_directories=not read_only,
-        create=False,  # Orbax refuses to where one process is active
-        multiprocessing_options=_ALONE,
-    )
+    directory = directory.absolute()
     if not read_only:
         with files.written(directory):
             directory.mkdir(exist_ok=True)
-    checkpoints = Checkpoints(_Manager(directory.absolute(), options=options), kept)
+            for path in directory.glob(f"*{_UNFINISHED}*"):
+                shutil.rmtree(path)
+    checkpoints = Checkpoints(directory)
     try:
         yield checkpoints
     finally:
         checkpoints.close()
 
 
-def save(manager: ocp.CheckpointManager, steps: int, state: PyTree) -> None:
-    """Store a state, see `Checkpoints.save`.
+def save(
+    storage: ocp.Checkpointer, directory: Path, steps: int, state: PyTree, best: int | None
+) -> None:
+    """Store a state in `directory`, see `Checkpoints.save`.
 
     Raises:
       UserError: it cannot be written. What was stored before is still there.
     """
-    arguments = ocp.args.Composite(state=ocp.args.StandardSave(_flat(state)))
-    path = Path(manager.directory) / str(steps)
+    path, written = directory / str(steps), directory / f"{steps}.{_UNFINISHED}"
     try:
-        with _silent():
-            stored = manager.save(steps, args=arguments)
-        if not stored:
+        if any(number >= steps for number in numbers(directory)):
             raise ValueError("a later one is there")
-        write_checksums(path)
+        with _silent():
+            arguments = ocp.args.Composite(state=ocp.args.StandardSave(_flat(state)))
+            storage.save(written, args=arguments)
+        write_checksums(written)
+        written.rename(path)
+        for number in numbers(directory)[:-_KEPT]:
+            if number != best:
+                remove(directory / str(number))
     except Exception as error:  # Orbax's storage raises what it likes
+        for left in directory.glob(f"*{_UNFINISHED}*"):
+            shutil.rmtree(left, ignore_errors=True)
         raise UserError(
             f"{path} cannot be written: {_first_line(error)}; the checkpoints before it are kept, "
             "the same command goes on from there"
         ) from None
+
+
+def remove(checkpoint: Path) -> None:
+    """Remove a checkpoint, which is none any more as soon as this begins."""
+    removed = checkpoint.with_name(f"{checkpoint.name}.{_UNFINISHED}")
+    checkpoint.rename(removed)
+    shutil.rmtree(removed)
+
+
+def _storage() -> ocp.Checkpointer:
+    """What writes and reads: one process alone, of which the others need not know."""
+    alone = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
+    handler = ocp.CompositeCheckpointHandler(
+        composite_options=ocp.CompositeOptions(multiprocessing_options=alone),
+        state=ocp.StandardCheckpointHandler(multiprocessing_options=alone),
+    )
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)
 
 
 # What `_silent` changes is the whole program's, and members of a population save at once.
@@ -258,11 +251,11 @@ def restore_newest(
     Raises:
       UserError: there is none, or it holds something else.
     """
-    numbers = sound(directory, report)
-    if not numbers:
+    there = sound(directory, report)
+    if not there:
         raise UserError(f"{directory} holds no checkpoint")
     with open_checkpoints(directory, read_only=True) as checkpoints:
-        return numbers[-1], checkpoints.restore(numbers[-1], template)
+        return there[-1], checkpoints.restore(there[-1], template)
 
 
 def _first_line(error: Exception) -> str:

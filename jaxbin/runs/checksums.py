@@ -47,13 +47,17 @@ def damage(checkpoint: Path) -> str | None:
     return None
 
 
+def numbers(directory: Path) -> list[int]:
+    """Of the checkpoints in a directory, ascending."""
+    return sorted(int(path.name) for path in directory.glob("*") if path.name.isdecimal())
+
+
 def sound(
     directory: Path, report: Callable[[str], None], set_aside: bool = False, needed: bool = True
 ) -> list[int]:
     """The numbers of the checkpoints that are not damaged, ascending.
 
-    One without checksums, as a kill can leave it while it is written or removed, counts if none has
-    any.
+    One without checksums, as a kill of an older version could leave it, counts if none has any.
 
     Args:
       directory: of checkpoints.
@@ -64,7 +68,7 @@ def sound(
     Raises:
       UserError: all are damaged, and one is needed; then nothing is renamed.
     """
-    found = sorted(int(path.name) for path in directory.glob("*") if path.name.isdecimal())
+    found = numbers(directory)
     problems = {number: damage(directory / str(number)) for number in found}
     listed = {number for number in found if (directory / str(number) / CHECKSUMS).exists()}
     if any(problems[number] is None for number in listed):

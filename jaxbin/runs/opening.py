@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import shutil
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
@@ -59,9 +58,7 @@ def open_run(
         there = [number for number in sound if number <= start_at]
         for number in sound[len(there) :]:
             # Its population goes on from before: the same will be computed, and saved, again.
-            aside = workdir / "checkpoints" / f"{number}.damaged"  # as a kill would leave it
-            (workdir / "checkpoints" / str(number)).rename(aside)
-            shutil.rmtree(aside, ignore_errors=True)
+            checkpoints.remove(workdir / "checkpoints" / str(number))
         saved = stack.enter_context(checkpoints.open_checkpoints(workdir / "checkpoints"))
         start = first_state
         if start_at:

@@ -135,7 +135,7 @@ def test_damage_in_the_first_epoch_costs_no_more_than_that(tmp_path: Path):
 
 
 def test_damage_of_the_only_place_is_not_certified_as_sound(tmp_path: Path):
-    """Orbax stores nothing at or below a number that is there, and says nothing."""
+    """Nothing is stored at or below a number that is there."""
     fields = parsed(dispatch="step")
     with pytest.raises(Stopped):
         train.run(fields, tmp_path / "run", StopAt(1))

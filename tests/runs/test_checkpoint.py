@@ -1,6 +1,7 @@
 """Which checkpoints are kept, and how they are stored."""
 
 import contextlib
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,10 +11,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from absl import logging
-from jax.experimental import multihost_utils
 
 from jaxbin.common.errors import UserError
-from jaxbin.runs import checkpoints
+from jaxbin.runs import checkpoints, checksums
+
+
+class Killed(BaseException):
+    """What nothing catches."""
 
 
 def kept(directory: Path, best: list[int | None]) -> list[int]:
@@ -53,25 +57,47 @@ def test_what_an_older_version_stored_is_read_and_kept(tmp_path: Path):
         assert saved.restore(0, {"number": np.array(5)})["number"] == 0
 
 
-def test_saving_does_not_enter_the_count_by_which_processes_stop(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    counted: list[int] = []
-    monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", counted.append)
-    with checkpoints.open_checkpoints(tmp_path / "checkpoints") as saved:
-        saved.save(4, {"a": np.zeros(2)})
-        saved.settle()
-    assert counted == []
-
-
 def test_what_comes_too_late_is_refused(tmp_path: Path):
-    """Orbax does not store a number below the latest, and says nothing."""
     with checkpoints.open_checkpoints(tmp_path / "checkpoints") as saved:
         saved.save(5, {"a": np.zeros(2)})
         saved.save(4, {"a": np.ones(2)})
         with pytest.raises(UserError, match="4 cannot be written: a later one is there"):
             saved.settle()
         assert saved.steps() == [5]
+
+
+def die(directory: Path) -> None:
+    """Be killed while a directory is written, or removed."""
+    next(path for path in Path(directory).rglob("*") if path.is_file()).unlink()
+    raise Killed
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "left"),
+    [(checkpoints, "write_checksums", [0, 1]), (shutil, "rmtree", [1, 2])],
+)
+def test_a_kill_leaves_no_checkpoint_that_seems_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: Any, name: str, left: list[int]
+):
+    with checkpoints.open_checkpoints(tmp_path) as saved:
+        for number in (0, 1):
+            saved.save(number, {"a": np.zeros(3)})
+        saved.settle()
+        with monkeypatch.context() as patch:
+            patch.setattr(place, name, lambda directory, **_: die(directory))
+            saved.save(2, {"a": np.zeros(3)})
+            with pytest.raises(Killed):
+                saved.settle()
+    reports: list[str] = []
+    assert checksums.sound(tmp_path, reports.append) == left
+    assert reports == []
+    assert len(list(tmp_path.iterdir())) == 3
+    with checkpoints.open_checkpoints(tmp_path, read_only=True) as saved:
+        assert saved.steps() == left
+    assert len(list(tmp_path.iterdir())) == 3
+    with checkpoints.open_checkpoints(tmp_path) as saved:
+        assert saved.steps() == left
+    assert sorted(path.name for path in tmp_path.iterdir()) == [str(number) for number in left]
 
 
 def test_what_is_stored_has_to_fit():
@@ -110,7 +136,7 @@ def test_threads_that_outlive_a_failure_are_not_heard(
         saved.settle()
         speak()
         assert heard == ["Event loop is closed", "something else"]
-        monkeypatch.setattr(saved._manager, "save", fail)
+        monkeypatch.setattr(saved._storage, "save", fail)
         saved.save(1, {"a": np.zeros(3)})
         with pytest.raises(UserError, match="1 cannot be written: File too large; the checkpoints"):
             saved.settle()
