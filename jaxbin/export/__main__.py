@@ -1,4 +1,4 @@
-"""Export a finished run, 1 bit for each binary weight.
+"""Export a run, 1 bit for each binary weight.
 
     python -m jaxbin.export --workdir=RUN --output=model.jaxbin
     python -m jaxbin.export --model=model.jaxbin --output=model.onnx
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str]) -> None:
     """Write what the flags ask for, and print what each layer takes."""
     parser = command_line.make_parser("python -m jaxbin.export", __doc__ or "")
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--workdir", metavar="RUN", help="directory of a finished run")
+    source.add_argument("--workdir", metavar="RUN", help="directory of a run")
     source.add_argument("--model", help="an exported file, or a network of the zoo")
     parser.add_argument("--output", required=True, metavar="FILE", type=files.expanded)
     parser.add_argument("--checkpoint", metavar="best|last", help="of the run: best, if not given")
@@ -48,16 +48,19 @@ def main(arguments: Sequence[str]) -> None:
     if flags.output.suffix == ".c":
         c_source.check_name(flags.output.stem)
     if flags.workdir == "":
-        raise UserError("workdir='' is not accepted; accepted: the directory of a finished run")
+        raise UserError("workdir='' is not accepted; accepted: the directory of a run")
     if flags.model and (flags.checkpoint or flags.float16):
         flag = "--checkpoint" if flags.checkpoint else "--float16"
         raise UserError(f"{flag} is not accepted with --model; accepted: with --workdir")
     if flags.workdir:
-        from jaxbin.export.freeze import freeze  # a model that is already exported needs none of it
+        from jaxbin.export import freeze  # a model that is already exported needs none of it
 
+        workdir = files.expanded(flags.workdir)
         float_dtype = np.float16 if flags.float16 else np.float32
         which = flags.checkpoint or "best"
-        artifact = freeze(files.expanded(flags.workdir), which, float_dtype, flags.network or "")
+        artifact = freeze.freeze(workdir, which, float_dtype, flags.network or "")
+        if freeze.is_unfinished(workdir):
+            print(f"note: the run has not ended; this is its epoch {artifact.training['epoch']}")
     else:
         artifact = artifacts.read(inference.locate(flags.model), flags.network)
     if flags.output.suffix == ".c":

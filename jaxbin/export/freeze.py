@@ -1,4 +1,4 @@
-"""A finished run as an artifact: signs of latent weights, batch norm folded."""
+"""A run as an artifact: signs of latent weights, batch norm folded."""
 
 import dataclasses
 import os
@@ -21,7 +21,7 @@ from jaxbin.common.paths import nested
 from jaxbin.export import folding
 from jaxbin.export.artifact import FOLDED, OWN, UNFOLDED, Artifact
 from jaxbin.networks import own
-from jaxbin.runs import checkpoints, configuration, finished
+from jaxbin.runs import checkpoints, checksums, configuration, finished, records
 
 PyTree = Any
 
@@ -31,7 +31,7 @@ CHECKPOINTS = ("best", "last")
 def freeze(
     workdir: Path, which: str = "best", float_dtype: Any = np.float32, network: str = ""
 ) -> Artifact:
-    """The artifact of a finished run.
+    """The artifact of a run; of one that has not ended, as far as its checkpoints go.
 
     Args:
       workdir: the run directory.
@@ -40,12 +40,12 @@ def freeze(
       network: see `read_configuration`.
 
     Raises:
-      UserError: there is no run, it has not ended, or its checkpoint does not fit.
+      UserError: there is no run, no checkpoint holds an epoch of it, or it does not fit.
     """
     if which not in CHECKPOINTS:
         raise UserError(f"checkpoint={which!r} is unknown; accepted: {', '.join(CHECKPOINTS)}")
     run = read_configuration(workdir, network)
-    summary = read_summary(workdir, run)
+    summary = _so_far(workdir, run) or read_summary(workdir, run)
     spec = run.dataset_spec
     built = run.build_network()
     variables = stored_variables(workdir, built, spec, finished.checkpoint_of(summary[which]))
@@ -152,6 +152,13 @@ def read_configuration(workdir: Path, network: str = "") -> config.Config:
     return run
 
 
+def is_unfinished(workdir: Path) -> bool:
+    """Whether a run has recorded epochs, but no end."""
+    return os.path.exists(workdir / "metrics.jsonl") and not os.path.exists(
+        workdir / "summary.json"
+    )
+
+
 def read_summary(workdir: Path, run: config.Config) -> dict[str, Any]:
     """The content of a run's `summary.json`.
 
@@ -166,6 +173,19 @@ def read_summary(workdir: Path, run: config.Config) -> dict[str, Any]:
         f"workdir={str(workdir)!r} has not ended: {done} of {run.run_epochs} epochs are done; "
         "its own command goes on with it"
     )
+
+
+def _so_far(workdir: Path, run: config.Config) -> dict[str, Any] | None:
+    """What the summary of a run that has not ended would be, if it ended with its checkpoints."""
+    if not is_unfinished(workdir):
+        return None
+    lines = finished.read_metrics(workdir, run.metric)
+    there = checksums.numbers(workdir / "checkpoints")
+    held = [line for line in lines if finished.checkpoint_of(line) in there]
+    if not held:
+        return None
+    best = records.best_epoch(held, run.metric)
+    return {"metric": run.metric, "epochs": len(lines), "best": best, "last": held[-1]}
 
 
 def stored_variables(

@@ -212,7 +212,9 @@ def test_unfinished_and_damaged_runs(run_directory, tmp_path: Path, capsys):
     shutil.copytree(run_directory("iterative"), workdir)
     arguments = [f"--workdir={workdir}", f"--output={tmp_path}/model.jaxbin"]
     (workdir / "summary.json").rename(tmp_path / "summary.json")
+    (workdir / "checkpoints").rename(tmp_path / "checkpoints")
     _refused(arguments, capsys, "has not ended: 3 of 3 epochs are done")
+    (tmp_path / "checkpoints").rename(workdir / "checkpoints")
     (tmp_path / "summary.json").rename(workdir / "summary.json")
     summary = json.loads((workdir / "summary.json").read_text())
     summary["best"]["step"] = 77
@@ -223,6 +225,35 @@ def test_unfinished_and_damaged_runs(run_directory, tmp_path: Path, capsys):
     _refused([*arguments, "--checkpoint=last"], capsys, "the network wants shape")
     (workdir / "config.json").write_text("{")
     _refused(arguments, capsys, "config.json cannot be read")
+
+
+@pytest.mark.parametrize("which", ["best", "last"])
+def test_a_run_that_has_not_ended_is_exported_as_far_as_it_has_come(
+    run_directory, tmp_path: Path, capsys: pytest.CaptureFixture, which: str
+):
+    """One that diverged has no other end."""
+    workdir = tmp_path / "run"
+    shutil.copytree(run_directory("binary"), workdir)
+    for name in ("ended", "not_ended"):
+        export.main(
+            [f"--workdir={workdir}", f"--checkpoint={which}", f"--output={tmp_path}/{name}.jaxbin"]
+        )
+        (workdir / "summary.json").unlink(missing_ok=True)
+    note, epoch = (
+        "the run has not ended; this is its epoch",
+        read(tmp_path / "ended.jaxbin").training["epoch"],
+    )
+    assert capsys.readouterr().out.count(f"note: {note} {epoch}\n") == 1
+    assert (tmp_path / "ended.jaxbin").read_bytes() == (tmp_path / "not_ended.jaxbin").read_bytes()
+    # an epoch that no checkpoint holds is out of reach
+    metrics = workdir / "metrics.jsonl"
+    line = json.loads(metrics.read_text().splitlines()[-1])
+    beyond = line | {"epoch": line["epoch"] + 1, "step": line["step"] + 1, "test_accuracy": 1.0}
+    metrics.write_text(metrics.read_text() + json.dumps(beyond) + "\n")
+    export.main(
+        [f"--workdir={workdir}", f"--checkpoint={which}", f"--output={tmp_path}/beyond.jaxbin"]
+    )
+    assert read(tmp_path / "beyond.jaxbin").training["epoch"] == epoch
 
 
 def test_a_model_is_exported_again_without_its_run(run_directory, tmp_path: Path):
