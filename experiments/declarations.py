@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments import conditions
 from jaxbin import config
 from jaxbin.binarization import orders
 from jaxbin.common import configurations
@@ -22,27 +23,6 @@ from jaxbin.config import Config
 RESULTS = Path(__file__).parent / "results"
 STAGES = ("sensitivity", "search", "full", "guided")
 SEEDS = (316, 317, 318)
-_SCHEDULE = ("epochs", "epochs_per_layer", "sensitivity_epochs")
-_MILESTONES = ("milestones", "sensitivity_milestones")
-
-VARIED = ("stage", "method", "order", "sensitivity_layer", "latent_reset", "learning_rate", "seed")
-"""What tells the runs of an experiment apart: a row of a table says it by itself."""
-_ROW = ("network", "depth", *VARIED)
-_NO_RESULT = (
-    *("data_dir", "download", "split_file", "evaluate_only", "evaluate_train", "histograms"),
-    *("eval_batch_size", "checkpoint_every", "checkpoint_every_steps", "dispatch", "input_workers"),
-    "compilation_cache",
-)
-
-_DURATIONS = (
-    *(*_SCHEDULE, *_MILESTONES),
-    *("anneal_epochs", "float_epochs", "warmup_epochs", "patience"),
-)
-
-CONDITIONS = tuple(name for name in config.FIELDS if name not in (*_ROW, *_NO_RESULT))
-"""Fields in which runs have to agree to be compared, or to be seeds of one another."""
-SEARCHED = tuple(name for name in CONDITIONS if name not in _DURATIONS)
-"""Those in which a search has to agree with the runs that take its rates."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,10 +193,10 @@ def scaled_schedule(fields: Mapping[str, Any], scale: float) -> dict[str, Any]:
     def scaled(epochs: int) -> int:
         return max(1, math.floor(epochs * scale + 0.5))
 
-    durations = {name: scaled(fields[name]) for name in _SCHEDULE}
+    durations = {name: scaled(fields[name]) for name in conditions.SCHEDULE}
     milestones = {
         name: tuple(sorted({scaled(epoch) for epoch in fields[name]}))
-        for name in _MILESTONES
+        for name in conditions.MILESTONES
         if fields.get(name)
     }
     return durations | milestones

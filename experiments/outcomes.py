@@ -7,7 +7,8 @@ from pathlib import Path
 
 from experiments import loading
 from experiments.arms import arm_of
-from experiments.declarations import CONDITIONS, Run
+from experiments.conditions import CONDITIONS
+from experiments.declarations import Run
 from experiments.result import Result
 from jaxbin.common.errors import UserError, shown
 from jaxbin.runs import finished

@@ -5,7 +5,7 @@ from typing import Any
 
 from experiments import tables
 from experiments.arms import DISTINGUISHING, Comparison
-from experiments.declarations import CONDITIONS, SEARCHED
+from experiments.conditions import CONDITIONS, SEARCHED
 from experiments.result import Result
 from jaxbin.common.errors import UserError, shown
 

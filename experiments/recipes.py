@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments import loading, tables
-from experiments.declarations import CONDITIONS
+from experiments.conditions import CONDITIONS
 from jaxbin import config
 from jaxbin.common.errors import UserError, shown
 

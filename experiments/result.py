@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
-from experiments.declarations import CONDITIONS
+from experiments.conditions import CONDITIONS
 from jaxbin.networks import own
 
 _EXACT = ("split_file_sha256", "devices")

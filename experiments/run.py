@@ -21,7 +21,7 @@ from typing import Any
 
 import jax
 
-from experiments import costs, declarations, execution, planning, selection
+from experiments import conditions, costs, declarations, execution, planning, selection
 from experiments.declarations import Choices, Run
 from experiments.planning import Request
 from jaxbin import config
@@ -138,7 +138,7 @@ def overrides(arguments: Sequence[str]) -> dict[str, Any]:
         if not argument.startswith("--config.") or not equals:
             raise UserError(f"argument {argument!r} is not accepted; see --help")
         config.check_name(name)
-        if name in declarations.VARIED:
+        if name in conditions.VARIED:
             raise UserError(
                 f"--config.{name} is not accepted: the experiment sets it; accepted: what --help "
                 "has, as --seeds or --learning_rates, and fields that all runs share"

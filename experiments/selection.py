@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments import declarations
+from experiments import conditions, declarations
 from experiments.declarations import EXPERIMENTS, Choices, Run, published, variant_of
 from jaxbin import data, sensitivity
 from jaxbin.common import checks, files
@@ -83,7 +83,7 @@ def searched_rates(
 
 
 def _check_conditions(variant: str, searched: Mapping[str, Any], planned: Config) -> None:
-    for name in declarations.SEARCHED:
+    for name in conditions.SEARCHED:
         value = getattr(planned, name)
         if json.dumps(searched[name]) != json.dumps(value):
             raise UserError(
@@ -110,7 +110,7 @@ def _best_rate(variant: str, runs: Sequence[tuple[dict[str, Any], dict[str, Any]
     by_rate: dict[float, list[tuple[float, float]]] = {}
     first = runs[0][0]
     for configuration, summary in runs:
-        for name in declarations.CONDITIONS:
+        for name in conditions.CONDITIONS:
             if configuration[name] != first[name]:
                 raise UserError(
                     f"the search of {variant} holds runs with {name}={shown(first[name])} and "
