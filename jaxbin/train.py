@@ -126,6 +126,7 @@ def train(
             )
             for config, workdir in members
         ]
+        processes.from_first(lambda: run_directory.renew(members, dataset.spec))
         watch = stack.enter_context(Watch.of(opened, program, requests))
         stack.enter_context(requests.deferred())
         _loop(opened, program, watch)

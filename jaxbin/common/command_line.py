@@ -86,10 +86,15 @@ def make_directory(flag: str, path: Path) -> None:
         ) from None
 
 
+def allow_any_text() -> None:
+    """Names of files and classes may be any: what standard output cannot say is escaped."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
 def run(command: Callable[[Sequence[str]], None]) -> NoReturn:
     """Run a command on the flags of this process; a UserError is one line and exit status 2."""
-    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files and classes may be any
-        sys.stdout.reconfigure(errors="backslashreplace")
+    allow_any_text()
     try:
         command(sys.argv[1:])
         sys.stdout.flush()

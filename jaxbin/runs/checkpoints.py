@@ -1,13 +1,13 @@
 """Checkpoints: the training state on disk, by Orbax, the best and the latest kept."""
 
 import concurrent.futures
+import contextlib
 import math
 import re
 import shutil
 import sys
 import threading
 from collections.abc import Callable, Generator, Iterable, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,19 @@ _MOST_TIMES = 16
 
 _PROGRESS = re.compile(r"(^|\.)binarization\..*\.progress$")
 
-# In the names of what is being written, or removed, and is no checkpoint; in Orbax's own, too.
-_UNFINISHED = "tmp"
+# What is being written, or removed, and is no checkpoint; by an older version, too.
+_UNFINISHED = re.compile(r"\d+\.(tmp|(tmp\.)?orbax-checkpoint-tmp.*)")
+
+
+def check_path(workdir: Path) -> None:
+    """Raise a UserError if what is stored in a directory could not be read again."""
+    path = str(workdir.absolute())
+    # Orbax looks for what it has written by patterns, and its storage takes text and URLs.
+    if "[" in path or "\\" in path or path.encode(errors="replace").decode() != path:
+        raise UserError(
+            f"workdir={str(workdir)!r} is not accepted: checkpoints in {path!r} could not be read; "
+            "accepted: a directory without '[', a backslash and what is no UTF-8 in its path"
+        )
 
 
 class Checkpoints:
@@ -123,7 +134,7 @@ class Checkpoints:
         self._storage.close()
 
 
-@contextmanager
+@contextlib.contextmanager
 def open_checkpoints(directory: Path, read_only: bool = False) -> Generator[Checkpoints]:
     """The checkpoints in `directory`.
 
@@ -133,8 +144,7 @@ def open_checkpoints(directory: Path, read_only: bool = False) -> Generator[Chec
     if not read_only:
         with files.written(directory):
             directory.mkdir(exist_ok=True)
-            for path in directory.glob(f"*{_UNFINISHED}*"):
-                shutil.rmtree(path)
+            _sweep(directory)
     checkpoints = Checkpoints(directory)
     try:
         yield checkpoints
@@ -150,7 +160,7 @@ def save(
     Raises:
       UserError: it cannot be written. What was stored before is still there.
     """
-    path, written = directory / str(steps), directory / f"{steps}.{_UNFINISHED}"
+    path, written = directory / str(steps), directory / f"{steps}.tmp"
     try:
         if any(number >= steps for number in numbers(directory)):
             raise ValueError("a later one is there")
@@ -159,23 +169,35 @@ def save(
             storage.save(written, args=arguments)
         write_checksums(written)
         written.rename(path)
-        for number in numbers(directory)[:-_KEPT]:
-            if number != best:
-                remove(directory / str(number))
     except Exception as error:  # Orbax's storage raises what it likes
-        for left in directory.glob(f"*{_UNFINISHED}*"):
-            shutil.rmtree(left, ignore_errors=True)
+        _sweep(directory)
         raise UserError(
             f"{path} cannot be written: {_first_line(error)}; the checkpoints before it are kept, "
             "the same command goes on from there"
         ) from None
+    for number in numbers(directory)[:-_KEPT]:
+        if number != best:
+            with contextlib.suppress(OSError):  # it takes room, and does no other harm
+                remove(directory / str(number))
+
+
+def _sweep(directory: Path) -> None:
+    """Remove what is half-written or half-removed, if that can be."""
+    with contextlib.suppress(OSError):
+        for path in directory.iterdir():
+            if _UNFINISHED.fullmatch(path.name):
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def remove(checkpoint: Path) -> None:
-    """Remove a checkpoint, which is none any more as soon as this begins."""
-    removed = checkpoint.with_name(f"{checkpoint.name}.{_UNFINISHED}")
+    """Remove a checkpoint, which is none any more as soon as this begins.
+
+    Raises:
+      OSError: it is left as it is.
+    """
+    removed = checkpoint.with_name(f"{checkpoint.name}.tmp")
     checkpoint.rename(removed)
-    shutil.rmtree(removed)
+    shutil.rmtree(removed, ignore_errors=True)
 
 
 def _storage() -> ocp.Checkpointer:
@@ -192,7 +214,7 @@ def _storage() -> ocp.Checkpointer:
 _silencing = threading.Lock()
 
 
-@contextmanager
+@contextlib.contextmanager
 def _silent() -> Generator[None]:
     """Orbax logs errors, with tracebacks of its threads, that it raises anyway."""
     with _silencing:
@@ -251,11 +273,15 @@ def restore_newest(
     Raises:
       UserError: there is none, or it holds something else.
     """
-    there = sound(directory, report)
-    if not there:
-        raise UserError(f"{directory} holds no checkpoint")
-    with open_checkpoints(directory, read_only=True) as checkpoints:
-        return there[-1], checkpoints.restore(there[-1], template)
+    while there := sound(directory, report):
+        try:
+            with open_checkpoints(directory, read_only=True) as checkpoints:
+                return there[-1], checkpoints.restore(there[-1], template)
+        except UserError:
+            if there[-1] in numbers(directory):
+                raise
+            # The run goes on, and has removed it: there is a newer one.
+    raise UserError(f"{directory} holds no checkpoint")
 
 
 def _first_line(error: Exception) -> str:

@@ -1,6 +1,7 @@
 """Whether the files of a checkpoint are as they were written."""
 
 import hashlib
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -33,23 +34,36 @@ def damage(checkpoint: Path) -> str | None:
     Of one without checksums nothing is said.
     """
     path = checkpoint / CHECKSUMS
-    if not path.exists():
+    if not os.path.exists(path):
         return None
     try:
         sums = checks.check_fields(files.read_json(path), str(path), {})
     except UserError:
         return f"{CHECKSUMS} is not what was written"
     for name, wanted in sums.items():
-        if not (checkpoint / name).is_file():
+        try:
+            if _checksum(checkpoint / name) != wanted:
+                return f"{name} is not what was written"
+        except FileNotFoundError:
             return f"{name} is missing"
-        if _checksum(checkpoint / name) != wanted:
-            return f"{name} is not what was written"
+        except OSError as error:
+            return f"{name} cannot be read: {error.strerror}"
     return None
 
 
 def numbers(directory: Path) -> list[int]:
-    """Of the checkpoints in a directory, ascending."""
-    return sorted(int(path.name) for path in directory.glob("*") if path.name.isdecimal())
+    """Of the checkpoints in a directory, ascending; none if it is not there.
+
+    Raises:
+      UserError: it cannot be looked into.
+    """
+    try:
+        names = os.listdir(directory)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise UserError(f"{directory} cannot be read: {error.strerror}") from None
+    return sorted(int(name) for name in names if name.isdecimal())
 
 
 def sound(
@@ -66,16 +80,20 @@ def sound(
       needed: whether there is something to lose if all are damaged.
 
     Raises:
-      UserError: all are damaged, and one is needed; then nothing is renamed.
+      UserError: all are damaged, and one is needed; then nothing is renamed. Or they cannot be
+        looked at, or not be renamed.
     """
     found = numbers(directory)
     problems = {number: damage(directory / str(number)) for number in found}
-    listed = {number for number in found if (directory / str(number) / CHECKSUMS).exists()}
+    listed = {number for number in found if os.path.exists(directory / str(number) / CHECKSUMS)}
     if any(problems[number] is None for number in listed):
         problems |= dict.fromkeys({*found} - listed, f"it has no {CHECKSUMS}")
+    # One that the run's own process has removed meanwhile is not damaged.
+    left = set(numbers(directory))
+    problems = {number: problem for number, problem in problems.items() if number in left}
     whole = [number for number, problem in problems.items() if problem is None]
     damaged = [f"{number}: {problem}" for number, problem in problems.items() if problem]
-    if found and not whole and needed:
+    if damaged and not whole and needed:
         raise UserError(f"every checkpoint in {directory} is damaged ({'; '.join(damaged)})")
     for number, problem in problems.items():
         if problem is None:
@@ -84,5 +102,6 @@ def sound(
         if set_aside:
             aside = directory / f"{number}.damaged"
             shutil.rmtree(aside, ignore_errors=True)
-            (directory / str(number)).rename(aside)
+            with files.written(aside):
+                (directory / str(number)).rename(aside)
     return whole

@@ -58,7 +58,9 @@ def open_run(
         there = [number for number in sound if number <= start_at]
         for number in sound[len(there) :]:
             # Its population goes on from before: the same will be computed, and saved, again.
-            checkpoints.remove(workdir / "checkpoints" / str(number))
+            path = workdir / "checkpoints" / str(number)
+            with files.written(path):
+                checkpoints.remove(path)
         saved = stack.enter_context(checkpoints.open_checkpoints(workdir / "checkpoints"))
         start = first_state
         if start_at:

@@ -146,9 +146,10 @@ def log_to_file(workdir: Path, terminal: bool) -> Generator[logging.Logger]:
     with files.written(path):
         handler = _LogFile(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-    logger = logging.getLogger("jaxbin").getChild(f"run {workdir}".replace(".", "_"))
+    # Of no name that another run could have, too.
+    logger = logging.Logger(f"jaxbin.run {workdir}", logging.INFO)
+    logger.parent = logging.getLogger("jaxbin")
     logger.propagate = terminal
-    logger.setLevel(logging.INFO)  # also where nobody logs to a terminal
     logger.addHandler(handler)
     try:
         yield logger

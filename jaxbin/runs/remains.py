@@ -4,11 +4,12 @@ import os
 from pathlib import Path
 
 from jaxbin.common.errors import UserError
+from jaxbin.runs import checksums
 
 
 def has_checkpoints(workdir: Path) -> bool:
     """Whether a run has saved where it is."""
-    return any((workdir / "checkpoints").glob("[0-9]*"))
+    return bool(checksums.numbers(workdir / "checkpoints"))
 
 
 def check_described(workdir: Path) -> None:

@@ -25,7 +25,7 @@ from jaxbin.common import files
 from jaxbin.common.errors import UserError, shown
 from jaxbin.config import Config, to_json
 from jaxbin.networks import own
-from jaxbin.runs import locks, remains, weights
+from jaxbin.runs import checkpoints, locks, remains, weights
 from jaxbin.runs.configuration import SPEC, as_run, read_configuration
 
 # Moving the data, looking at a run's result, what is kept of it and how long it is waited for make
@@ -111,6 +111,7 @@ def _goes_on(workdir: Path, config: Config) -> bool:
 
 def _check_writable(workdir: Path) -> None:
     """Raise a UserError if `workdir` cannot be written to, or another process does."""
+    checkpoints.check_path(workdir)
     # os.path.exists, unlike Path.exists, is no error where one may not even look.
     there = next(path for path in (workdir, *workdir.absolute().parents) if os.path.exists(path))
     if not os.access(there, os.W_OK | os.X_OK):
@@ -141,7 +142,7 @@ def _check_weights(
     """Raise a UserError unless `directory` holds a run with a checkpoint that agrees in `names`."""
     if not os.path.exists(directory / "config.json"):
         raise UserError(f"{field}={str(directory)!r} holds no run; accepted: a run directory")
-    if not any((directory / "checkpoints").glob("[0-9]*")):
+    if not remains.has_checkpoints(directory):
         raise UserError(f"{field}={str(directory)!r} holds no checkpoint yet")
     _check_same(field, directory, config, names, consequence)
     weights.check_shapes(field, directory, as_run(read_configuration(directory)), config)
@@ -250,19 +251,30 @@ def claim(workdir: Path, config: Config, spec: data.DatasetSpec) -> Generator[No
         with files.written(path):
             # Not replaced: the lock is on this very file.
             path.write_text(f"process {os.getpid()} on {platform.node()}\n", encoding="utf-8")
-        content = to_json(config) | _checksums(config)
-        own = bool(data.names.scheme(config.dataset))
-        kept = {_CONTENT: spec.content} if spec.content else {}
-        if not (workdir / "config.json").exists():
-            content |= {SPEC: data.recorded.to_json(spec)} if own else kept
+        if (workdir / "config.json").exists():
+            check_images(workdir, read_configuration(workdir), spec)
         else:
-            there = read_configuration(workdir)
-            content |= {SPEC: there[SPEC]} if own else kept
-            check_images(workdir, there, spec)
-            if _goes_on(workdir, config):
-                (workdir / "summary.json").unlink(missing_ok=True)  # it has not ended any more
-        files.write_json(workdir / "config.json", content)  # what may differ, as it is now
+            files.write_json(workdir / "config.json", _content(config, spec))
         yield
+
+
+def renew(members: Sequence[tuple[Config, Path]], spec: data.DatasetSpec) -> None:
+    """Let the files of runs that have been opened say what may differ, as it is now."""
+    for config, workdir in members:
+        content = _content(config, spec)
+        if SPEC in content:
+            content[SPEC] = read_configuration(workdir)[SPEC]
+        if _goes_on(workdir, config):
+            (workdir / "summary.json").unlink(missing_ok=True)  # it has not ended any more
+        files.write_json(workdir / "config.json", content)
+
+
+def _content(config: Config, spec: data.DatasetSpec) -> dict[str, Any]:
+    """Of the `config.json` of a run that begins."""
+    content = to_json(config) | _checksums(config)
+    if data.names.scheme(config.dataset):
+        return content | {SPEC: data.recorded.to_json(spec)}
+    return content | ({_CONTENT: spec.content} if spec.content else {})
 
 
 def check_images(workdir: Path, there: Mapping[str, Any], spec: data.DatasetSpec) -> None:

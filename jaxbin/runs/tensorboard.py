@@ -36,7 +36,7 @@ class Writer:
           OSError: it cannot be written.
         """
         directory.mkdir(exist_ok=True)
-        name = f"events.out.tfevents.{time.time():.0f}.{platform.node()}"
+        name = f"events.out.tfevents.{time.time():.6f}.{platform.node()}"
         self._events = RecordWriter(str(directory / name))
         self._add(first, file_version="brain.Event:2")
         self._add(first, session_log=_PROTO.SessionLog(status=_PROTO.SessionLog.START))

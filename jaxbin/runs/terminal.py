@@ -32,6 +32,7 @@ class _TerminalHandler(logging.Handler):
 
 def log_to_terminal() -> None:
     """Let everything that jaxbin logs appear on standard output, once."""
+    command_line.allow_any_text()
     logger.setLevel(logging.INFO)
     logger.propagate = False
     if not any(isinstance(handler, _TerminalHandler) for handler in logger.handlers):

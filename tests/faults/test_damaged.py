@@ -178,6 +178,21 @@ def test_a_checkpoint_without_checksums_counts_if_none_has_any(interrupted: Path
     assert checksums.sound(workdir / "checkpoints", print) == whole
 
 
+def test_what_the_disk_does_not_give_back_is_damage(interrupted: Path, tmp_path: Path):
+    unreadable = Path("/proc/self/mem")  # whose first bytes are an input/output error
+    if not unreadable.exists():
+        pytest.skip("no such file on this system")
+    workdir = tmp_path / "run"
+    shutil.copytree(interrupted, workdir)
+    path = workdir / "checkpoints" / "15" / "state" / "manifest.ocdbt"
+    path.unlink()
+    path.symlink_to(unreadable)
+    reports: list[str] = []
+    assert checksums.sound(workdir / "checkpoints", reports.append)[-1] == 12
+    (report,) = reports
+    assert report.endswith("state/manifest.ocdbt cannot be read: Input/output error")
+
+
 @pytest.mark.parametrize("content", ["[[1, 2]]", "3", "{", "[]"])
 def test_checksums_that_are_none_are_damage(interrupted: Path, tmp_path: Path, content: str):
     workdir = tmp_path / "run"

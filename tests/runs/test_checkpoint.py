@@ -100,6 +100,69 @@ def test_a_kill_leaves_no_checkpoint_that_seems_damaged(
     assert sorted(path.name for path in tmp_path.iterdir()) == [str(number) for number in left]
 
 
+def test_only_what_a_kill_left_is_removed(tmp_path: Path):
+    left = ("5.tmp", "6.tmp.orbax-checkpoint-tmp", "7.orbax-checkpoint-tmp-123")
+    kept = ("notes.tmp", "tmp_keep", "5.tmp_copy", "3.damaged")
+    for name in (*left, *kept):
+        (tmp_path / name).mkdir()
+    (tmp_path / "8.tmp").touch()  # which is nobody's
+    with checkpoints.open_checkpoints(tmp_path) as saved:
+        saved.save(5, {"a": np.zeros(3)})
+    assert {path.name for path in tmp_path.iterdir()} == {*kept, "5", "8.tmp"}
+
+
+def test_an_older_one_that_cannot_be_removed_keeps_nothing_from_being_stored(tmp_path: Path):
+    elsewhere, directory = tmp_path / "elsewhere", tmp_path / "checkpoints"
+    with checkpoints.open_checkpoints(directory) as saved:
+        saved.save(0, {"a": np.zeros(3)})
+    (directory / "0").rename(elsewhere)
+    (directory / "0").symlink_to(elsewhere)  # whose content shutil.rmtree does not remove
+    for numbers in ((1, 2), (3, 4)):
+        with checkpoints.open_checkpoints(directory) as saved:
+            for number in numbers:
+                saved.save(number, {"a": np.zeros(3)})
+            saved.settle()
+            assert saved.steps()[-1] == number
+    assert checksums.damage(elsewhere) is None
+
+
+def test_one_that_its_run_removes_meanwhile_is_not_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with checkpoints.open_checkpoints(tmp_path) as saved:
+        for number in (0, 1, 2):
+            saved.save(number, {"a": np.full(3, number)})
+    reports: list[str] = []
+    damage, sound = checksums.damage, checksums.sound
+
+    def removed_before(path: Path) -> str | None:
+        if path.name == "1":
+            shutil.rmtree(path)
+        return damage(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checksums, "damage", removed_before)
+        assert checksums.sound(tmp_path, reports.append) == [2]
+    with checkpoints.open_checkpoints(tmp_path) as saved:
+        saved.save(3, {"a": np.full(3, 3)})
+
+    def removed_after(directory: Path, report: Any) -> list[int]:
+        numbers = sound(directory, report)
+        shutil.rmtree(directory / "3", ignore_errors=True)
+        return numbers
+
+    monkeypatch.setattr(checkpoints, "sound", removed_after)
+    number, state = checkpoints.restore_newest(tmp_path, {"a": np.zeros(3)}, reports.append)
+    assert (number, state["a"].tolist(), reports) == (2, [2, 2, 2], [])
+
+
+def test_what_cannot_be_looked_into_is_not_empty(tmp_path: Path):
+    (tmp_path / "checkpoints").touch()
+    with pytest.raises(UserError, match="checkpoints cannot be read: Not a directory"):
+        checksums.numbers(tmp_path / "checkpoints")
+    assert checksums.numbers(tmp_path / "nothing") == []
+
+
 def test_what_is_stored_has_to_fit():
     with pytest.raises(UserError, match=r"here holds shape \(2,\) for a; the network wants"):
         checkpoints.fit({"a": np.zeros(2)}, {"a": np.zeros(3)}, "here")

@@ -241,7 +241,7 @@ def test_a_file_where_a_directory_belongs_is_one_line(tmp_path: Path, state: Any
         assert "tensorboard cannot be written" in str(run.failure)
     (tmp_path / "checkpoints" / "1").parent.rename(tmp_path / "moved")
     (tmp_path / "checkpoints").touch()
-    with pytest.raises(UserError, match="checkpoints cannot be written"), opened(tmp_path, state):
+    with pytest.raises(UserError, match="checkpoints cannot be read"), opened(tmp_path, state):
         pass
 
 

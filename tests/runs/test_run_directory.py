@@ -1,21 +1,25 @@
 """What is looked at before a run directory is used: locks, files that changed, a data directory."""
 
+import contextlib
 import dataclasses
 import errno
 import fcntl
+import io
 import json
 import logging
 import os
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
+import programs
 import pytest
 from refusals import refused
 
 from jaxbin import config, data, train
 from jaxbin.common.errors import UserError
-from jaxbin.runs import run_directory
+from jaxbin.runs import records, run_directory, terminal
 from jaxbin.runs.configuration import read_configuration
 
 CONFIG = config.parse({"epochs": 1, "max_steps_per_epoch": 1})
@@ -74,8 +78,9 @@ def test_a_run_does_not_go_on_where_examples_lie_in_another_order(tmp_path: Path
     """As MNIST does in directories of TFDS and of jaxbin: the splits would mix."""
     spec = CONFIG.dataset_spec
     for content in ("", "one", "one"):
-        with run_directory.claim(tmp_path, CONFIG, dataclasses.replace(spec, content=content)):
-            pass
+        it = dataclasses.replace(spec, content=content)
+        with run_directory.claim(tmp_path, CONFIG, it):
+            run_directory.renew([(CONFIG, tmp_path)], it)
     message = refused(
         lambda: run_directory.claim(
             tmp_path, CONFIG, dataclasses.replace(spec, content="other")
@@ -89,7 +94,7 @@ def test_what_may_differ_is_stored_as_it_is_now(tmp_path: Path):
     for given in ({}, {"patience": 2, "checkpoint_every": 7, "data_dir": str(tmp_path)}):
         parsed = config.parse({"epochs": 1, "max_steps_per_epoch": 1} | given)
         with run_directory.claim(tmp_path / "run", parsed, parsed.dataset_spec):
-            pass
+            run_directory.renew([(parsed, tmp_path / "run")], parsed.dataset_spec)
     stored = read_configuration(tmp_path / "run")
     assert (stored["patience"], stored["checkpoint_every"]) == (2, 7)
     assert stored["data_dir"] == str(tmp_path)
@@ -124,6 +129,66 @@ def test_records_are_not_begun_anew_where_checkpoints_are_gone(tmp_path: Path):
     assert gone in refused(lambda: run_directory.check(tmp_path, longer))
     (tmp_path / "checkpoints" / "7").mkdir()
     run_directory.check(tmp_path, longer)
+
+
+@pytest.mark.parametrize("name", ["30.damaged", "30.tmp"])
+def test_what_is_no_checkpoint_any_more_counts_as_none(tmp_path: Path, name: str):
+    with run_directory.claim(tmp_path, CONFIG, CONFIG.dataset_spec):
+        pass
+    (tmp_path / "summary.json").touch()
+    (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    longer = dataclasses.replace(CONFIG, epochs=2)
+    gone = "holds the records of a run whose checkpoints are gone"
+    assert gone in refused(lambda: run_directory.check(tmp_path, longer))
+
+
+@pytest.mark.parametrize("name", ["lr[0.001]", "a\\b", "c\udcff"])
+def test_names_below_which_orbax_stores_nothing_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+):
+    message = refused(lambda: run_directory.check(tmp_path / name / "run", CONFIG))
+    assert "is not accepted: checkpoints in" in message
+    (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / name)
+    assert refused(lambda: run_directory.check(Path("run"), CONFIG)).startswith("workdir='run' is")
+    run_directory.check(tmp_path / "lr(0.001) é*?%#]", CONFIG)
+
+
+def test_a_finished_run_that_cannot_go_on_stays_finished(tmp_path: Path):
+    """It is given more epochs, and a line of its records is missing."""
+    fields = {"dataset": "synthetic", "synthetic_examples": 40, "synthetic_shape": (4, 4, 1)}
+    fields |= {"batch_size": 20, "method": "binary"}
+    programs.run(config.parse(fields | {"epochs": 2}), tmp_path)
+    there = {name: (tmp_path / name).read_text() for name in ("summary.json", "config.json")}
+    metrics = (tmp_path / "metrics.jsonl").read_text()
+    (tmp_path / "metrics.jsonl").write_text(metrics.partition("\n")[2])
+    with pytest.raises(UserError, match="does not hold the 2 epochs that were saved"):
+        programs.run(config.parse(fields | {"epochs": 3}), tmp_path)
+    assert {name: (tmp_path / name).read_text() for name in there} == there
+    (tmp_path / "metrics.jsonl").write_text(metrics)
+    assert programs.run(config.parse(fields | {"epochs": 3}), tmp_path)["epochs"] == 3
+    assert read_configuration(tmp_path)["epochs"] == 3
+
+
+def test_runs_of_similar_names_have_logs_of_their_own(tmp_path: Path):
+    workdirs = tmp_path / "lr0.001", tmp_path / "lr0_001"
+    with contextlib.ExitStack() as stack:
+        for workdir in workdirs:
+            workdir.mkdir()
+            logger = stack.enter_context(records.log_to_file(workdir, terminal=False))
+            logger.info("this is %s", workdir.name)
+    for workdir in workdirs:
+        assert (workdir / "log.txt").read_text().count("this is ") == 1
+
+
+def test_a_terminal_that_cannot_say_a_name_is_told_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    shown = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, encoding="ascii"))
+    terminal.log_to_terminal()
+    terminal.logger.info("run directory: é")
+    assert shown.getvalue() == b"run directory: \\xe9\n"
 
 
 def test_a_name_that_is_too_long_is_a_line(tmp_path: Path):
