@@ -54,8 +54,8 @@ def _check_network(config: Config) -> None:
     config.build_network()  # with its rules, which not every network takes
     if config.precision == "bfloat16" and not networks.takes_dtype(config.network):
         raise UserError(
-            f"precision='bfloat16' is for networks that take dtype, as network={config.network!r} "
-            "does not; accepted: float32, tf32"
+            f"precision='bfloat16' is for networks that take dtype, or modules that have it, "
+            f"as network={config.network!r} does not; accepted: float32, tf32"
         )
 
 

@@ -163,6 +163,39 @@ class Random(nn.Module):
         return nn.Dropout(0.5, deterministic=False)(nn.Dense(10)(images.reshape(len(images), -1)))
 
 
+class Told(nn.Module):
+    """Batch norm and dropout, told of training in one of the words that modules have for it."""
+
+    classes: int
+    dtype: Any = jnp.bfloat16
+
+    @nn.compact
+    def __call__(self, images: jax.Array, is_training: bool = False) -> jax.Array:
+        x = nn.Dense(8, dtype=self.dtype)(images.reshape(len(images), -1))
+        x = Averaged()(x, use_running_average=not is_training)
+        return nn.Dense(self.classes)(nn.Dropout(0.5, deterministic=not is_training)(x))
+
+
+class Averaged(nn.Module):
+    @nn.compact
+    def __call__(self, x: jax.Array, use_running_average: bool | None = None) -> jax.Array:
+        return nn.BatchNorm(momentum=0.5)(x, use_running_average=use_running_average)
+
+
+class PassingOn(nn.Module):
+    """Says nothing of what it passes on to the module inside."""
+
+    classes: int
+    inside: bool = True
+
+    @nn.compact
+    def __call__(self, images: jax.Array, **others: Any) -> jax.Array:
+        return Told(self.classes)(images, **others if self.inside else {})
+
+
+told = Told(10)
+
+
 def small(classes: int, width: int = 8) -> nn.Module:
     """A function that returns a network."""
     return nn.Sequential(

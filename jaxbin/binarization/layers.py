@@ -15,7 +15,7 @@ from flax.linen.dtypes import promote_dtype
 
 from jaxbin.binarization.convolution_forms import convolve
 from jaxbin.binarization.initializers import Initializer, uniform_bias, uniform_fan_in
-from jaxbin.binarization.methods import Rule, Rules, computed_weights
+from jaxbin.binarization.methods import Rule, Rules, check_rules, computed_weights
 from jaxbin.common.errors import UserError, shown
 from jaxbin.common.paths import by_path, nested
 
@@ -31,11 +31,7 @@ def _weights(
     module: nn.Module, init: Initializer, shape: tuple[int, ...], rules: Rule | Rules
 ) -> jax.Array:
     """The weights `module` computes with, of `shape`: binary or latent, as its mask says."""
-    given: Any = rules
-    if not isinstance(given, (Rule, Rules)):
-        raise UserError(
-            f"rules={shown(rules)} is not accepted; accepted: jaxbin.Rule(...), or Rules of layers"
-        )
+    check_rules(rules)
     latent = module.param("kernel", init, shape)
     mask = module.variable(BINARIZATION, "mask", lambda: jnp.zeros((), bool))
     progress: Any = 1.0  # of a collection that was written by hand, of masks alone

@@ -259,3 +259,11 @@ class Rules:
         name = layer if isinstance(layer, str) else "/".join(layer)
         scale = dict(self.layer_scales).get(name, self.rule.scale)
         return dataclasses.replace(self.rule, scale=scale)
+
+
+def check_rules(rules: object) -> None:
+    """Raise a UserError unless what layers compute by is a `Rule` or `Rules`."""
+    if not isinstance(rules, (Rule, Rules)):
+        raise UserError(
+            f"rules={shown(rules)} is not accepted; accepted: jaxbin.Rule(...), or Rules of layers"
+        )

@@ -14,14 +14,16 @@ import numpy as np
 
 from jaxbin.binarization.calls import traced_calls
 from jaxbin.binarization.layers import BINARIZATION, Conv, Dense, write_mask
-from jaxbin.binarization.methods import Rule, Rules, computed_weights
+from jaxbin.binarization.methods import Rule, Rules, check_rules, computed_weights
 from jaxbin.common.errors import UserError, shown
 from jaxbin.common.paths import by_path, nested, not_joinable
 
-_MODES: dict[str, Callable[[bool], bool]] = {
+MODES: dict[str, Callable[[bool], bool]] = {
     "train": lambda train: train,
     "training": lambda train: train,
+    "is_training": lambda train: train,
     "deterministic": lambda train: not train,
+    "use_running_average": lambda train: not train,
 }
 """What modules call the argument that says whether they are being trained."""
 
@@ -141,15 +143,21 @@ def binarizable(
       options: of a call, by name; `train` is passed on in the module's own words, if it has any.
 
     Raises:
-      UserError: there is no layer, one is a stack made by `nn.scan`, or the module is itself a
-        layer; a layer of jaxbin's inside computes by other rules; a layer's child that is a layer
-        has a name that its mask needs; a kernel is boxed (nn.with_partitioning) or no parameter
-        (nn.map_variables); a name of a parameter holds a "/" (nn.WeightNorm).
+      UserError: `network` or `rules` are something else; there is no layer, one is a stack made by
+        `nn.scan`, or the module is itself a layer; a layer of jaxbin's inside computes by other
+        rules; a layer's child that is a layer has a name that its mask needs; a kernel is boxed
+        (nn.with_partitioning) or no parameter (nn.map_variables); a name of a parameter holds a
+        "/" (nn.WeightNorm).
 
     >>> network = binarizable(nn.Sequential([nn.Dense(3), nn.relu, nn.Dense(2)]), jnp.ones((1, 4)))
     >>> [layer.name for layer in network.layers]
     ['layers_0', 'layers_2']
     """
+    given: Any = network
+    if not isinstance(given, nn.Module):
+        raise UserError(f"network={shown(given)} is not accepted; accepted: a flax.linen.Module")
+    if rules is not None:
+        check_rules(rules)
     if "train" in options:
         options |= mode(network, options.pop("train"))
 
@@ -261,7 +269,7 @@ def _check_whole(name: str, shape: tuple[int, ...], params: Mapping[str, Any]) -
 def mode(network: nn.Module, train: bool) -> dict[str, bool]:
     """The argument that tells a module whether it is being trained; none if it takes none."""
     accepted = inspect.signature(type(network).__call__).parameters  # pyright: ignore
-    return {name: of(train) for name, of in _MODES.items() if name in accepted}
+    return {name: of(train) for name, of in MODES.items() if name in accepted}
 
 
 def streams(key: jax.Array) -> dict[str, jax.Array]:

@@ -84,7 +84,7 @@ def norms_of(network: nn.Module, image_shape: tuple[int, ...]) -> dict[str, str]
     if others := sorted(modules - folded):
         raise UserError(
             f"this network cannot be exported: {', '.join(others)} is no layer, and no batch norm "
-            "right after one; accepted: networks of the paper, or {_ANY}"
+            f"right after one; accepted: networks of the paper, or {_ANY}"
         )
     return norms
 

@@ -3,11 +3,14 @@
 Both hold the packed weights and unpack them in the graph, and both take uint8 images as they come.
 """
 
+import contextlib
+import functools
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.export
 import jax.numpy as jnp
@@ -21,6 +24,9 @@ from jaxbin.export.packed import make_forward
 INPUT, OUTPUT = "images", "logits"
 """Names of an ONNX graph's input, uint8 (n, height, width, channels), and output, (n, classes)."""
 
+# Of the largest logit: how far ONNX may be from JAX. What is right is within 0.0001.
+_TOLERANCE = 1e-3
+
 
 def to_onnx(artifact: Artifact) -> bytes:
     """The network as an ONNX model, for any number of images; needs jax2onnx.
@@ -28,8 +34,8 @@ def to_onnx(artifact: Artifact) -> bytes:
     Class names are in its metadata, as the JSON list `class_names`.
 
     Raises:
-      UserError: jax2onnx is missing, or has nothing for an operation of the network; or the network
-        computes in bfloat16.
+      UserError: jax2onnx is missing, has nothing for an operation of the network, or what it makes
+        of one computes something else; or the network computes in bfloat16.
     """
     if artifact.precision == "bfloat16":
         raise UserError(
@@ -39,31 +45,79 @@ def to_onnx(artifact: Artifact) -> bytes:
     try:
         import jax2onnx
         import onnx
+        import onnxruntime
     except ImportError as error:
         raise UserError(f"ONNX needs {error.name}: pip install 'jaxbin[onnx]'") from None
     # It warns of shapes whose element type it does not know, and writes none for them.
     logging.getLogger("onnx_ir").setLevel(logging.ERROR)
+    compute = with_constants(artifact)
     try:
         model: Any = jax2onnx.to_onnx(
-            with_constants(artifact),
+            _with_plain_poolings(compute),
             [jax.ShapeDtypeStruct(("n", *artifact.image_shape), np.uint8)],  # pyright: ignore
             model_name=artifact.network_label,
             input_names=[INPUT],
             output_names=[OUTPUT],
         )
-    except Exception as error:  # jax2onnx raises whatever it trips over
-        by_name = "; it takes window_shape= and strides= of a pooling by name only"
-        raise UserError(
-            f"{artifact.network_label} cannot be written as ONNX: jax2onnx: {kind_and_line(error)}"
-            f"{by_name if '_pool()' in str(error) else ''}; accepted: .jaxbin, and .stablehlo "
-            "unless the network has to know how many images there are"
-        ) from None
-    # Some of the intermediate shapes it notes are those of another layout, which onnxruntime warns
-    # of; every runtime infers them itself.
-    del model.graph.value_info[:]
-    onnx.helper.set_model_props(model, {"class_names": json.dumps(artifact.class_names)})
-    onnx.checker.check_model(model, full_check=True)
-    return model.SerializeToString(deterministic=True)
+        # Some of the intermediate shapes it notes are those of another layout, which onnxruntime
+        # warns of; every runtime infers them itself.
+        del model.graph.value_info[:]
+        onnx.helper.set_model_props(model, {"class_names": json.dumps(artifact.class_names)})
+        onnx.checker.check_model(model, full_check=True)
+        content: bytes = model.SerializeToString(deterministic=True)
+        session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+        images = np.random.default_rng(0).integers(0, 256, (2, *artifact.image_shape), np.uint8)
+        (logits,) = session.run([OUTPUT], {INPUT: images})
+    except Exception as error:  # all three raise whatever they trip over
+        raise _refusal(artifact, kind_and_line(error)) from None
+    with jax.default_matmul_precision("float32"):
+        expected = np.asarray(jax.jit(compute)(images))
+    # Also where there is no number.
+    if not np.abs(logits - expected).max() <= _TOLERANCE * np.abs(expected).max():
+        raise _refusal(artifact, "what it makes of it computes something else")
+    return content
+
+
+def _refusal(artifact: Artifact, problem: str) -> UserError:
+    return UserError(
+        f"{artifact.network_label} cannot be written as ONNX: jax2onnx: {problem}; accepted: "
+        ".jaxbin, and .stablehlo unless the network has to know how many images there are"
+    )
+
+
+def _with_plain_poolings(compute: Callable[..., Any]) -> Callable[..., Any]:
+    """`compute` with Flax's poolings called as jax2onnx wants them, whose own stand in their place.
+
+    These take arguments by name only, and of paddings "SAME" and "VALID"; any other is "VALID".
+    """
+
+    def call(images: jax.Array) -> Any:
+        with contextlib.ExitStack() as stack:
+            for name, outside in (("max_pool", -np.inf), ("avg_pool", 0.0)):
+                pool = getattr(nn, name)
+                stack.callback(setattr, nn, name, pool)
+                setattr(nn, name, functools.partial(_plain_pool, pool, outside))
+            return compute(images)
+
+    return call
+
+
+def _plain_pool(
+    pool: Callable[..., Any],
+    outside: float,
+    inputs: jax.Array,
+    window_shape: Sequence[int],
+    strides: Sequence[int] | None = None,
+    padding: Any = "VALID",
+    **others: Any,
+) -> Any:
+    """`pool` of Flax's arguments, with explicit padding by `outside` before it."""
+    if not isinstance(padding, str):
+        pads = [(0, 0)] * (inputs.ndim - len(window_shape) - 1) + [*padding, (0, 0)]
+        inputs = jnp.pad(inputs, pads, constant_values=outside)
+        padding = "VALID"
+    strides = strides or (1,) * len(window_shape)
+    return pool(inputs, window_shape=window_shape, strides=strides, padding=padding, **others)
 
 
 def to_stablehlo(artifact: Artifact) -> bytes:

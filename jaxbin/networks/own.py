@@ -15,9 +15,11 @@ import jax.numpy as jnp
 
 from jaxbin.binarization.layers import BINARIZATION
 from jaxbin.binarization.methods import Rules
-from jaxbin.binarization.wrapped import Binarizable, binarizable, streams
+from jaxbin.binarization.wrapped import MODES, Binarizable, binarizable, mode, streams
 from jaxbin.common.errors import UserError, kind_and_line, shown
 from jaxbin.common.paths import by_path, not_joinable
+
+_NOTHING = inspect.Parameter.empty
 
 RESERVED = "channels"
 """No layer's name: artifacts call something else so."""
@@ -82,7 +84,8 @@ def build(
       classes: number of outputs; given to the network if it takes `classes`.
       rules: what binary layers compute with; given to it if it takes `rules`. None for any, where
         only its layers matter.
-      given: other arguments for those that take them, `axis_name` and `dtype`.
+      given: other arguments for those that take them, `axis_name` and `dtype`; None stands for
+        their own defaults.
 
     Raises:
       UserError: there is no such network, it does not take these arguments or images of that
@@ -98,7 +101,11 @@ def build(
     if not isinstance(made, nn.Module):
         accepted: Mapping[str, Any] = _parameters(label, made)
         arguments = {"classes": classes, "rules": rules or Rules(), **given}
-        arguments = {name: value for name, value in arguments.items() if name in accepted}
+        arguments = {
+            name: value
+            for name, value in arguments.items()
+            if name in accepted and (value is not None or accepted[name].default is _NOTHING)
+        }
         make: Callable[..., Any] = made
         made = _tried(label, "cannot be made", lambda: make(**(arguments | dict(options))))
     if not isinstance(made, nn.Module):
@@ -144,9 +151,12 @@ def _name_of(network: Any) -> str:
 
 
 def takes_dtype(reference: str) -> bool:
-    """Whether a network can be told what to compute in; a module may have been."""
-    made = _found(reference)
-    return isinstance(made, nn.Module) or "dtype" in _parameters(reference, made)
+    """Whether a network can be told to compute in bfloat16, or is a module that has been."""
+    made: Any = _found(reference)
+    if isinstance(made, nn.Module):
+        dtype: Any = getattr(made, "dtype", None)
+        return dtype is not None and jnp.dtype(dtype) == jnp.bfloat16
+    return "dtype" in _parameters(reference, made)
 
 
 def _parameters(label: str, made: Callable[..., Any]) -> Mapping[str, Any]:
@@ -208,6 +218,7 @@ def _check(
     for collection, tree in variables.items():
         for problem in _unusable(collection, tree):
             raise UserError(f"network={shown(reference)} {problem}")
+    _check_told(reference, network.held.network, variables, images)
     changed, outputs = _tried(
         reference, "cannot be called", lambda: jax.eval_shape(calls, variables, images)
     )
@@ -220,6 +231,33 @@ def _check(
                 f"network={shown(reference)} gives {shape} for {count} image{'s' * (count > 1)}; "
                 f"accepted: {(count, classes)}, a logit for each class"
             )
+
+
+def _check_told(
+    reference: str, module: nn.Module, variables: Any, images: jax.ShapeDtypeStruct
+) -> None:
+    """Refuse a network that passes on whatever it is told, which would be nothing."""
+    parameters = inspect.signature(type(module).__call__).parameters.values()  # pyright: ignore
+    if mode(module, True) or all(one.kind != one.VAR_KEYWORD for one in parameters):
+        return
+
+    def takes(word: str, value: bool) -> bool:
+        def call(variables: Any, images: Any) -> Any:
+            told: Any = {word: value}
+            return module.apply(variables, images, **told)
+
+        try:
+            jax.eval_shape(call, variables, images)
+        except Exception:  # whatever the user's own code raises
+            return False
+        return True
+
+    words = [word for word, of in MODES.items() if takes(word, of(False))]
+    if words and not takes("no_such_word", False):  # which it would pass over
+        raise UserError(
+            f"network={shown(reference)} passes {words[0]} on and does not say so: it would never "
+            f"be told that it is trained; accepted: {words[0]} among the arguments of its call"
+        )
 
 
 def _unusable(collection: str, tree: Mapping[str, Any]) -> Iterator[str]:

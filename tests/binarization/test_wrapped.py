@@ -198,6 +198,24 @@ def test_stacks_and_lone_layers_are_refused():
         binarizable(Dense(3), jnp.ones((1, 2)))
 
 
+@pytest.mark.parametrize(
+    ("network", "given", "message"),
+    [
+        (
+            own_networks.Plain(),
+            {"rules": "channel"},
+            "rules='channel' is not accepted; accepted: j",
+        ),
+        (own_networks.Plain(), {"rules": {}}, r"rules=\{\} is not accepted; accepted: jaxbin.Rule"),
+        (own_networks.Plain, {}, r"network=<class .* is not accepted; accepted: a flax.linen.Mod"),
+        (lambda x: x, {}, r"network=<function .* is not accepted; accepted: a flax.linen.Module"),
+    ],
+)
+def test_what_is_no_network_or_rule_is_refused(network: Any, given: Any, message: str):
+    with pytest.raises(UserError, match=message):
+        binarizable(network, IMAGES, **given)
+
+
 def test_a_module_without_layers_is_refused():
     with pytest.raises(UserError, match=r"^NoLayer has no layer to make binary; accepted: modules"):
         binarizable(own_networks.NoLayer(), IMAGES)

@@ -6,6 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.export
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -14,7 +15,7 @@ from jaxbin.binarization.layers import BINARIZATION, Dense, write_mask
 from jaxbin.binarization.outline import forward_order
 from jaxbin.common.errors import UserError
 from jaxbin.export import artifact, freeze, inference, interchange
-from jaxbin.networks import registry
+from jaxbin.networks import own, registry
 
 CIFAR10 = data.spec("cifar10")
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3)).astype(np.uint8)
@@ -56,6 +57,71 @@ def test_what_onnx_cannot_express_is_one_line(
     monkeypatch.setattr(jax2onnx, "to_onnx", refuse)
     with pytest.raises(UserError, match="as ONNX: jax2onnx: NotImplementedError: no") as caught:
         interchange.to_onnx(resnet8)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+class Pooled(nn.Module):
+    """A network of one's own, with something between its convolution and its outputs."""
+
+    classes: int
+    between: Any
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+        x = self.between(nn.Conv(6, (3, 3), (2, 2))(images))
+        return nn.Dense(self.classes)(x.mean((1, 2)))
+
+
+def pooled(between: Any) -> artifact.Artifact:
+    network = own.build(Pooled, {"between": between}, (28, 28, 1), 10)
+    variables = dict(network.init(jax.random.key(0), np.zeros((1, 28, 28, 1)), train=False))
+    layers = forward_order(network, (28, 28, 1))
+    variables[BINARIZATION] = write_mask(layers, [True] * len(layers))
+    spec = data.spec("mnist_5k")
+    return freeze.freeze_variables(network, variables, spec, network_name=("tests:Pooled", 0))
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        lambda x: nn.max_pool(x, (3, 3)),
+        lambda x: nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1))),
+        lambda x: nn.max_pool(x, window_shape=(2, 3), padding=[(0, 1), (2, 0)]),
+        lambda x: nn.max_pool(x, (3, 3), (2, 2), "SAME"),
+        lambda x: nn.avg_pool(x, (2, 2), (2, 2)),
+        lambda x: nn.avg_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1))),
+    ],
+)
+def test_onnx_of_poolings(between: Any):
+    """jax2onnx takes explicit padding for none, and says nothing."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    frozen, poolings = pooled(between), (nn.max_pool, nn.avg_pool)
+    session = onnxruntime.InferenceSession(
+        interchange.to_onnx(frozen), providers=["CPUExecutionProvider"]
+    )
+    images = IMAGES[:, :28, :28, :1]
+    logits = session.run([interchange.OUTPUT], {interchange.INPUT: images})[0]
+    assert_same(logits, inference.make_model(frozen).predict(images).logits)
+    assert (nn.max_pool, nn.avg_pool) == poolings
+
+
+@pytest.mark.parametrize(
+    ("between", "message"),
+    [
+        (lambda x: nn.log_sigmoid(30 * x), "what it makes of it computes something else"),
+        (
+            lambda x: nn.ConvTranspose(5, (2, 3), (3, 2), padding="VALID")(x),
+            "InferenceError: .*pads must not contain negative values",
+        ),
+        (lambda x: nn.Conv(4, (3, 3), dtype=jnp.bfloat16)(x), "NotImplemented: .*Conv"),
+    ],
+)
+def test_what_onnx_computes_wrongly_or_not_at_all_is_refused(between: Any, message: str):
+    pytest.importorskip("jax2onnx")
+    with pytest.raises(
+        UserError, match=f"cannot be written as ONNX: jax2onnx: {message}"
+    ) as caught:
+        interchange.to_onnx(pooled(between))
     assert len(str(caught.value).splitlines()) == 1
 
 

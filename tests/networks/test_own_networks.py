@@ -15,6 +15,7 @@ import compilations
 import flax.linen as nn
 import jax
 import jax.export
+import jax.numpy as jnp
 import numpy as np
 import onnxruntime
 import optax
@@ -27,6 +28,7 @@ from refusals import refused
 
 import jaxbin
 from jaxbin import config, data, population, sensitivity
+from jaxbin.binarization.wrapped import mode, streams
 from jaxbin.common.errors import UserError
 from jaxbin.common.paths import by_path
 from jaxbin.engine.metrics import cross_entropy
@@ -209,6 +211,10 @@ def test_no_file_names_code_that_is_imported(trained: Path, tmp_path: Path):
          r"batch_stats/late, which is not there with train=False and float32 \(\) after a call"),
         ({"network": "own_networks:PartitionedBias"}, r"has Dense_0/bias in a Partitioned; acc"),
         ({"network": "own_networks:OwnStack"}, r"layer stack/Dense_0 is a stack"),
+        ({"network": "own_networks:PassingOn"},
+         r"passes is_training on and does not say so: it would .*; accepted: is_training among"),
+        ({"network": "own_networks:plain", "precision": "bfloat16"},
+         r"precision='bfloat16' is for networks that take dtype, or modules that have it, as "),
         ({"depth": 20}, r"depth=20 is for network='resnet'; a network of your own takes"),
         ({"float_layers": "body"}, r"'body' is no layer; accepted: 1 to 8, embed, block1/"),
         ({"order": "ascend"}, r"order='ascend' is not published"),
@@ -264,6 +270,45 @@ def test_the_module_search_path_stays_as_it_was(
     before = [*sys.path]
     assert not own.takes_dtype(VIT["network"])
     assert sys.path == before
+
+
+def test_every_word_for_training_is_said():
+    """Otherwise dropout is never drawn, and batch norm keeps the statistics that it began with."""
+    network = own.build("own_networks:Told", {}, (4, 4, 1), 10)
+    images = jax.random.normal(jax.random.key(0), (8, 4, 4, 1))
+    variables = dict(network.init(jax.random.key(1), images, train=False))
+    outputs = []
+    for seed in (0, 1):
+        output, changed = network.apply(
+            variables,
+            images,
+            train=True,
+            mutable=["batch_stats"],
+            rngs=streams(jax.random.key(seed)),
+        )
+        outputs.append(output)
+        moved = jax.tree.map(
+            lambda a, b: bool((a != b).any()), variables["batch_stats"], changed["batch_stats"]
+        )
+        assert all(jax.tree.leaves(moved))
+    assert (outputs[0] != outputs[1]).any()
+    assert mode(own_networks.Averaged(), True) == {"use_running_average": False}
+    # What passes over whatever it is told is no worse for it.
+    assert config.parse(
+        {"network": "own_networks:PassingOn", "network_options": '{"inside": false}'}
+    )
+
+
+def test_a_network_computes_in_what_it_says_itself():
+    """And not in float32 because the run's precision is that of its products."""
+    images = np.zeros((2, 4, 4, 1), np.float32)
+    for given, kind in (({}, "bf16"), ({"dtype": jnp.float32}, "f32")):
+        network = own.build("own_networks:Told", {}, (4, 4, 1), 10, **given)
+        variables = network.init(jax.random.key(0), images, train=False)
+        program = str(jax.make_jaxpr(lambda v: network.apply(v, images, train=False))(variables))  # noqa: B023
+        assert f"{kind}[2,8] = dot_general" in program
+    assert own.takes_dtype("own_networks:told")
+    assert not own.takes_dtype("own_networks:plain")
 
 
 def test_the_layers_are_listed():
