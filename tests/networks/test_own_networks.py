@@ -302,7 +302,7 @@ def test_every_word_for_training_is_said():
 def test_a_network_computes_in_what_it_says_itself():
     """And not in float32 because the run's precision is that of its products."""
     images = np.zeros((2, 4, 4, 1), np.float32)
-    for given, kind in (({}, "bf16"), ({"dtype": jnp.float32}, "f32")):
+    for given, kind in (({"dtype": None}, "bf16"), ({"dtype": jnp.float32}, "f32")):
         network = own.build("own_networks:Told", {}, (4, 4, 1), 10, **given)
         variables = network.init(jax.random.key(0), images, train=False)
         program = str(jax.make_jaxpr(lambda v: network.apply(v, images, train=False))(variables))  # noqa: B023
