@@ -4,6 +4,7 @@ Both hold the packed weights and unpack them in the graph, and both take uint8 i
 """
 
 import contextlib
+import dataclasses
 import functools
 import json
 import logging
@@ -50,10 +51,9 @@ def to_onnx(artifact: Artifact) -> bytes:
         raise UserError(f"ONNX needs {error.name}: pip install 'jaxbin[onnx]'") from None
     # It warns of shapes whose element type it does not know, and writes none for them.
     logging.getLogger("onnx_ir").setLevel(logging.ERROR)
-    compute = with_constants(artifact)
     try:
         model: Any = jax2onnx.to_onnx(
-            _with_plain_poolings(compute),
+            _with_plain_poolings(with_constants(artifact)),
             [jax.ShapeDtypeStruct(("n", *artifact.image_shape), np.uint8)],  # pyright: ignore
             model_name=artifact.network_label,
             input_names=[INPUT],
@@ -70,8 +70,8 @@ def to_onnx(artifact: Artifact) -> bytes:
         (logits,) = session.run([OUTPUT], {INPUT: images})
     except Exception as error:  # all three raise whatever they trip over
         raise _refusal(artifact, kind_and_line(error)) from None
-    with jax.default_matmul_precision("float32"):
-        expected = np.asarray(jax.jit(compute)(images))
+    exact = with_constants(dataclasses.replace(artifact, precision="float32"))  # as ONNX is
+    expected = np.asarray(jax.jit(exact)(images))
     # Also where there is no number.
     if not np.abs(logits - expected).max() <= _TOLERANCE * np.abs(expected).max():
         raise _refusal(artifact, "what it makes of it computes something else")
