@@ -13,7 +13,7 @@ def check(config: Config) -> None:
         _check_used(config, name, "dataset", ("synthetic",))
     _check_network(config)
     _check_sensitivity(config)
-    if config.batch_size > spec.train_examples:
+    if config.batch_size > spec.train_examples and not config.evaluate_only:
         raise UserError(
             f"batch_size={config.batch_size} is more than the {spec.train_examples} training "
             f"examples of {config.dataset}"

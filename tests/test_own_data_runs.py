@@ -140,6 +140,8 @@ def test_other_images_are_evaluated_as_the_runs_own_were(tmp_path: Path, folder:
     prediction = jaxbin.load(tmp_path / "own.jaxbin").predict(images.evaluation.images)
     accuracy = float(np.mean(prediction.classes == images.evaluation.labels))
     assert there["validation_accuracy"] == pytest.approx(accuracy)
+    more = {"evaluate_only": True, "batch_size": 1000}  # than there are to train on
+    assert run(tmp_path / "run", other.parent, epochs=1, method="float", **more) == there
     assert images.spec.mean[0] > dataset.spec.mean[0] + 0.1
     for split in ("train", "validation"):
         (tmp_path / "other" / split / "bright").rename(tmp_path / "other" / split / "zebra")

@@ -73,10 +73,10 @@ def opaque(image: Image.Image, background: tuple[int, int, int] | None) -> Image
 
 def fitted(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """The largest part of the right proportions in the middle, scaled to (width, height)."""
-    return ImageOps.fit(_averageable(image), size, Image.Resampling.BILINEAR)
+    return ImageOps.fit(averageable(image), size, Image.Resampling.BILINEAR)
 
 
-def _averageable(image: Image.Image) -> Image.Image:
+def averageable(image: Image.Image) -> Image.Image:
     """The image in gray or colours: neighbours in a palette have nothing to do with each other."""
     if image.mode in ("L", "RGB"):
         return image
@@ -148,7 +148,7 @@ def training_picture(
     left, top, width, height = crop_box(picture.size[0], picture.size[1], uniform)
     size = (image.shape[1], image.shape[0])
     box = (left, top, left + width, top + height)
-    _write(_averageable(picture).resize(size, Image.Resampling.BILINEAR, box=box), image)
+    _write(averageable(picture).resize(size, Image.Resampling.BILINEAR, box=box), image)
     if uniform[22] < 0.5:
         image[:] = image[:, ::-1].copy()
     return image

@@ -52,7 +52,7 @@ class Program:
         self.steps = schedule.steps_per_epoch(
             len(dataset.train), config.batch_size, config.max_steps_per_epoch
         )
-        if self.steps == 0:
+        if self.steps == 0 and not config.evaluate_only:
             raise UserError(
                 f"batch_size={config.batch_size} is more than the {len(dataset.train)} "
                 "training examples"

@@ -66,6 +66,8 @@ def read_image(
                 flat = _opaque(name, turned, background)
                 # Scaled before colours are dropped, so that gray is rounded once.
                 scaled = pictures.fitted(flat, size) if resize else flat
+                if scaled.mode == "LAB":  # which Pillow makes no gray of
+                    scaled = pictures.averageable(scaled)
                 pixels = np.asarray(scaled.convert(mode))
     except UserError:
         raise

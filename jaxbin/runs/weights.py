@@ -20,6 +20,7 @@ from jaxbin.runs import checkpoints
 
 _TORCH = (".pth", ".pt", ".tar", ".ckpt")
 _SAFETENSORS = ".safetensors"
+_NUMBERS = ("F16", "BF16", "F32", "F64", "I8", "I16", "I32", "I64")
 _NAMED = 6
 """How many parameters a message names."""
 
@@ -123,13 +124,24 @@ def _matched(path: Path, shapes: Mapping[str, Any]) -> Found:
                 if place is None:
                     left.append(name)
                     continue
-                if tuple(file.get_slice(name).get_shape()) != shapes[place].shape:
+                part = file.get_slice(name)
+                if tuple(part.get_shape()) != shapes[place].shape:
                     raise UserError(
                         f"initialize_from={str(path)!r}: {name} has shape "
-                        f"{tuple(file.get_slice(name).get_shape())}; the network wants "
-                        f"{shapes[place].shape}"
+                        f"{tuple(part.get_shape())}; the network wants {shapes[place].shape}"
                     )
-                arrays[place] = file.get_tensor(name)
+                if part.get_dtype() not in _NUMBERS:
+                    raise UserError(
+                        f"initialize_from={str(path)!r}: {name} is {part.get_dtype()}; accepted: "
+                        f"{', '.join(_NUMBERS)}"
+                    )
+                if place in arrays:
+                    raise UserError(
+                        f"initialize_from={str(path)!r} holds {place} twice, one as {name}; "
+                        "accepted: once"
+                    )
+                with np.errstate(over="ignore"):  # what becomes infinite is refused
+                    arrays[place] = file.get_tensor(name).astype(shapes[place].dtype)
     except UserError:
         raise
     except Exception as error:  # safetensors and NumPy raise whatever they trip over

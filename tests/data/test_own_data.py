@@ -21,7 +21,7 @@ from jaxbin.common.errors import UserError
 from jaxbin.data import specs
 from jaxbin.data.images import crop_box, draws
 from jaxbin.data.originals import builders
-from jaxbin.data.own import names, recorded
+from jaxbin.data.own import loading, names, recorded
 from jaxbin.data.streaming import EvaluationBatches, TrainingBatches, sequence
 from jaxbin.export import images as predicted
 
@@ -49,6 +49,32 @@ def loaded(name: str, stage: str = "validation", data_dir: str = "", **values: A
 
 def as_set(images: np.ndarray) -> set[bytes]:
     return {image.tobytes() for image in images}
+
+
+@pytest.mark.parametrize("count", [1, 9, 257, 300])
+def test_each_image_is_decoded_once(count: int):
+    """And not those over again that fill a last batch."""
+    decoded: list[int] = []
+
+    class Source:
+        def __len__(self) -> int:
+            return count
+
+        def read(self, positions: list[int]) -> list[tuple[int, int]]:
+            return [(position, position) for position in positions]
+
+        def describe(self, position: int) -> str:
+            return str(position)
+
+    def decode(encoded: int, _: str, out: np.ndarray) -> np.ndarray:
+        decoded.append(encoded)
+        return out
+
+    source: Any = Source()
+    stream = specs.Stream(source, (2, 2, 1), decode, decode)
+    labels = [label for _, batch in loading._batches(stream, 0) for label in batch]
+    assert labels == list(range(count))
+    assert len(decoded) < count + 2  # as many to a batch as to another
 
 
 def test_a_folder(tmp_path: Path):

@@ -41,6 +41,14 @@ def test_gray_of_16_bits_is_rounded_and_not_clipped(tmp_path: Path):
     assert images.read_image(name, (1, 3, 1)).ravel().tolist() == [0, 1, 255]
 
 
+def test_colours_of_print_are_gray_as_those_of_screens_are(tmp_path: Path):
+    """Pillow makes no gray of L*a*b*."""
+    shown = Image.fromarray(np.stack([digit(), digit(1), digit(2)], -1))
+    name = saved(tmp_path / "lab.tiff", shown.convert("LAB"))
+    gray = np.asarray(Image.open(name).convert("RGB").convert("L"))
+    np.testing.assert_array_equal(images.read_image(name, GRAY)[..., 0], gray)
+
+
 @pytest.mark.parametrize("kind", [np.float32, np.int32])
 def test_pixels_of_32_bits_are_refused(tmp_path: Path, kind: Any):
     name = saved(tmp_path / "float.tiff", Image.fromarray(digit().astype(kind)))

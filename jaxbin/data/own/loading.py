@@ -4,7 +4,8 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,8 @@ from jaxbin.data.own.recorded import differences
 from jaxbin.data.own.statistics import Statistics
 from jaxbin.data.specs import Dataset, DatasetSpec, Split, Stream
 
-_ROWS = 256
+# Images that are decoded at a time.
+_MOST_ROWS, _MOST_BATCH_BYTES = 256, 64 * 2**20
 
 # Starting worker processes takes seconds, in which so many bytes of image files are decoded.
 _WORTH_WORKERS_BYTES = 64 * 2**20
@@ -108,17 +110,27 @@ def _resident(stream: Stream, path: Path | None, workers: int) -> Split:
 
 def _batches(stream: Stream, workers: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """All images and labels of a stream, as evaluation shows them, in their order."""
-    batches = streaming.EvaluationBatches(stream, _ROWS, tuple(range(_ROWS)))
-    if not workers:
-        for number in range(len(batches)):
-            rows = min(_ROWS, len(stream) - number * _ROWS)
-            batch = batches[number]
-            yield batch["images"][:rows], batch["labels"][:rows]
-        return
-    with streaming.open_batches(batches, workers) as fetched:
+    rows = _rows(len(stream), math.prod(stream.image_shape))
+    batches = streaming.EvaluationBatches(stream, rows, tuple(range(rows)))
+    with contextlib.ExitStack() as stack:
+        fetched: Iterable[dict[str, np.ndarray]] = (
+            batches[number] for number in range(len(batches))
+        )
+        if workers:
+            fetched = stack.enter_context(streaming.open_batches(batches, workers))
         for number, batch in enumerate(fetched):
-            rows = min(_ROWS, len(stream) - number * _ROWS)
-            yield batch["images"][:rows], batch["labels"][:rows]
+            left = min(rows, len(stream) - number * rows)
+            yield batch["images"][:left], batch["labels"][:left]
+
+
+def _rows(images: int, image_bytes: int) -> int:
+    """Of batches that are hardly padded, and no larger than they may be.
+
+    >>> _rows(9, 1000), _rows(300, 1000), _rows(300, 2**23)
+    (9, 150, 8)
+    """
+    most = max(1, min(_MOST_ROWS, _MOST_BATCH_BYTES // image_bytes))
+    return -(-images // -(-images // most))
 
 
 def _look_at(
