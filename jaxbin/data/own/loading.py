@@ -130,7 +130,8 @@ def _rows(images: int, image_bytes: int) -> int:
     (9, 150, 8)
     """
     most = max(1, min(_MOST_ROWS, _MOST_BATCH_BYTES // image_bytes))
-    return -(-images // -(-images // most))
+    batches = max(1, math.ceil(images / most))
+    return max(1, math.ceil(images / batches))
 
 
 def _look_at(
