@@ -11,6 +11,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from absl import logging
+from jax.experimental import multihost_utils
 
 from jaxbin.common.errors import UserError
 from jaxbin.runs import checkpoints, checksums
@@ -55,6 +56,18 @@ def test_what_an_older_version_stored_is_read_and_kept(tmp_path: Path):
         saved.settle()
         assert saved.steps() == [0, 2, 3]
         assert saved.restore(0, {"number": np.array(5)})["number"] == 0
+
+
+def test_saving_does_not_enter_the_count_by_which_processes_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Orbax's manager of checkpoints would ask at every save whether to stop."""
+    counted: list[int] = []
+    monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", counted.append)
+    with checkpoints.open_checkpoints(tmp_path / "checkpoints") as saved:
+        saved.save(4, {"a": np.zeros(2)})
+        saved.settle()
+    assert counted == []
 
 
 def test_what_comes_too_late_is_refused(tmp_path: Path):
