@@ -1,5 +1,6 @@
-"""Which modules a network calls, without computing anything."""
+"""How a network is called, and which modules it calls, without computing anything."""
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -8,6 +9,30 @@ import jax
 from flax.traverse_util import flatten_dict
 
 T = TypeVar("T")
+
+MODES: dict[str, Callable[[bool], bool]] = {
+    "train": lambda train: train,
+    "training": lambda train: train,
+    "is_training": lambda train: train,
+    "deterministic": lambda train: not train,
+    "use_running_average": lambda train: not train,
+}
+"""What modules call the argument that says whether they are being trained."""
+
+
+def mode(network: nn.Module, train: bool) -> dict[str, bool]:
+    """The argument that tells a module whether it is being trained; none if it takes none."""
+    accepted = inspect.signature(type(network).__call__).parameters  # pyright: ignore
+    return {name: of(train) for name, of in MODES.items() if name in accepted}
+
+
+def streams(key: jax.Array) -> dict[str, jax.Array]:
+    """The random streams of a call in training.
+
+    Flax draws every stream that is not there from "params"; "dropout" is, for modules that ask
+    whether there is one. The names of streams do not enter their numbers, so the keys differ.
+    """
+    return {"params": key, "dropout": jax.random.fold_in(key, 1)}
 
 
 def traced_calls(

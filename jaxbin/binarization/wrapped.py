@@ -1,9 +1,8 @@
 """Any Flax linen module as a network whose layers a mask turns binary, without changing it."""
 
 import dataclasses
-import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.core.lift
@@ -12,20 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxbin.binarization.calls import traced_calls
+from jaxbin.binarization.calls import mode, traced_calls
 from jaxbin.binarization.layers import BINARIZATION, Conv, Dense, write_mask
 from jaxbin.binarization.methods import Rule, Rules, check_rules, computed_weights
 from jaxbin.common.errors import UserError, shown
 from jaxbin.common.paths import by_path, nested, not_joinable
-
-MODES: dict[str, Callable[[bool], bool]] = {
-    "train": lambda train: train,
-    "training": lambda train: train,
-    "is_training": lambda train: train,
-    "deterministic": lambda train: not train,
-    "use_running_average": lambda train: not train,
-}
-"""What modules call the argument that says whether they are being trained."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -264,21 +254,6 @@ def _check_whole(name: str, shape: tuple[int, ...], params: Mapping[str, Any]) -
             f"layer {name} is a stack: its kernel is {shape} in a call and {whole} outside "
             "(nn.scan, nn.vmap); accepted: jaxbin.select with Leaves(..., stacked=True)"
         )
-
-
-def mode(network: nn.Module, train: bool) -> dict[str, bool]:
-    """The argument that tells a module whether it is being trained; none if it takes none."""
-    accepted = inspect.signature(type(network).__call__).parameters  # pyright: ignore
-    return {name: of(train) for name, of in MODES.items() if name in accepted}
-
-
-def streams(key: jax.Array) -> dict[str, jax.Array]:
-    """The random streams of a call in training.
-
-    Flax draws every stream that is not there from "params"; "dropout" is, for modules that ask
-    whether there is one. The names of streams do not enter their numbers, so the keys differ.
-    """
-    return {"params": key, "dropout": jax.random.fold_in(key, 1)}
 
 
 def layers_of(network: nn.Module, names: tuple[str, ...]) -> tuple[Layer, ...]:

@@ -15,6 +15,7 @@ import numpy as np
 import optax
 
 from jaxbin.binarization.binarize import binarize
+from jaxbin.binarization.calls import streams
 from jaxbin.binarization.layers import (
     BINARIZATION,
     latent_weights,
@@ -22,7 +23,7 @@ from jaxbin.binarization.layers import (
     replace_latent_weights,
     write_mask,
 )
-from jaxbin.binarization.wrapped import Binarizable, streams
+from jaxbin.binarization.wrapped import Binarizable
 from jaxbin.common.errors import UserError, shown
 from jaxbin.engine.metrics import Metrics, cross_entropy
 

@@ -13,9 +13,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxbin.binarization.calls import MODES, mode, streams
 from jaxbin.binarization.layers import BINARIZATION
 from jaxbin.binarization.methods import Rules
-from jaxbin.binarization.wrapped import MODES, Binarizable, binarizable, mode, streams
+from jaxbin.binarization.wrapped import Binarizable, binarizable
 from jaxbin.common.errors import UserError, kind_and_line, shown
 from jaxbin.common.paths import by_path, not_joinable
 

@@ -11,10 +11,11 @@ import own_networks
 import pytest
 from helpers import initialized
 
+from jaxbin.binarization.calls import streams
 from jaxbin.binarization.layers import BINARIZATION, Dense, write_mask
 from jaxbin.binarization.methods import Rule, Rules
 from jaxbin.binarization.outline import forward_order
-from jaxbin.binarization.wrapped import Binarizable, Layer, binarizable, streams
+from jaxbin.binarization.wrapped import Binarizable, Layer, binarizable
 from jaxbin.common.errors import UserError
 from jaxbin.common.paths import by_path, nested
 

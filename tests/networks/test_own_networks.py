@@ -28,7 +28,7 @@ from refusals import refused
 
 import jaxbin
 from jaxbin import config, data, population, sensitivity
-from jaxbin.binarization.wrapped import mode, streams
+from jaxbin.binarization.calls import mode, streams
 from jaxbin.common.errors import UserError
 from jaxbin.common.paths import by_path
 from jaxbin.engine.metrics import cross_entropy
